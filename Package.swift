@@ -1,0 +1,165 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Read this file as a table of layers. An arrow goes only downwards:
+//
+//     Executables -> Tools, Services -> System -> Cores, Wire -> Foundations
+//     Simulation sits beside System and drives the Cores (and the real storage code).
+
+import PackageDescription
+
+// MARK: - Settings every target shares
+
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    // The test build carries faults that a run may switch on (see PlantedBug): a release never does.
+    .define("ASPEN_TEST_BUILD", .when(configuration: .debug)),
+]
+
+/// Pure code is optimised in the test build too: a thousand simulated runs are its main customer.
+let pure: [SwiftSetting] = strict + [.unsafeFlags(["-O"], .when(configuration: .debug))]
+
+// MARK: - Short names for what comes from elsewhere
+
+let nio: [Target.Dependency] = [
+    .product(name: "NIOCore", package: "swift-nio"),
+    .product(name: "NIOPosix", package: "swift-nio"),
+]
+let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
+let collections: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+
+// MARK: - One line per target
+
+func module(
+    _ name: String, _ path: String, _ dependencies: [Target.Dependency] = [],
+    settings: [SwiftSetting] = strict, exclude: [String] = []
+) -> Target {
+    .target(
+        name: name, dependencies: dependencies, path: "Sources/" + path, exclude: exclude,
+        swiftSettings: settings)
+}
+
+func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .executableTarget(
+        name: name, dependencies: dependencies, path: "Sources/Executables/" + name,
+        swiftSettings: strict)
+}
+
+func tests(
+    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict
+) -> Target {
+    .testTarget(
+        name: name, dependencies: dependencies, path: "Tests/" + name, swiftSettings: settings)
+}
+
+let foundations: [Target] = [
+    module("AspenTypes", "Foundations/AspenTypes", settings: pure),
+    module("AspenBytes", "Foundations/AspenBytes", ["AspenTypes"], settings: pure),
+]
+
+let cores: [Target] = [
+    module("AspenMachine", "Cores/AspenMachine", ["AspenTypes"], settings: pure),
+    module("RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
+    module("KVCore", "Cores/KVCore", ["AspenMachine", "AspenBytes"], settings: pure),
+    module("LinkCore", "Cores/LinkCore", ["AspenMachine", "AspenBytes"], settings: pure),
+]
+
+let wire: [Target] = [
+    module("AspenWire", "Wire/AspenWire", ["AspenBytes", protobuf], exclude: ["Protos"])
+]
+
+let system: [Target] = [
+    .target(name: "CAspenSystem", path: "Sources/System/CAspenSystem"),
+    .systemLibrary(
+        name: "CSQLite", path: "Sources/System/CSQLite", pkgConfig: "sqlite3",
+        providers: [.apt(["libsqlite3-dev"])]),
+    .systemLibrary(
+        name: "CSodium", path: "Sources/System/CSodium", pkgConfig: "libsodium",
+        providers: [.apt(["libsodium-dev"])]),
+    .systemLibrary(
+        name: "CSystemd", path: "Sources/System/CSystemd", pkgConfig: "libsystemd",
+        providers: [.apt(["libsystemd-dev"])]),
+    .target(
+        name: "CNgtcp2", path: "Sources/System/CNgtcp2",
+        linkerSettings: [
+            .linkedLibrary("ngtcp2"), .linkedLibrary("ngtcp2_crypto_gnutls"),
+            .linkedLibrary("gnutls"),
+        ]),
+    .target(name: "CAspenVFS", dependencies: ["CSQLite"], path: "Sources/System/CAspenVFS"),
+    module("AspenDisk", "System/AspenDisk", ["CAspenSystem", "AspenBytes"], settings: pure),
+    module("SQLiteKit", "System/SQLiteKit", ["CSQLite", "CAspenVFS", "AspenTypes"], settings: pure),
+    module(
+        "QUIC", "System/QUIC", nio + ["CNgtcp2", "CSodium", "AspenBytes", collections, logging]),
+    module(
+        "ServiceKit", "System/ServiceKit",
+        nio + ["CAspenSystem", "CSystemd", "AspenBytes", logging]),
+]
+
+let services: [Target] = [
+    module("NetClient", "Services/Net/Client", nio + ["AspenWire", "ServiceKit"]),
+    module(
+        "NetService", "Services/Net/Service",
+        nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
+    module(
+        "RaftStorage", "Services/Raft/Storage",
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes"], settings: pure),
+    module(
+        "RaftService", "Services/Raft/Service",
+        nio + [
+            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "ServiceKit", logging,
+        ]),
+    module(
+        "AspenClient", "Services/Raft/Client",
+        nio + ["AspenWire", "QUIC", "ServiceKit", "AspenTypes"]),
+]
+
+let tools: [Target] = [
+    module("AspenCLI", "Tools/CLI", ["AspenClient", arguments]),
+    module(
+        "AspenBench", "Tools/Bench",
+        ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
+    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
+    module("SimTool", "Tools/Sim", ["SimChecks", arguments]),
+]
+
+let simulation: [Target] = [
+    module("SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
+    module(
+        "SimFaults", "Simulation/SimFaults",
+        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage"], settings: pure),
+    module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
+]
+
+let executables: [Target] = [
+    program("aspend-net", ["NetService"]),
+    program("aspend-raft", ["RaftService"]),
+    program("aspen-node", ["NodeSupervisor"]),
+    program("aspen-cli", ["AspenCLI"]),
+    program("aspen-sim", ["SimTool"]),
+    program("aspen-bench", ["AspenBench"]),
+]
+
+let checks: [Target] = [
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+]
+
+let package = Package(
+    name: "aspen",
+    platforms: [.macOS(.v15)],
+    products: [.library(name: "AspenClient", targets: ["AspenClient"])],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),
+        .package(url: "https://github.com/apple/swift-collections", exact: "1.6.0"),
+        .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
+        .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", exact: "0.2.0"),
+    ],
+    targets: foundations + cores + wire + system + services + tools + simulation + executables
+        + checks
+)

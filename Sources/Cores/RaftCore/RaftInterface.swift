@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+
+/// Times and sizes of one node. All nodes of a cluster should agree on the times.
+package struct RaftConfiguration: Sendable {
+    package var node: NodeID
+    package var heartbeatInterval: Duration = .milliseconds(500)
+    package var electionTimeoutMin: Duration = .milliseconds(1500)
+    package var electionTimeoutMax: Duration = .milliseconds(3000)
+    /// How long after SERVICE_GONE those who are not the named successor wait (drawn between).
+    package var takeoverDelayMin: Duration = .milliseconds(50)
+    package var takeoverDelayMax: Duration = .milliseconds(150)
+    /// Most bytes of payload in one append message.
+    package var appendBytesMax = 1_000_000
+    /// Most append messages on their way to one peer.
+    package var appendsInFlightMax = 64
+    /// Most bytes of recent entries kept in memory for sending; older ones are fetched.
+    package var cacheBytesMax = 16_000_000
+    /// Bugs to switch on; honoured in test builds only.
+    package var plantedBugs: Set<PlantedBug> = []
+
+    package init(node: NodeID) { self.node = node }
+}
+
+/// Faults that a test build can be told to have, so that the checks can be checked.
+package enum PlantedBug: String, Sendable, CaseIterable {
+    case voteTwice = "vote-twice"
+    case acknowledgeBeforeDurable = "acknowledge-before-durable"
+    case applyBeforeCommit = "apply-before-commit"
+    case skipReadRound = "skip-read-round"
+    case commitOldTermByCounting = "commit-old-term-by-counting"
+    case acceptRecycledRecord = "accept-recycled-record"
+}
+
+/// What the log store found at start-up.
+package struct RaftRecovery: Sendable {
+    package var hardState: HardState
+    /// The membership in force at the end of the log, and the one at `snapshotIndex` or the last
+    /// one known committed, to fall back on when the tail is replaced.
+    package var memberships: [(index: LogIndex, membership: Membership)]
+    /// Index and term just before the first entry of the log (zero if the log starts at 1).
+    package var snapshotIndex: LogIndex
+    package var snapshotTerm: Term
+    package var lastIndex: LogIndex
+    /// For each run of entries of one term: its first index and the term, ascending.
+    package var termStarts: [(index: LogIndex, term: Term)]
+    /// What the state machine had applied; at most the commit index.
+    package var appliedIndex: LogIndex
+    /// The newest time stamp in log or state.
+    package var lastTime: ClusterTime
+    /// False when the end of the log is damaged in a way that may hide an acknowledged entry: such
+    /// a node neither votes nor acknowledges until a leader has brought its log up to
+    /// `untrustedBelow`.
+    package var isTailTrusted: Bool
+    /// With an untrusted tail: the index up to which entries may once have been acknowledged.
+    package var untrustedBelow: LogIndex
+
+    package init(
+        hardState: HardState = HardState(),
+        memberships: [(index: LogIndex, membership: Membership)] = [],
+        snapshotIndex: LogIndex = .zero, snapshotTerm: Term = .zero, lastIndex: LogIndex = .zero,
+        termStarts: [(index: LogIndex, term: Term)] = [], appliedIndex: LogIndex = .zero,
+        lastTime: ClusterTime = .zero, isTailTrusted: Bool = true, untrustedBelow: LogIndex = .zero
+    ) {
+        self.hardState = hardState
+        self.memberships = memberships
+        self.snapshotIndex = snapshotIndex
+        self.snapshotTerm = snapshotTerm
+        self.lastIndex = lastIndex
+        self.termStarts = termStarts
+        self.appliedIndex = appliedIndex
+        self.lastTime = lastTime
+        self.isTailTrusted = isTailTrusted
+        self.untrustedBelow = untrustedBelow
+    }
+}
+
+/// What happens to a Raft node.
+package enum RaftInput: Sendable {
+    /// The machine's `deadline` has come.
+    case timeout
+    case received(Message)
+    /// Clients want these appended; a follower passes them on. `wallTime` is advisory: a cluster's
+    /// first leader starts cluster time from it.
+    case propose([Proposal])
+    case read(ReadID)
+    /// This write, and all before it, are durable.
+    case durable(DurabilityTicket)
+    /// The state machine has applied up to here.
+    case applied(LogIndex)
+    /// Answers `fetch`: entries from the log, or none if they are no longer there.
+    case fetched(for: NodeID, from: LogIndex, entries: [Entry])
+    /// Makes this node the first voter of a new cluster; refused once there is a membership.
+    case initialize(Membership, wallTime: ClusterTime, id: ProposalID)
+    /// Go over to these voters and learners (joint consensus when the voters change; leader only).
+    case changeMembership(voters: [NodeID], learners: [NodeID], members: [Membership.Member], id: ProposalID)
+    case transferLeadership(to: NodeID)
+    /// The peer's net says that the peer's raft daemon is gone (its net is alive).
+    case serviceGone(NodeID)
+    /// The stream to or from a peer broke (after the redial grace); what was in flight is lost.
+    case linkLost(NodeID)
+    case linkRestored(NodeID)
+    /// This node's own net daemon went or came: a node without it never campaigns.
+    case ownNetLost
+    case ownNetRestored
+    /// A snapshot made here is complete: the log may be cut up to `index`.
+    case logDiscarded(upTo: LogIndex, term: Term)
+    /// A snapshot from the leader has been written, checked and put in force.
+    case snapshotInstalled(SnapshotMeta)
+    /// Sending a snapshot to that peer has ended.
+    case snapshotSent(to: NodeID, index: LogIndex, succeeded: Bool)
+}
+
+/// A write to the log store. To be carried out in ticket order; truncation comes first, then the
+/// entries, then the hard state; one sync makes all of it durable.
+package struct LogWrite: Equatable, Sendable {
+    package var ticket: DurabilityTicket
+    /// Remove every entry after this one first.
+    package var truncateAfter: LogIndex?
+    package var entries: [Entry]
+    package var hardState: HardState?
+
+    package init(
+        ticket: DurabilityTicket, truncateAfter: LogIndex? = nil, entries: [Entry] = [],
+        hardState: HardState? = nil
+    ) {
+        self.ticket = ticket
+        self.truncateAfter = truncateAfter
+        self.entries = entries
+        self.hardState = hardState
+    }
+}
+
+package enum RaftRole: String, Sendable { case follower, preCandidate, candidate, leader, learner }
+
+/// Who leads, as this node sees it.
+package struct RaftStanding: Equatable, Sendable {
+    package var role: RaftRole
+    package var term: Term
+    package var leader: NodeID?
+
+    package init(role: RaftRole, term: Term, leader: NodeID?) {
+        self.role = role
+        self.term = term
+        self.leader = leader
+    }
+}
+
+package enum ProposalFailure: Equatable, Sendable {
+    /// Never appended anywhere: safe to send again.
+    case noLeader
+    /// Too many proposals in flight.
+    case tooMany
+    /// A membership rule forbids it; the text says which.
+    case refused(String)
+}
+
+/// What a Raft node wants done.
+package enum RaftEffect: Equatable, Sendable {
+    case write(LogWrite)
+    /// May leave once `after` is durable (at once when nil). Later messages to the same peer and
+    /// lane keep their order.
+    case send(Message, after: DurabilityTicket?)
+    /// Apply every entry up to here, in order. `entries` are those that the shell has not been
+    /// handed in an earlier `commit`.
+    case commit(entries: [Entry], upTo: LogIndex)
+    /// Committed entries that are not in memory (after a restart): read them from the log and apply
+    /// them before any later `commit`.
+    case commitFromLog(from: LogIndex, upTo: LogIndex)
+    /// The read may be answered once `index` is applied.
+    case readReady(ReadID, index: LogIndex)
+    case readFailed(ReadID)
+    /// The proposal will never be committed under this id.
+    case proposalFailed(ProposalID, ProposalFailure)
+    case standing(RaftStanding)
+    /// The membership in force has changed (appended, not yet committed).
+    case membership(Membership)
+    /// Read entries from the log for this peer, then say `fetched`.
+    case fetch(for: NodeID, from: LogIndex, upTo: LogIndex, bytesMax: Int)
+    /// The peer needs what the log no longer has: stream a snapshot to it, then say `snapshotSent`.
+    case sendSnapshot(to: NodeID)
+    /// A peer under this replica id has fewer entries than it acknowledged: it has lost data and is
+    /// no longer believed.
+    case regressed(NodeID, acknowledged: LogIndex, found: LogIndex)
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftCore
+
+/// Why storage cannot go on. After any of these the daemon stops (DESIGN §6): an answer that might
+/// be wrong is never given.
+package enum StorageError: Error, Equatable, Sendable {
+    /// The disk refused (full, read-only, broken).
+    case disk(String)
+    /// Bytes fail their checksum and cannot be repaired here.
+    case corrupt(String)
+    /// Another process holds the data directory.
+    case locked(String)
+    /// The data was written by a newer program.
+    case newerVersion(String)
+}
+
+/// The replicated log on disk: segments of preallocated, zeroed, recycled blocks. Used from one
+/// thread at a time.
+package protocol LogStore: AnyObject {
+    /// What was found when the store was opened, but for the fields that only the state knows
+    /// (`appliedIndex`, memberships of the state).
+    var recovery: RaftRecovery { get }
+    var firstIndex: LogIndex { get }
+    var lastIndex: LogIndex { get }
+
+    /// Writes; durable only after `sync`. Several writes may share one sync.
+    func write(_ write: LogWrite) throws(StorageError)
+    /// One fdatasync of the segment written to (two when a write crossed into the next).
+    func sync() throws(StorageError)
+    /// Entries `from...upTo`, fewer if `bytesMax` of payload are reached (at least one).
+    func read(from: LogIndex, upTo: LogIndex, bytesMax: Int) throws(StorageError) -> [Entry]
+    /// Gives back segments that hold only entries up to `index`.
+    func discard(upTo index: LogIndex, term: Term) throws(StorageError)
+    /// Replaces the whole log by nothing, starting after `index` (a snapshot was installed).
+    func reset(to index: LogIndex, term: Term) throws(StorageError)
+    func close()
+}
+
+/// The applied state: key-value history, sessions, membership, revision, cluster time. Used from one
+/// thread at a time.
+package protocol StateStore: AnyObject {
+    var appliedIndex: LogIndex { get }
+    var appliedTerm: Term { get }
+    var revision: Revision { get }
+    var time: ClusterTime { get }
+    /// The last membership applied, and the index of its entry.
+    var membership: (index: LogIndex, membership: Membership)? { get }
+    /// Bytes on disk (or in memory), for the status table.
+    var byteCount: UInt64 { get }
+
+    /// Applies entries in order, as one transaction: all or none. One result an entry.
+    func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult]
+    func get(_ key: [UInt8], at revision: Revision?) throws(StorageError) -> KeyValue?
+    /// - Throws: nothing for an unknown revision: see `RangeOutcome`.
+    func range(_ request: RangeRequest) throws(StorageError) -> RangeOutcome
+    /// Copies the WAL into the database if there is enough of it. Returns the applied index that is
+    /// durable in the database afterwards: the log may be discarded up to there and no further.
+    func checkpointIfDue() throws(StorageError) -> LogIndex?
+    /// The same, at once.
+    func checkpoint() throws(StorageError) -> LogIndex
+    /// An order-independent hash over every table, kept incrementally; equal on replicas at equal
+    /// applied index.
+    func contentHash() throws(StorageError) -> UInt64
+    /// Recomputes the same hash from the rows.
+    func recomputeContentHash() throws(StorageError) -> UInt64
+
+    /// A consistent reader over everything, independent of later writes; bounded in time by its
+    /// user. Chunks of at most `Limits.snapshotChunkBytesMax`.
+    func makeSnapshot() throws(StorageError) -> any SnapshotReader
+    /// Collects chunks beside the state; `finish` replaces the state by them.
+    func receiveSnapshot(_ meta: SnapshotMeta) throws(StorageError) -> any SnapshotWriter
+    func close()
+}
+
+package enum RangeOutcome: Equatable, Sendable {
+    case page(RangePage)
+    case compacted(oldest: Revision)
+    case future(current: Revision)
+}
+
+package protocol SnapshotReader: AnyObject {
+    var meta: SnapshotMeta { get }
+    /// The next piece, or nil at the end. The stream ends with its own checksum.
+    func next() throws(StorageError) -> [UInt8]?
+    func close()
+}
+
+package protocol SnapshotWriter: AnyObject {
+    func append(_ bytes: [UInt8]) throws(StorageError)
+    /// Checks the checksum, then puts the snapshot in force, atomically.
+    func finish() throws(StorageError)
+    func abandon()
+}
