@@ -145,7 +145,8 @@ let executables: [Target] = [
 ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
 ]
 
 let package = Package(
