@@ -124,7 +124,7 @@ let tools: [Target] = [
         "AspenBench", "Tools/Bench",
         ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
     module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
-    module("SimTool", "Tools/Sim", ["SimChecks", arguments]),
+    module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", arguments]),
 ]
 
 let simulation: [Target] = [
