@@ -145,7 +145,9 @@ let executables: [Target] = [
 ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
