@@ -107,7 +107,7 @@ let services: [Target] = [
         nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes"], settings: pure),
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
@@ -124,14 +124,14 @@ let tools: [Target] = [
         "AspenBench", "Tools/Bench",
         ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
     module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
-    module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", arguments]),
+    module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
 
 let simulation: [Target] = [
     module("SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
-        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage"], settings: pure),
+        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage", "AspenBytes"], settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
 ]
 
@@ -140,15 +140,13 @@ let executables: [Target] = [
     program("aspend-raft", ["RaftService"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
-    program("aspen-sim", ["SimTool"]),
+    program("aspen-sim", ["SimTool", arguments]),
     program("aspen-bench", ["AspenBench"]),
 ]
 
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
-    tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
-    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(

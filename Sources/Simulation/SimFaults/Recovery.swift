@@ -9,10 +9,16 @@ extension LogStore {
     /// is ahead of the log (its checkpoint was durable before the log's last entries were) lets the
     /// log start anew behind it: everything applied is committed, and others have it.
     func recovery(joining state: any StateStore) throws(StorageError) -> RaftRecovery {
+        var recovery = self.recovery
         if state.appliedIndex > lastIndex {
             try reset(to: state.appliedIndex, term: state.appliedTerm)
+            recovery.snapshotIndex = state.appliedIndex
+            recovery.snapshotTerm = state.appliedTerm
+            recovery.lastIndex = state.appliedIndex
+            recovery.termStarts = []
+            recovery.memberships = []
+            if recovery.untrustedBelow <= state.appliedIndex { recovery.isTailTrusted = true }
         }
-        var recovery = self.recovery
         recovery.appliedIndex = state.appliedIndex
         recovery.lastTime = max(recovery.lastTime, state.time)
         if let known = state.membership {
@@ -25,6 +31,10 @@ extension LogStore {
 
 extension World {
     func openLog(_ node: SimNode) throws(StorageError) -> any LogStore {
-        fatalError("the log store has not landed")
+        var configuration = LogConfiguration()
+        configuration.segmentBytes = scenario.segmentBytes
+        configuration.plantedBugs = scenario.planted
+        return try SegmentedLog(
+            disk: node.disk, configuration: configuration, salt: bootRandom.next())
     }
 }

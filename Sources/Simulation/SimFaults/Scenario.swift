@@ -166,7 +166,7 @@ extension Scenario {
 
     private mutating func drawStorage(_ random: inout RandomSource) {
         if random.chance(1, in: 3) { syncLatencyMax = .milliseconds(random.uniform(1..<30)) }
-        segmentBytes = 4096 << random.uniform(0..<4)
+        segmentBytes = 16_384 << random.uniform(0..<2)
         checkpointInterval = UInt64(random.uniform(5..<300))
         logTail = UInt64(random.uniform(0..<60))
         applyBatchMax = random.uniform(1..<64)

@@ -16,27 +16,24 @@ extension World {
         statistics.recoveries += 1
         let log: any LogStore
         let entries: [Entry]
-        var recovery: RaftRecovery
-        let state = node.checkpoint.copy()
         do throws(StorageError) {
             log = try openLog(node)
+            let isEmpty = log.lastIndex < log.firstIndex
             entries =
-                log.lastIndex >= log.firstIndex
-                ? try log.read(from: log.firstIndex, upTo: log.lastIndex, bytesMax: .max) : []
-            try observer.recovered(node.index, log.recovery, entries: entries)
-            if state.appliedIndex > log.lastIndex {
-                try observer.restartedLog(
-                    node.index, after: state.appliedIndex, term: state.appliedTerm)
-            }
-            recovery = try log.recovery(joining: state)
-        } catch let error as StorageError {
-            note("n\(node.id) cannot start: \(error)")
-            try cannotStart(node, error)
-            return
-        } catch let violation as Violation {
-            throw violation
+                isEmpty
+                ? [] : try log.read(from: log.firstIndex, upTo: log.lastIndex, bytesMax: .max)
         } catch {
-            preconditionFailure("nothing else is thrown")
+            return try cannotStart(node, error)
+        }
+        try observer.recovered(node.index, log.recovery, entries: entries)
+        let state = node.checkpoint.copy()
+        if state.appliedIndex > log.lastIndex {
+            try observer.restartedLog(
+                node.index, after: state.appliedIndex, term: state.appliedTerm)
+        }
+        let recovery: RaftRecovery
+        do throws(StorageError) { recovery = try log.recovery(joining: state) } catch {
+            return try cannotStart(node, error)
         }
         if !recovery.isTailTrusted { statistics.untrustedTails += 1 }
         var random = bootRandom.split()
@@ -59,6 +56,7 @@ extension World {
 
     /// - Note: with a disk that is full or has just failed this is expected; systemd tries again.
     private func cannotStart(_ node: SimNode, _ error: StorageError) throws(Violation) {
+        note("n\(node.id) cannot start: \(error)")
         guard case .disk = error else {
             throw Violation(.safety, "storage", "node \(node.id) cannot start: \(error)")
         }

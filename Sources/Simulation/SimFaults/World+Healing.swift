@@ -3,6 +3,7 @@
 import AspenMachine
 import AspenTypes
 import RaftCore
+import RaftStorage
 import SimKit
 
 /// The end of a run: no more trouble, and everything must come right.
@@ -41,7 +42,7 @@ extension World {
     /// and reads all keys through others.
     private func giveErrands() throws(Violation) {
         guard finalMembers == nil, let leader, let membership = leader.membership,
-            !membership.isJoint, leader.core.hasCommittedMembership
+            !membership.isJoint, leader.state.membership?.membership == membership
         else { return }
         let members = membership.members.compactMap { position($0.node) }
         guard members.allSatisfy({ nodes[$0].shell != nil }) else { return }

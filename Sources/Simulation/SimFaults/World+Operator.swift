@@ -3,6 +3,7 @@
 import AspenMachine
 import AspenTypes
 import RaftCore
+import RaftStorage
 
 /// The person who founds the cluster and changes its membership now and then.
 extension World {
@@ -53,7 +54,7 @@ extension World {
             let wanted = nodes[..<scenario.founders].map(\.id)
             guard let leader, let membership = leader.membership, !membership.isJoint else { return }
             if membership.voters == wanted {
-                if !leader.core.hasCommittedMembership { return }
+                if leader.state.membership?.membership != membership { return }
                 beginTrouble()
             } else {
                 try change(leader, voters: wanted, learners: [])

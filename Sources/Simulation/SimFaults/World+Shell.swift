@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenBytes
 import AspenMachine
 import AspenTypes
 import KVCore
@@ -19,6 +20,8 @@ extension World {
         shell.core.checkInvariants()
         let wanted = effects
         effects.removeAll(keepingCapacity: true)
+        // Announced last, in force for the whole step.
+        for case .standing(let standing) in wanted { try changed(standing, shell) }
         for effect in wanted { try obey(effect, shell) }
         startStorage(shell)
         arrangeWake(shell)
@@ -56,7 +59,7 @@ extension World {
             if let request = shell.proposals.removeValue(forKey: id.number) {
                 answer(request, .unavailable)
             }
-        case .standing(let standing): try changed(standing, shell)
+        case .standing: break
         case .membership(let membership):
             statistics.memberships += 1
             note("n\(shell.node.id) membership \(Self.brief(membership))")
@@ -134,7 +137,9 @@ extension World {
     func transmit(_ message: Message, _ shell: RaftShell) throws(Violation) {
         guard let peer = position(message.to) else { return }
         statistics.messages += 1
-        let bytes = MessageCodec.encode(message)
+        var writer = ByteWriter(capacity: message.byteCountEstimate)
+        message.encode(into: &writer)
+        let bytes = writer.bytes
         trace.fold(bytes)
         note("n\(message.from) -> n\(message.to) t\(message.term) \(Self.brief(message.body))")
         try observer.sent(shell.node.index, message)
@@ -145,7 +150,11 @@ extension World {
 
     func received(_ bytes: [UInt8], _ shell: RaftShell) throws(Violation) {
         let message: Message
-        do { message = try MessageCodec.decode(bytes) } catch {
+        do {
+            var reader = ByteReader(bytes)
+            message = try Message.decode(&reader)
+            try reader.end()
+        } catch {
             throw Violation(.safety, "codec", "a message sent is not understood: \(error)")
         }
         note("n\(message.to) <- n\(message.from) t\(message.term) \(Self.brief(message.body))")

@@ -111,7 +111,7 @@ extension World {
             shell.core.takesSnapshot(intake.meta)
         else { return false }
         do throws(StorageError) {
-            let writer = try shell.state.receiveSnapshot(intake.meta)
+            let writer = shell.state.receiveSnapshot(intake.meta)
             try writer.append(intake.bytes)
             try writer.finish()
             // The state is durable before the log lets go of what it held.

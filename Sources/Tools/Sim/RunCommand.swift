@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import ArgumentParser
+import AspenMachine
+import RaftCore
+import SimKit
 import SimChecks
 import SimFaults
 

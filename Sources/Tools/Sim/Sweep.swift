@@ -42,9 +42,11 @@ struct Sweep {
 
     private func start(from seed: UInt64) throws -> Worker {
         var ends: [Int32] = [0, 0]
-        guard pipe2(&ends, O_CLOEXEC) == 0 else {
+        guard pipe(&ends) == 0 else {
             throw ValidationError("pipe: \(String(cString: strerror(errno)))")
         }
+        // A worker must not hold the reading ends of the others.
+        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
