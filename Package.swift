@@ -147,6 +147,7 @@ let executables: [Target] = [
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
+    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
