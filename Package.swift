@@ -145,7 +145,8 @@ let executables: [Target] = [
 ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
 ]
 
 let package = Package(
