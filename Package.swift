@@ -148,6 +148,7 @@ let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
+    tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
 ]
 
 let package = Package(
