@@ -105,6 +105,8 @@ extension RaftCore {
     }
 
     private mutating func acknowledge(upTo index: LogIndex, to from: NodeID, _ turn: inout Turn) {
+        // The term under which this is said goes to disk first, even when no entry does.
+        if isHardStateDirty { write(&turn) }
         let ticket = bugs.acknowledgeBeforeDurable ? nil : ledger.ticket(covering: index)
         guard let below = untrustedBelow else {
             send(.appendAccepted(match: index), to: from, after: ticket, &turn)
