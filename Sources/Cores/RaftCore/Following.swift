@@ -146,6 +146,8 @@ extension RaftCore {
         promise(takesSnapshot(meta), "a snapshot that takes this node back")
         // The shell took it in; no message of that term may have come by here.
         if meta.term > term { becomeFollower(of: nil, in: meta.term, &turn) }
+        // The snapshot may have overtaken all else that was said in its term.
+        if meta.term > term { becomeFollower(of: nil, in: meta.term, &turn) }
         log.reset(to: Position(meta.index, meta.term))
         ledger.reset(to: meta.index)
         commitIndex = meta.index
