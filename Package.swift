@@ -123,7 +123,7 @@ let tools: [Target] = [
     module(
         "AspenBench", "Tools/Bench",
         ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
-    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
+    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
     module("SimTool", "Tools/Sim", ["SimChecks", arguments]),
 ]
 
