@@ -145,7 +145,9 @@ let executables: [Target] = [
 ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("SourceRulesTests", []),
+    tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
 ]
 
 let package = Package(
