@@ -150,6 +150,7 @@ let checks: [Target] = [
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
 ]
 
 let package = Package(
