@@ -101,7 +101,7 @@ let system: [Target] = [
 ]
 
 let services: [Target] = [
-    module("NetClient", "Services/Net/Client", nio + ["AspenWire", "ServiceKit"]),
+    module("NetClient", "Services/Net/Client", nio + ["AspenWire", "AspenTypes", "ServiceKit"]),
     module(
         "NetService", "Services/Net/Service",
         nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
