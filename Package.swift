@@ -145,7 +145,8 @@ let executables: [Target] = [
 ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
