@@ -101,7 +101,7 @@ let system: [Target] = [
 ]
 
 let services: [Target] = [
-    module("NetClient", "Services/Net/Client", nio + ["AspenWire", "ServiceKit"]),
+    module("NetClient", "Services/Net/Client", nio + ["AspenWire", "AspenTypes", "ServiceKit"]),
     module(
         "NetService", "Services/Net/Service",
         nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
@@ -151,6 +151,7 @@ let checks: [Target] = [
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
+    tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(

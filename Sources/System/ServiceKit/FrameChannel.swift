@@ -133,6 +133,7 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
     }
 
     package func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        if isRaw { return context.fireErrorCaught(error) }
         finish(.failed("\(error)"))
     }
 
