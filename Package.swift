@@ -152,6 +152,7 @@ let checks: [Target] = [
     tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
+    tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
 ]
 
 let package = Package(
