@@ -124,7 +124,7 @@ let tools: [Target] = [
     module(
         "AspenBench", "Tools/Bench",
         ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
-    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
+    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
     module("SimTool", "Tools/Sim", ["SimChecks", arguments]),
 ]
 
@@ -146,7 +146,13 @@ let executables: [Target] = [
 ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("SourceRulesTests", []),
+    tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
+    tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
+    tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(

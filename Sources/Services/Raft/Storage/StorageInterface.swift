@@ -53,9 +53,14 @@ package protocol StateStore: AnyObject {
 
     /// Applies entries in order, as one transaction: all or none. One result an entry.
     func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult]
+    /// Nil also when `revision` is compacted or in the future: `lookUp` tells these apart.
     func get(_ key: [UInt8], at revision: Revision?) throws(StorageError) -> KeyValue?
     /// - Throws: nothing for an unknown revision: see `RangeOutcome`.
     func range(_ request: RangeRequest) throws(StorageError) -> RangeOutcome
+    /// When the longest silent session is due for `Command.expireSessions`; nil without sessions. The
+    /// leader proposes that command when its cluster time passes this, so that an idle cluster
+    /// writes nothing.
+    func nextSessionExpiry() throws(StorageError) -> ClusterTime?
     /// Copies the WAL into the database if there is enough of it. Returns the applied index that is
     /// durable in the database afterwards: the log may be discarded up to there and no further.
     func checkpointIfDue() throws(StorageError) -> LogIndex?
@@ -73,6 +78,15 @@ package protocol StateStore: AnyObject {
     /// Collects chunks beside the state; `finish` replaces the state by them.
     func receiveSnapshot(_ meta: SnapshotMeta) throws(StorageError) -> any SnapshotWriter
     func close()
+}
+
+extension StateStore {
+    /// One key at a revision (nil: now), as a page of at most one entry.
+    package func lookUp(
+        _ key: [UInt8], at revision: Revision?
+    ) throws(StorageError) -> RangeOutcome {
+        try range(RangeRequest(from: key, to: key + [0], limit: 1, at: revision))
+    }
 }
 
 package enum RangeOutcome: Equatable, Sendable {

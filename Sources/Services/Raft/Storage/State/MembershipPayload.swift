@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import RaftCore
+
+/// The payload of a membership entry.
+enum MembershipPayload {
+    static func decode(_ payload: [UInt8]) -> Membership? { nil }
+    static func isValid(_ payload: [UInt8]) -> Bool { true }
+}
