@@ -111,7 +111,8 @@ let services: [Target] = [
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
-            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "ServiceKit", logging,
+            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
+            "ServiceKit", logging, collections, protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
