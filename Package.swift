@@ -115,7 +115,9 @@ let services: [Target] = [
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
-        nio + ["AspenWire", "QUIC", "ServiceKit", "AspenTypes"]),
+        nio + [
+            "AspenWire", "QUIC", "ServiceKit", "AspenTypes", "AspenBytes", protobuf, collections,
+        ]),
 ]
 
 let tools: [Target] = [
@@ -145,13 +147,17 @@ let executables: [Target] = [
 ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure)
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    .target(
+        name: "FakeRaftServer", dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes"],
+        path: "Tests/FakeRaftServer", swiftSettings: strict),
+    tests("AspenClientTests", ["AspenClient", "FakeRaftServer"]),
 ]
 
 let package = Package(
     name: "aspen",
     platforms: [.macOS(.v15)],
-    products: [.library(name: "AspenClient", targets: ["AspenClient"])],
+    products: [.library(name: "AspenClient", targets: ["AspenClient", "AspenTypes"])],
     dependencies: [
         .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
         .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),
