@@ -149,9 +149,10 @@ let executables: [Target] = [
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     .target(
-        name: "FakeRaftServer", dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes"],
+        name: "FakeRaftServer",
+        dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
-    tests("AspenClientTests", ["AspenClient", "FakeRaftServer"]),
+    tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
 ]
 
 let package = Package(

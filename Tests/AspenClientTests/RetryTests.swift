@@ -2,6 +2,7 @@
 
 import AspenClient
 import AspenTypes
+import AspenWire
 import FakeRaftServer
 import Testing
 

@@ -3,6 +3,7 @@
 import AspenTypes
 import AspenWire
 import FoundationEssentials
+import SwiftProtobuf
 
 package typealias FakeRequest = Aspen_Client_V1_ClientRequest
 package typealias FakeResponse = Aspen_Client_V1_ClientResponse
