@@ -116,7 +116,9 @@ let services: [Target] = [
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
-        nio + ["AspenWire", "QUIC", "ServiceKit", "AspenTypes"]),
+        nio + [
+            "AspenWire", "QUIC", "ServiceKit", "AspenTypes", "AspenBytes", protobuf, collections,
+        ]),
 ]
 
 let tools: [Target] = [
@@ -154,12 +156,17 @@ let checks: [Target] = [
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
+    .target(
+        name: "FakeRaftServer",
+        dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
+        path: "Tests/FakeRaftServer", swiftSettings: strict),
+    tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
 ]
 
 let package = Package(
     name: "aspen",
     platforms: [.macOS(.v15)],
-    products: [.library(name: "AspenClient", targets: ["AspenClient"])],
+    products: [.library(name: "AspenClient", targets: ["AspenClient", "AspenTypes"])],
     dependencies: [
         .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
         .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),
