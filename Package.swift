@@ -107,7 +107,7 @@ let services: [Target] = [
         nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes"], settings: pure),
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
@@ -161,6 +161,7 @@ let checks: [Target] = [
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
     tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
+    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
