@@ -128,13 +128,15 @@ let tools: [Target] = [
         ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
     module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
     module("SimTool", "Tools/Sim", ["SimChecks", arguments]),
+    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
+    module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
 
 let simulation: [Target] = [
     module("SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
-        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage"], settings: pure),
+        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage", "AspenBytes"], settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
 ]
 
@@ -143,7 +145,7 @@ let executables: [Target] = [
     program("aspend-raft", ["RaftService"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
-    program("aspen-sim", ["SimTool"]),
+    program("aspen-sim", ["SimTool", arguments]),
     program("aspen-bench", ["AspenBench"]),
 ]
 
@@ -161,6 +163,7 @@ let checks: [Target] = [
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
     tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
+    tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
 ]
