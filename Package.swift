@@ -146,7 +146,7 @@ let executables: [Target] = [
 
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
-    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 
 let package = Package(
