@@ -166,6 +166,7 @@ let checks: [Target] = [
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 
 let package = Package(
