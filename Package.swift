@@ -147,6 +147,7 @@ let executables: [Target] = [
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
 ]
 
 let package = Package(
