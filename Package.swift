@@ -104,7 +104,10 @@ let services: [Target] = [
     module("NetClient", "Services/Net/Client", nio + ["AspenWire", "AspenTypes", "ServiceKit"]),
     module(
         "NetService", "Services/Net/Service",
-        nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
+        nio + [
+            "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "ServiceKit", "LinkCore",
+            "QUIC", "CSodium", "CAspenSystem", collections, logging,
+        ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
         ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
@@ -141,7 +144,7 @@ let simulation: [Target] = [
 ]
 
 let executables: [Target] = [
-    program("aspend-net", ["NetService"]),
+    program("aspend-net", ["NetService", "ServiceKit"]),
     program("aspend-raft", ["RaftService"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
