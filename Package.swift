@@ -107,7 +107,7 @@ let services: [Target] = [
         nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes"], settings: pure),
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
@@ -116,7 +116,9 @@ let services: [Target] = [
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
-        nio + ["AspenWire", "QUIC", "ServiceKit", "AspenTypes"]),
+        nio + [
+            "AspenWire", "QUIC", "ServiceKit", "AspenTypes", "AspenBytes", protobuf, collections,
+        ]),
 ]
 
 let tools: [Target] = [
@@ -153,12 +155,19 @@ let checks: [Target] = [
     tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
+    tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
+    .target(
+        name: "FakeRaftServer",
+        dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
+        path: "Tests/FakeRaftServer", swiftSettings: strict),
+    tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
+    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
     name: "aspen",
     platforms: [.macOS(.v15)],
-    products: [.library(name: "AspenClient", targets: ["AspenClient"])],
+    products: [.library(name: "AspenClient", targets: ["AspenClient", "AspenTypes"])],
     dependencies: [
         .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
         .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),

@@ -36,7 +36,14 @@ package protocol LogStore: AnyObject {
     func discard(upTo index: LogIndex, term: Term) throws(StorageError)
     /// Replaces the whole log by nothing, starting after `index` (a snapshot was installed).
     func reset(to index: LogIndex, term: Term) throws(StorageError)
+    /// Gets ready what later writes will need, if anything. Takes tens of milliseconds now and then:
+    /// call it when nobody waits. An error leaves the store usable; try again later.
+    func prepareNextIfNeeded() throws(StorageError)
     func close()
+}
+
+extension LogStore {
+    package func prepareNextIfNeeded() throws(StorageError) {}
 }
 
 /// The applied state: key-value history, sessions, membership, revision, cluster time. Used from one
