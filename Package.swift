@@ -162,6 +162,7 @@ let checks: [Target] = [
         path: "Tests/FakeRaftServer", swiftSettings: strict),
     tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
     tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
+    tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
 ]
 
 let package = Package(
