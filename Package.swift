@@ -51,10 +51,12 @@ func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 }
 
 func tests(
-    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict
+    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict,
+    exclude: [String] = []
 ) -> Target {
     .testTarget(
-        name: name, dependencies: dependencies, path: "Tests/" + name, swiftSettings: settings)
+        name: name, dependencies: dependencies, path: "Tests/" + name, exclude: exclude,
+        swiftSettings: settings)
 }
 
 let foundations: [Target] = [
@@ -125,7 +127,8 @@ let services: [Target] = [
 ]
 
 let tools: [Target] = [
-    module("AspenCLI", "Tools/CLI", ["AspenClient", arguments]),
+    module(
+        "AspenCLI", "Tools/CLI", ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
     module(
         "AspenBench", "Tools/Bench",
         ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
@@ -165,6 +168,7 @@ let checks: [Target] = [
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
+    tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
     tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),

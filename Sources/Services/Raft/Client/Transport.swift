@@ -100,6 +100,7 @@ final class SocketTransport: FrameTransport {
 
     private static func failure(path: String, _ error: any Error) -> ConnectFailure {
         let code = (error as? IOError)?.errnoCode ?? 0
+        let reason = code == 0 ? "\(error)" : String(cString: strerror(code))
         switch code {
         case ENOENT, ENOTDIR:
             return ConnectFailure(
@@ -121,7 +122,7 @@ final class SocketTransport: FrameTransport {
             return ConnectFailure(
                 error: AspenError(
                     .unavailable,
-                    "cannot connect to \(path): \(error); look at `journalctl -u aspend-raft`",
+                    "cannot connect to \(path): \(reason); look at `journalctl -u aspend-raft`",
                     retry: .safe),
                 isLasting: false)
         }
