@@ -141,7 +141,9 @@ extension RaftCore {
     }
 
     mutating func snapshotInstalled(_ meta: SnapshotMeta, _ turn: inout Turn) {
-        precondition(takesSnapshot(meta), "a snapshot that takes this node back")
+        promise(takesSnapshot(meta), "a snapshot that takes this node back")
+        // The shell took it in; no message of that term may have come by here.
+        if meta.term > term { becomeFollower(of: nil, in: meta.term, &turn) }
         log.reset(to: Position(meta.index, meta.term))
         ledger.reset(to: meta.index)
         commitIndex = meta.index
@@ -158,7 +160,7 @@ extension RaftCore {
 
     /// The log was cut after a checkpoint. Only applied entries may go.
     mutating func logDiscarded(upTo index: LogIndex, term: Term) {
-        precondition(index <= handedIndex, "entries were discarded that are not applied")
+        promise(index <= handedIndex, "entries were discarded that are not applied")
         log.discard(upTo: index, term: term)
     }
 }
