@@ -51,10 +51,12 @@ func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 }
 
 func tests(
-    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict
+    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict,
+    exclude: [String] = []
 ) -> Target {
     .testTarget(
-        name: name, dependencies: dependencies, path: "Tests/" + name, swiftSettings: settings)
+        name: name, dependencies: dependencies, path: "Tests/" + name, exclude: exclude,
+        swiftSettings: settings)
 }
 
 let foundations: [Target] = [
@@ -101,29 +103,36 @@ let system: [Target] = [
 ]
 
 let services: [Target] = [
-    module("NetClient", "Services/Net/Client", nio + ["AspenWire", "ServiceKit"]),
+    module("NetClient", "Services/Net/Client", nio + ["AspenWire", "AspenTypes", "ServiceKit"]),
     module(
         "NetService", "Services/Net/Service",
-        nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
+        nio + [
+            "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "ServiceKit", "LinkCore",
+            "QUIC", "CSodium", "CAspenSystem", collections, logging,
+        ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
         ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
-            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "ServiceKit", logging,
+            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
+            "ServiceKit", logging, collections, protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
-        nio + ["AspenWire", "QUIC", "ServiceKit", "AspenTypes"]),
+        nio + [
+            "AspenWire", "QUIC", "ServiceKit", "AspenTypes", "AspenBytes", protobuf, collections,
+        ]),
 ]
 
 let tools: [Target] = [
-    module("AspenCLI", "Tools/CLI", ["AspenClient", arguments]),
+    module(
+        "AspenCLI", "Tools/CLI", ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
     module(
         "AspenBench", "Tools/Bench",
         ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
-    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
+    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
     module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
 
@@ -136,7 +145,7 @@ let simulation: [Target] = [
 ]
 
 let executables: [Target] = [
-    program("aspend-net", ["NetService"]),
+    program("aspend-net", ["NetService", "ServiceKit"]),
     program("aspend-raft", ["RaftService"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
@@ -146,15 +155,27 @@ let executables: [Target] = [
 
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("SourceRulesTests", []),
+    tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
+    tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
-    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
+    .target(
+        name: "FakeRaftServer",
+        dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
+        path: "Tests/FakeRaftServer", swiftSettings: strict),
+    tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
+    tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
+    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenBytes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
     name: "aspen",
     platforms: [.macOS(.v15)],
-    products: [.library(name: "AspenClient", targets: ["AspenClient"])],
+    products: [.library(name: "AspenClient", targets: ["AspenClient", "AspenTypes"])],
     dependencies: [
         .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
         .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),

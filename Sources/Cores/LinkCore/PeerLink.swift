@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+
+/// One proved connection.
+struct Link: Equatable, Sendable {
+    let id: LinkID
+    let isInbound: Bool
+    let incarnation: UInt64
+    var service: ServiceState
+    /// Since when it carries no streams; nil while it does.
+    var idleSince: MonotonicInstant?
+}
+
+/// What is known of one peer.
+struct PeerLink: Sendable {
+    var memberAddresses: [String]?
+    var configuredAddresses: [String]?
+    /// Proved connections of one incarnation, the one to use first.
+    var links: [Link] = []
+    var announcedPrimary: LinkID?
+    var isDialling = false
+    var nextDial: MonotonicInstant?
+    var lastDial: MonotonicInstant?
+    var failures = 0
+    /// The last dial was answered with a no.
+    var isRefused = false
+    var lastFailure: String?
+    var standing = LinkStanding.pending
+    var graceEnds: MonotonicInstant?
+
+    init(graceEnds: MonotonicInstant) { self.graceEnds = graceEnds }
+
+    var isMember: Bool { memberAddresses != nil }
+    var isNamed: Bool { memberAddresses != nil || configuredAddresses != nil }
+
+    /// A membership is newer than a setting: its addresses come first.
+    var addresses: [String] {
+        let first = memberAddresses ?? []
+        let all = first + (configuredAddresses ?? []).filter { !first.contains($0) }
+        return Array(all.prefix(Limits.addressesMax))
+    }
+
+    /// Whether this node dials it.
+    func isWanted(isClosed: Bool) -> Bool {
+        (isMember || (isNamed && !isClosed)) && !addresses.isEmpty
+    }
+
+    /// Named, or named anew: an old back-off says nothing about new addresses.
+    mutating func named(
+        _ now: MonotonicInstant, delay: Duration, _ configuration: LinkConfiguration
+    ) {
+        if case .down = standing, links.isEmpty {
+            standing = .pending
+            graceEnds = now + configuration.redialGrace
+        }
+        guard links.isEmpty, !isDialling else { return }
+        failures = 0
+        isRefused = false
+        nextDial = now + delay
+    }
+
+    /// The next wait: exponential, drawn between half and whole.
+    mutating func nextDelay(
+        from least: Duration, to most: Duration, _ random: inout RandomSource
+    ) -> Duration {
+        let doublings = min(failures, 10)
+        failures += 1
+        let whole = min(least * (1 << doublings), most)
+        return random.uniform(whole / 2, whole)
+    }
+
+    /// Superfluous connections that this side dialled and that have been idle for long enough.
+    func retired(_ now: MonotonicInstant, _ configuration: LinkConfiguration) -> [LinkID] {
+        links.dropFirst().compactMap { link in
+            guard !link.isInbound, let since = link.idleSince,
+                since + configuration.retireAfter <= now
+            else { return nil }
+            return link.id
+        }
+    }
+
+    func deadline(_ configuration: LinkConfiguration) -> MonotonicInstant? {
+        var earliest = graceEnds
+        func consider(_ instant: MonotonicInstant?) {
+            guard let instant else { return }
+            earliest = min(earliest ?? instant, instant)
+        }
+        if links.isEmpty, !isDialling { consider(nextDial) }
+        for link in links.dropFirst() where !link.isInbound {
+            consider(link.idleSince.map { $0 + configuration.retireAfter })
+        }
+        return earliest
+    }
+}
+
+extension LinkConfiguration {
+    func backOff(after failure: DialFailure) -> (least: Duration, most: Duration) {
+        switch failure {
+        case .unreachable: (backOffMin, backOffMax)
+        case .refused: (refusedBackOffMin, refusedBackOffMax)
+        case .cookie: (cookieBackOffMin, cookieBackOffMax)
+        }
+    }
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import CSystemd
+import Glibc
+
+/// Tells the supervisor how the daemon is (sd_notify(3)). Without NOTIFY_SOCKET nothing is sent.
+package enum Notifier {
+    package static func ready(status: String) { send("READY=1\nSTATUS=\(status)") }
+    /// One line, shown by `systemctl status`.
+    package static func status(_ text: String) { send("STATUS=\(text)") }
+    package static func stopping() { send("STOPPING=1") }
+    package static func alive() { send("WATCHDOG=1") }
+    /// Asks for this much more time to start (log recovery).
+    package static func extendTimeout(_ duration: Duration) {
+        send("EXTEND_TIMEOUT_USEC=\(duration.components.seconds * 1_000_000)")
+    }
+
+    /// How often the watchdog wants a sign of life: half of WATCHDOG_USEC; nil without a watchdog.
+    package static var watchdogInterval: Duration? {
+        var microseconds: UInt64 = 0
+        guard sd_watchdog_enabled(0, &microseconds) > 0 else { return nil }
+        return .microseconds(Int64(microseconds / 2))
+    }
+
+    private static func send(_ state: String) { _ = sd_notify(0, state) }
+}

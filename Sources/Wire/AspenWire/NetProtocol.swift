@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import AspenTypes
+
+/// The frames of `net.sock`: length (u32 LE), then a type byte and its fields (`ByteWriter`).
+///
+/// A connection is one of two things, decided by its first frame: `openStream` turns it, after
+/// `opened`, into the raw bytes of a stream to a peer; anything else makes it a control connection,
+/// on which requests are answered in order and events may come at any time.
+package enum NetRequest: Equatable, Sendable {
+    /// A stream to that endpoint. The connection is made if there is none. Answers `opened` or
+    /// `failed`.
+    case openStream(endpoint: EndpointID, alpn: ALPN, service: ServiceName)
+    /// Who this node is. Answers `identity`.
+    case identify
+    /// The members (raft's uid only): net keeps a connection to each, accepts `aspen-raft` from
+    /// these alone while `isClosed`; while not, from whoever proves the cookie. Replaces the former
+    /// list. Answers `done`.
+    case setPeers(peers: [NetPeer], isClosed: Bool)
+    /// Where this caller wants to hear about peers. Answers `done`, then sends `event`s, beginning
+    /// with the present state of each peer.
+    case subscribe
+    /// Ed25519 over context and bytes; the context is fixed by the caller's uid. Answers `signature`.
+    case sign(context: String, bytes: [UInt8])
+}
+
+package struct NetPeer: Equatable, Sendable {
+    package var endpoint: EndpointID
+    /// "192.0.2.1:7001", "[2001:db8::1]:7001"; may be empty when only the peer can dial.
+    package var addresses: [String]
+
+    package init(endpoint: EndpointID, addresses: [String]) {
+        self.endpoint = endpoint
+        self.addresses = addresses
+    }
+}
+
+package enum NetReply: Equatable, Sendable {
+    case opened
+    case done
+    case identity(endpoint: EndpointID, addresses: [String], configuredPeers: [ConfiguredPeer])
+    case signature([UInt8])
+    case failed(code: AspenErrorCode, message: String)
+    case event(NetEvent)
+}
+
+/// A peer named by `--peers` or a ticket; `node` is known in the first case only.
+package struct ConfiguredPeer: Equatable, Sendable {
+    package var node: NodeID?
+    package var peer: NetPeer
+
+    package init(node: NodeID?, peer: NetPeer) {
+        self.node = node
+        self.peer = peer
+    }
+}
+
+package enum NetEvent: Equatable, Sendable {
+    /// An authenticated connection for `aspen-raft` is up; streams can be opened.
+    case peerUp(EndpointID)
+    /// It is gone; net redials by itself.
+    case peerDown(EndpointID, reason: String)
+    /// The peer's net is alive and says that its service is gone.
+    case serviceGone(EndpointID, ServiceName)
+}
+
+/// The first frame on NAME.peer.sock: on whose behalf the bytes that follow come.
+package struct Principal: Equatable, Sendable {
+    package var endpoint: EndpointID
+    package var alpn: ALPN
+    /// Whether this connection's other end proved the cluster cookie.
+    package var hasProvedCookie: Bool
+    /// Capability tokens, verified by the service; empty when none were shown.
+    package var tokenChain: [UInt8]
+    package var remoteAddress: String
+
+    package init(
+        endpoint: EndpointID, alpn: ALPN, hasProvedCookie: Bool, tokenChain: [UInt8] = [],
+        remoteAddress: String
+    ) {
+        self.endpoint = endpoint
+        self.alpn = alpn
+        self.hasProvedCookie = hasProvedCookie
+        self.tokenChain = tokenChain
+        self.remoteAddress = remoteAddress
+    }
+}
+
+// MARK: - Encoding
+
+private let addressBytesMax = 256
+private let messageBytesMax = 4096
+/// Largest text to sign, in bytes.
+private let signBytesMax = 65_536
+private let tokenChainBytesMax = 65_536
+
+extension NetRequest {
+    /// Largest frame on `net.sock`, in bytes.
+    package static let frameBytesMax = 1_000_000
+
+    package func encoded() -> [UInt8] {
+        var writer = ByteWriter()
+        switch self {
+        case .openStream(let endpoint, let alpn, let service):
+            writer.byte(1)
+            writer.raw(endpoint.bytes)
+            writer.string(alpn.rawValue)
+            writer.byte(service.rawValue)
+        case .identify: writer.byte(2)
+        case .setPeers(let peers, let isClosed):
+            writer.byte(3)
+            writer.flag(isClosed)
+            writer.integer(UInt32(peers.count))
+            for peer in peers { peer.encode(into: &writer) }
+        case .subscribe: writer.byte(4)
+        case .sign(let context, let bytes):
+            writer.byte(5)
+            writer.string(context)
+            writer.blob(bytes)
+        }
+        return writer.bytes
+    }
+
+    package init(decoding bytes: [UInt8]) throws(DecodeError) {
+        var reader = ByteReader(bytes)
+        switch try reader.byte("request") {
+        case 1:
+            let endpoint = try reader.endpoint()
+            let alpn = try reader.alpn()
+            guard let service = ServiceName(rawValue: try reader.byte("service")) else {
+                throw .unknown(field: "service")
+            }
+            self = .openStream(endpoint: endpoint, alpn: alpn, service: service)
+        case 2: self = .identify
+        case 3:
+            let isClosed = try reader.flag("isClosed")
+            let count = try reader.count("peers", max: 1000, elementBytesMin: 36)
+            var peers: [NetPeer] = []
+            for _ in 0..<count { peers.append(try NetPeer(from: &reader)) }
+            self = .setPeers(peers: peers, isClosed: isClosed)
+        case 4: self = .subscribe
+        case 5:
+            self = .sign(
+                context: try reader.string("context", max: 64),
+                bytes: try reader.blob("bytes", max: signBytesMax))
+        default: throw .unknown(field: "request")
+        }
+        try reader.end()
+    }
+}
+
+extension NetPeer {
+    func encode(into writer: inout ByteWriter) {
+        writer.raw(endpoint.bytes)
+        writer.integer(UInt32(addresses.count))
+        for address in addresses { writer.string(address) }
+    }
+
+    init(from reader: inout ByteReader) throws(DecodeError) {
+        endpoint = try reader.endpoint()
+        addresses = try reader.addresses()
+    }
+}
+
+extension ByteReader {
+    mutating func endpoint() throws(DecodeError) -> EndpointID {
+        guard let endpoint = EndpointID(bytes: try raw(EndpointID.byteCount, "endpoint")) else {
+            throw .malformed(field: "endpoint")
+        }
+        return endpoint
+    }
+
+    mutating func addresses() throws(DecodeError) -> [String] {
+        let count = try count("addresses", max: Limits.addressesMax, elementBytesMin: 4)
+        var result: [String] = []
+        for _ in 0..<count { result.append(try string("address", max: addressBytesMax)) }
+        return result
+    }
+
+    mutating func alpn() throws(DecodeError) -> ALPN {
+        guard let alpn = ALPN(rawValue: try string("alpn", max: 32)) else {
+            throw .unknown(field: "alpn")
+        }
+        return alpn
+    }
+
+    mutating func service() throws(DecodeError) -> ServiceName {
+        guard let service = ServiceName(rawValue: try byte("service")) else {
+            throw .unknown(field: "service")
+        }
+        return service
+    }
+}
+
+extension NetReply {
+    package func encoded() -> [UInt8] {
+        var writer = ByteWriter()
+        switch self {
+        case .opened: writer.byte(1)
+        case .done: writer.byte(2)
+        case .identity(let endpoint, let addresses, let peers):
+            writer.byte(3)
+            NetPeer(endpoint: endpoint, addresses: addresses).encode(into: &writer)
+            writer.integer(UInt32(peers.count))
+            for peer in peers {
+                writer.integer(peer.node?.rawValue ?? 0)
+                peer.peer.encode(into: &writer)
+            }
+        case .signature(let bytes):
+            writer.byte(4)
+            writer.blob(bytes)
+        case .failed(let code, let message):
+            writer.byte(5)
+            writer.integer(code.rawValue)
+            writer.blob(message.utf8.prefix(messageBytesMax))
+        case .event(.peerUp(let endpoint)):
+            writer.byte(6)
+            writer.raw(endpoint.bytes)
+        case .event(.peerDown(let endpoint, let reason)):
+            writer.byte(7)
+            writer.raw(endpoint.bytes)
+            writer.blob(reason.utf8.prefix(messageBytesMax))
+        case .event(.serviceGone(let endpoint, let service)):
+            writer.byte(8)
+            writer.raw(endpoint.bytes)
+            writer.byte(service.rawValue)
+        }
+        return writer.bytes
+    }
+
+    package init(decoding bytes: [UInt8]) throws(DecodeError) {
+        var reader = ByteReader(bytes)
+        switch try reader.byte("reply") {
+        case 1: self = .opened
+        case 2: self = .done
+        case 3:
+            let own = try NetPeer(from: &reader)
+            let count = try reader.count("peers", max: 1000, elementBytesMin: 44)
+            var peers: [ConfiguredPeer] = []
+            for _ in 0..<count {
+                let node: UInt64 = try reader.integer("node")
+                let peer = try NetPeer(from: &reader)
+                peers.append(ConfiguredPeer(node: node == 0 ? nil : NodeID(node), peer: peer))
+            }
+            self = .identity(
+                endpoint: own.endpoint, addresses: own.addresses, configuredPeers: peers)
+        case 4: self = .signature(try reader.blob("signature", max: 64))
+        case 5:
+            let raw: UInt16 = try reader.integer("code")
+            guard let code = AspenErrorCode(rawValue: raw) else { throw .unknown(field: "code") }
+            self = .failed(code: code, message: try reader.string("message", max: messageBytesMax))
+        case 6: self = .event(.peerUp(try reader.endpoint()))
+        case 7:
+            let endpoint = try reader.endpoint()
+            let reason = try reader.string("reason", max: messageBytesMax)
+            self = .event(.peerDown(endpoint, reason: reason))
+        case 8: self = .event(.serviceGone(try reader.endpoint(), try reader.service()))
+        default: throw .unknown(field: "reply")
+        }
+        try reader.end()
+    }
+}
+
+extension Principal {
+    package func encoded() -> [UInt8] {
+        var writer = ByteWriter()
+        writer.byte(ProtocolVersion.netSocket)
+        writer.raw(endpoint.bytes)
+        writer.string(alpn.rawValue)
+        writer.flag(hasProvedCookie)
+        writer.blob(tokenChain)
+        writer.string(remoteAddress)
+        return writer.bytes
+    }
+
+    package init(decoding bytes: [UInt8]) throws(DecodeError) {
+        var reader = ByteReader(bytes)
+        guard try reader.byte("version") == ProtocolVersion.netSocket else {
+            throw .unknown(field: "version")
+        }
+        endpoint = try reader.endpoint()
+        alpn = try reader.alpn()
+        hasProvedCookie = try reader.flag("hasProvedCookie")
+        tokenChain = try reader.blob("tokenChain", max: tokenChainBytesMax)
+        remoteAddress = try reader.string("remoteAddress", max: addressBytesMax)
+        try reader.end()
+    }
+}

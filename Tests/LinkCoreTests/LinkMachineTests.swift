@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import LinkCore
+import Testing
+
+func endpoint(_ number: UInt8) -> EndpointID {
+    guard let id = EndpointID(bytes: [UInt8](repeating: number, count: 32)) else {
+        preconditionFailure("32 bytes make an id")
+    }
+    return id
+}
+
+func peer(_ number: UInt8) -> LinkPeer {
+    LinkPeer(endpoint: endpoint(number), addresses: ["127.0.0.1:\(7000 + Int(number))"])
+}
+
+/// One machine with a clock of its own: inputs in, effects out, invariants after each.
+struct Bench {
+    var machine: LinkMachine
+    var now = MonotonicInstant(nanoseconds: 1_000_000_000)
+    var random = RandomSource(seed: 7)
+    let configuration: LinkConfiguration
+
+    init(own: UInt8) {
+        configuration = LinkConfiguration(own: endpoint(own))
+        machine = LinkMachine(configuration: configuration)
+    }
+
+    mutating func step(_ input: LinkInput) -> [LinkEffect] {
+        var effects: [LinkEffect] = []
+        machine.step(input, now: now, random: &random, into: &effects)
+        machine.checkInvariants()
+        return effects
+    }
+
+    /// Lets time pass, with a timeout at each deadline on the way.
+    mutating func pass(_ duration: Duration) -> [LinkEffect] {
+        let end = now + duration
+        var effects: [LinkEffect] = []
+        while let deadline = machine.deadline, deadline <= end {
+            now = max(now, deadline)
+            effects += step(.timeout)
+        }
+        now = end
+        return effects
+    }
+
+    /// Connects with a peer, inbound, and returns what followed.
+    mutating func prove(
+        _ id: UInt64, _ number: UInt8, isInbound: Bool = true, incarnation: UInt64 = 1,
+        _ service: ServiceState = .serving
+    ) -> [LinkEffect] {
+        step(
+            .proved(
+                LinkID(id), endpoint(number), isInbound: isInbound, incarnation: incarnation,
+                service: service))
+    }
+}
+
+func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else { false } }
+
+@Suite struct LinkMachineTests {
+    @Test func theSmallerIdDialsAtOnceTheGreaterALittleLater() {
+        var small = Bench(own: 1)
+        let dial = LinkEffect.dial(endpoint(2), addresses: ["127.0.0.1:7002"])
+        #expect(small.step(.members([peer(2)], isClosed: true)) == [dial])
+        var great = Bench(own: 3)
+        #expect(great.step(.members([peer(2)], isClosed: true)) == [])
+        #expect(great.pass(.milliseconds(19)) == [])
+        #expect(great.pass(.milliseconds(1)) == [dial])
+    }
+
+    @Test func backOffDoublesWithJitterUpToItsCap() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        var waits: [Duration] = []
+        for _ in 0..<12 {
+            let failed = bench.now
+            _ = bench.step(.dialFailed(endpoint(2), .unreachable("no route")))
+            while !bench.pass(.milliseconds(1)).contains(where: isDial) {}
+            waits.append(bench.now - failed)
+        }
+        for (place, wait) in waits.enumerated() {
+            let whole = min(Duration.milliseconds(50) * (1 << place), .seconds(2))
+            #expect(wait >= whole / 2 && wait <= whole + .milliseconds(1), "\(place): \(wait)")
+        }
+        #expect(Set(waits.suffix(6)).count > 1, "jitter")
+    }
+
+    @Test func aDifferentCookieIsRetriedSlowlyHoweverImpatientTheCaller() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        _ = bench.step(.dialFailed(endpoint(2), .cookie("the cookie differs")))
+        var dials = 0
+        for _ in 0..<9 {
+            dials += bench.step(.wanted(endpoint(2))).count(where: isDial)
+            dials += bench.pass(.milliseconds(100)).count(where: isDial)
+        }
+        #expect(dials == 0)
+        #expect(bench.pass(.seconds(2)).contains(where: isDial))
+    }
+
+    @Test func aWaitingCallerShortensTheWaitForAnUnreachablePeer() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        for _ in 0..<8 {
+            _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+            while !bench.pass(.milliseconds(10)).contains(where: isDial) {}
+        }
+        _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+        _ = bench.step(.wanted(endpoint(2)))
+        #expect(bench.pass(bench.configuration.wantedSpacing).contains(where: isDial))
+    }
+
+    @Test func anInboundConnectionNeedsNoDial() {
+        var bench = Bench(own: 3)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        #expect(
+            bench.prove(1, 2) == [.primary(endpoint(2), LinkID(1)), .peerUp(endpoint(2))])
+        #expect(bench.pass(.seconds(60)) == [])
+    }
+
+    @Test func twoDialsAtOnceLeaveOneConnectionWithoutAFlap() {
+        var small = Bench(own: 1)
+        var great = Bench(own: 2)
+        _ = small.step(.members([peer(2)], isClosed: true))
+        _ = great.step(.members([peer(1)], isClosed: true))
+        _ = great.pass(.milliseconds(20))
+        // Connection 1 was dialled by the smaller, 2 by the greater; each side sees them in
+        // another order, and the greater already carries a stream on its own.
+        var effects = great.prove(2, 1, isInbound: false)
+        effects += great.step(.carrying(LinkID(2), true))
+        effects += great.prove(1, 1, isInbound: true)
+        #expect(
+            effects == [
+                .primary(endpoint(1), LinkID(2)), .peerUp(endpoint(1)),
+                .primary(endpoint(1), LinkID(1)),
+            ])
+        #expect(small.prove(1, 2, isInbound: false).contains(.primary(endpoint(2), LinkID(1))))
+        #expect(small.prove(2, 2, isInbound: true) == [])
+        #expect(small.machine.primary(of: endpoint(2)) == great.machine.primary(of: endpoint(1)))
+        #expect(great.pass(.seconds(60)) == [], "a connection that carries streams stays")
+        #expect(great.step(.carrying(LinkID(2), false)) == [])
+        #expect(great.pass(.milliseconds(999)) == [])
+        #expect(great.pass(.milliseconds(1)) == [.close(LinkID(2), .duplicate)])
+        #expect(small.pass(.seconds(60)) == [], "its dialler closes it, nobody else")
+        #expect(small.step(.closed(LinkID(2), reason: "closed by the peer")) == [])
+    }
+
+    @Test func aLossIsReportedAfterTheGraceAndNotWhenItCameBack() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        _ = bench.prove(1, 2)
+        #expect(bench.step(.closed(LinkID(1), reason: "reset")) == [.primary(endpoint(2), nil)])
+        _ = bench.pass(.milliseconds(200))
+        #expect(bench.prove(2, 2) == [.primary(endpoint(2), LinkID(2))])
+        _ = bench.step(.closed(LinkID(2), reason: "reset"))
+        let lost = bench.pass(.milliseconds(299)) + bench.pass(.milliseconds(1))
+        #expect(lost.filter { !isDial($0) } == [.peerDown(endpoint(2), reason: "reset")])
+        #expect(bench.pass(.seconds(5)).filter { !isDial($0) } == [], "reported once")
+        #expect(
+            bench.prove(3, 2) == [.primary(endpoint(2), LinkID(3)), .peerUp(endpoint(2))])
+    }
+
+    @Test func aNamedPeerThatNeverComesIsDownAfterTheGrace() {
+        var bench = Bench(own: 3)
+        _ = bench.step(.members([LinkPeer(endpoint: endpoint(2), addresses: [])], isClosed: true))
+        #expect(bench.machine.standings.map(\.standing) == [.pending])
+        #expect(
+            bench.pass(.milliseconds(300)) == [.peerDown(endpoint(2), reason: "no connection")])
+    }
+
+    @Test func aServiceThatEndsIsReportedAtOnceAndAgainWhenItIsBack() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        _ = bench.prove(1, 2)
+        #expect(bench.step(.service(LinkID(1), .gone)) == [.serviceGone(endpoint(2))])
+        #expect(bench.step(.service(LinkID(1), .gone)) == [])
+        #expect(bench.step(.service(LinkID(1), .serving)) == [.peerUp(endpoint(2))])
+    }
+
+    @Test func aRestartedNetIsNotAServiceThatIsGone() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        _ = bench.prove(1, 2, incarnation: 1)
+        // Its net is back before the old connection is known to be dead.
+        #expect(
+            bench.prove(2, 2, incarnation: 2, .unknown) == [
+                .close(LinkID(1), .superseded), .primary(endpoint(2), LinkID(2)),
+            ])
+        _ = bench.pass(.milliseconds(100))
+        #expect(bench.step(.service(LinkID(2), .serving)) == [], "within the grace: no word")
+        // And once more, but its service does not come back.
+        _ = bench.prove(3, 2, incarnation: 3, .unknown)
+        #expect(
+            bench.pass(.milliseconds(300)) == [
+                .peerDown(endpoint(2), reason: "its service is not there")
+            ])
+    }
+
+    @Test func whileClosedOnlyMembersAreDialledAndAdmitted() {
+        var bench = Bench(own: 1)
+        #expect(bench.step(.configured([peer(2), peer(3)])).count == 2)
+        #expect(bench.machine.admits(endpoint(9)))
+        _ = bench.prove(1, 2)
+        _ = bench.prove(2, 9)
+        _ = bench.step(.dialFailed(endpoint(2), .unreachable("late")))
+        let effects = bench.step(.members([peer(3)], isClosed: true))
+        #expect(effects.contains(.close(LinkID(1), .notMember)))
+        #expect(effects.contains(.close(LinkID(2), .notMember)))
+        #expect(!bench.machine.admits(endpoint(2)))
+        #expect(!bench.machine.admits(endpoint(9)))
+        #expect(bench.machine.admits(endpoint(3)))
+        #expect(bench.prove(3, 2) == [.close(LinkID(3), .notMember)])
+        let later = bench.pass(.seconds(10)).filter(isDial)
+        #expect(later.isEmpty, "3 is still being dialled, 2 must not be")
+        let reopened = bench.step(.members([], isClosed: false))
+        #expect(reopened.contains { $0 == .dial(endpoint(2), addresses: peer(2).addresses) })
+    }
+
+    @Test func strangersAreLimited() {
+        var bench = Bench(own: 200)
+        for number in 0..<UInt8(64) { _ = bench.prove(UInt64(number), number) }
+        #expect(!bench.machine.admits(endpoint(100)))
+        #expect(bench.prove(1000, 100) == [.close(LinkID(1000), .tooManyPeers)])
+        _ = bench.step(.members([peer(100)], isClosed: false))
+        #expect(bench.machine.admits(endpoint(100)), "members are exempt")
+        _ = bench.step(.closed(LinkID(5), reason: "bye"))
+        _ = bench.pass(.seconds(1))
+        #expect(bench.machine.admits(endpoint(101)), "who has left makes room")
+    }
+
+    @Test func theSameListAgainDoesNotDefeatTheBackOff() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        for _ in 0..<8 {
+            _ = bench.step(.dialFailed(endpoint(2), .refused("not a member")))
+            while !bench.pass(.milliseconds(10)).contains(where: isDial) {}
+        }
+        _ = bench.step(.dialFailed(endpoint(2), .refused("not a member")))
+        #expect(!bench.step(.members([peer(2)], isClosed: true)).contains(where: isDial))
+        var moved = peer(2)
+        moved.addresses = ["127.0.0.1:9"]
+        #expect(bench.step(.members([moved], isClosed: true)).contains(where: isDial))
+    }
+}
