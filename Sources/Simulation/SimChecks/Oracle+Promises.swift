@@ -61,7 +61,12 @@ extension Oracle {
                         + "\(disk.durable.lastIndex) of term \(disk.durable.lastTerm), "
                         + "\(disk.pending.count) writes were pending")
             }
-            if !disk.possibleHardStates().contains(recovery.hardState) {
+            // An entry may be there without the hard state written with it: then its term is known,
+            // and nothing was promised in that term.
+            let implied = HardState(term: log.lastTerm)
+            let isImplied =
+                recovery.hardState == implied && log.lastTerm > disk.durableHardState.term
+            if !isImplied, !disk.possibleHardStates().contains(recovery.hardState) {
                 throw breach(
                     "durable survives",
                     "n\(node + 1) finds \(recovery.hardState), durable was "

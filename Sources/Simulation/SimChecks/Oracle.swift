@@ -146,14 +146,16 @@ package final class Oracle: WorldObserver {
 
     // MARK: - Committing
 
-    package func committed(_ node: Int, upTo index: LogIndex) throws(Violation) {
+    package func committed(
+        _ node: Int, upTo index: LogIndex, leading: Term?
+    ) throws(Violation) {
         let log = disks[node].written
         guard index <= log.lastIndex else {
             throw breach(
                 "committed is in the log",
                 "n\(node + 1) calls \(index) committed, its log ends at \(log.lastIndex)")
         }
-        if index > committedIndex { try firstCommitted(node, upTo: index) }
+        if index > committedIndex { try firstCommitted(node, upTo: index, leading) }
         var next = max(disks[node].committed, log.base).next
         while next <= index {
             if log[next] != committedEntry(at: next)?.mark {
@@ -166,12 +168,13 @@ package final class Oracle: WorldObserver {
         disks[node].committed = max(disks[node].committed, index)
     }
 
-    private func firstCommitted(_ node: Int, upTo index: LogIndex) throws(Violation) {
+    private func firstCommitted(
+        _ node: Int, upTo index: LogIndex, _ leading: Term?
+    ) throws(Violation) {
         let disk = disks[node]
-        let leads = disk.standing?.role == .leader
-        let term = disk.standing?.term ?? .zero
+        let term = leading ?? disk.standing?.term ?? .zero
         if strictness == .rules {
-            guard leads else {
+            guard leading != nil else {
                 throw breach(
                     "commit rule", "n\(node + 1) calls \(index) committed before any leader does")
             }

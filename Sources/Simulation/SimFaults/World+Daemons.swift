@@ -45,6 +45,7 @@ extension World {
         shell.membership = recovery.memberships.last?.membership
         for known in recovery.memberships { observer.membership(node.index, known.membership) }
         node.shell = shell
+        try observer.committed(node.index, upTo: state.appliedIndex, leading: nil)
         note(
             "n\(node.id) raft starts: log \(log.firstIndex)...\(log.lastIndex), applied "
                 + "\(state.appliedIndex)\(recovery.isTailTrusted ? "" : ", tail untrusted")")
@@ -79,7 +80,10 @@ extension World {
     }
 
     /// The daemon stops by itself, as it must after any storage error.
-    func stop(_ shell: RaftShell, _ error: StorageError) {
+    func stop(_ shell: RaftShell, _ error: StorageError) throws(Violation) {
+        guard case .disk = error else {
+            throw Violation(.safety, "storage", "n\(shell.node.id) stops: \(error)")
+        }
         note("n\(shell.node.id) raft stops: \(error)")
         trace.fold(0x5702)
         effects.removeAll(keepingCapacity: true)

@@ -15,6 +15,7 @@ extension World {
 
     func feed(_ shell: RaftShell, _ input: RaftInput) throws(Violation) {
         precondition(effects.isEmpty, "a core is never stepped while it is being obeyed")
+        let (standing, committed) = (shell.standing, shell.core.commitIndex)
         shell.core.step(
             input, now: shell.node.clock.reading(at: now), random: &shell.random, into: &effects)
         shell.core.checkInvariants()
@@ -23,7 +24,15 @@ extension World {
         // Announced last, in force for the whole step.
         for case .standing(let standing) in wanted { try changed(standing, shell) }
         for effect in wanted { try obey(effect, shell) }
-        startStorage(shell)
+        if shell.core.commitIndex > committed {
+            note("n\(shell.node.id) committed up to \(shell.core.commitIndex)")
+            trace.fold(shell.core.commitIndex.rawValue)
+            // Who commits its own removal steps down in the same step.
+            let leading = [shell.standing, standing].first { $0.role == .leader }
+            try observer.committed(
+                shell.node.index, upTo: shell.core.commitIndex, leading: leading?.term)
+        }
+        try startStorage(shell)
         arrangeWake(shell)
     }
 
@@ -37,13 +46,10 @@ extension World {
         case .send(let message, let after): try send(message, after: after, shell)
         case .commit(let entries, let upTo):
             trace.fold(upTo.rawValue)
-            note("n\(shell.node.id) committed up to \(upTo)")
-            try observer.committed(index, upTo: upTo)
             shell.committed.append(.entries(entries))
             scheduleApply(shell)
         case .commitFromLog(let from, let upTo):
             trace.fold(upTo.rawValue)
-            try observer.committed(index, upTo: upTo)
             shell.committed.append(.inLog(from: from, upTo: upTo))
             scheduleApply(shell)
         case .readReady(let id, let readIndex):
@@ -176,14 +182,14 @@ extension World {
     // MARK: - Storage
 
     /// One batch at a time: everything that has arrived while the last one was synced.
-    func startStorage(_ shell: RaftShell) {
+    func startStorage(_ shell: RaftShell) throws(Violation) {
         guard shell.syncing == nil, !shell.writes.isEmpty else { return }
         let batch = shell.writes
         shell.writes.removeAll(keepingCapacity: true)
         do throws(StorageError) {
             for write in batch { try shell.log.write(write) }
         } catch {
-            stop(shell, error)
+            try stop(shell, error)
             return
         }
         shell.syncing = batch
@@ -195,7 +201,7 @@ extension World {
     func synced(_ shell: RaftShell) throws(Violation) {
         guard let batch = shell.syncing, let last = batch.last else { return }
         do throws(StorageError) { try shell.log.sync() } catch {
-            stop(shell, error)
+            try stop(shell, error)
             return
         }
         shell.syncing = nil
@@ -218,7 +224,7 @@ extension World {
                 entries = try shell.log.read(
                     from: from, upTo: min(upTo, shell.log.lastIndex), bytesMax: bytesMax)
             } catch {
-                stop(shell, error)
+                try stop(shell, error)
                 return
             }
         }
@@ -244,7 +250,7 @@ extension World {
             if batch.isEmpty { return scheduleApply(shell) }
             results = try shell.state.apply(batch)
         } catch {
-            stop(shell, error)
+            try stop(shell, error)
             return
         }
         let hash = shell.state.contentHash()
@@ -325,7 +331,7 @@ extension World {
             term = entry.term
             try shell.log.discard(upTo: cut, term: term)
         } catch {
-            stop(shell, error)
+            try stop(shell, error)
             return
         }
         observer.discarded(shell.node.index, upTo: cut)

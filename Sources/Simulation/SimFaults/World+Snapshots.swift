@@ -19,7 +19,7 @@ extension World {
             while let piece = try reader.next() { bytes += piece }
             reader.close()
         } catch {
-            stop(shell, error)
+            try stop(shell, error)
             return
         }
         let transfer = SnapshotTransfer(
@@ -118,7 +118,7 @@ extension World {
             shell.node.checkpoint = shell.state.copy()
             try shell.log.reset(to: intake.meta.index, term: intake.meta.term)
         } catch {
-            stop(shell, error)
+            try stop(shell, error)
             return false
         }
         statistics.snapshots += 1
@@ -134,7 +134,7 @@ extension World {
     /// Makes everything written so far durable.
     private func flush(_ shell: RaftShell) throws(Violation) {
         while shell.node.shell === shell, shell.syncing != nil || !shell.writes.isEmpty {
-            startStorage(shell)
+            try startStorage(shell)
             try synced(shell)
         }
     }

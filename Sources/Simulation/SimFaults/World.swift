@@ -114,13 +114,13 @@ package final class World {
             }
             step += 1
             let label = event.label
+            statistics.virtualTime = now
             trace.event(now, kind: label.kind, subject: label.subject)
             try handle(event)
             sendDepartures()
             try observer.afterEvent(self)
             try advancePart()
         }
-        statistics.virtualTime = now
     }
 
     package var traceHash: TraceHash { trace.hash }

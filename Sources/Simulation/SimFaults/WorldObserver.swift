@@ -36,8 +36,9 @@ package protocol WorldObserver: AnyObject {
     /// The membership in force on `node` has changed.
     func membership(_ node: Int, _ membership: Membership)
     func standing(_ node: Int, _ standing: RaftStanding) throws(Violation)
-    /// The core handed out entries up to `index` as committed.
-    func committed(_ node: Int, upTo index: LogIndex) throws(Violation)
+    /// The core holds entries up to `index` for committed.
+    /// - Parameter leading: the term that it leads, or led when the step began.
+    func committed(_ node: Int, upTo index: LogIndex, leading: Term?) throws(Violation)
     func applied(_ node: Int, _ entries: [Entry], contentHash: UInt64) throws(Violation)
     /// The log of `node` now starts behind a snapshot.
     func installed(_ node: Int, _ meta: SnapshotMeta, contentHash: UInt64) throws(Violation)
