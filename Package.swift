@@ -174,6 +174,7 @@ let checks: [Target] = [
     tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
+    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenBytes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
