@@ -113,6 +113,7 @@ let services: [Target] = [
     module(
         "RaftStorage", "Services/Raft/Storage",
         ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenBytes"], settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
