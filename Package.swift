@@ -170,6 +170,7 @@ let checks: [Target] = [
     tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
+    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenBytes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
