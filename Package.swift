@@ -112,7 +112,8 @@ let services: [Target] = [
         "RaftService", "Services/Raft/Service",
         nio + [
             "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
-            "ServiceKit", logging, collections, protobuf,
+            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging, collections,
+            protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
@@ -140,7 +141,7 @@ let simulation: [Target] = [
 
 let executables: [Target] = [
     program("aspend-net", ["NetService"]),
-    program("aspend-raft", ["RaftService"]),
+    program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
     program("aspen-sim", ["SimTool"]),
@@ -161,7 +162,13 @@ let checks: [Target] = [
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
     tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
-    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenMachine"], settings: pure),
+    tests(
+        "RaftServiceTests",
+        nio + [
+            "RaftService", "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire",
+            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
+            protobuf,
+        ]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
 ]
 

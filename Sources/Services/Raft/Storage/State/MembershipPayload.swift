@@ -5,6 +5,6 @@ import RaftCore
 
 /// The payload of a membership entry.
 enum MembershipPayload {
-    static func decode(_ payload: [UInt8]) -> Membership? { nil }
-    static func isValid(_ payload: [UInt8]) -> Bool { true }
+    static func decode(_ payload: [UInt8]) -> Membership? { Membership(payload: payload) }
+    static func isValid(_ payload: [UInt8]) -> Bool { decode(payload) != nil }
 }
