@@ -118,7 +118,8 @@ let services: [Target] = [
         "RaftService", "Services/Raft/Service",
         nio + [
             "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
-            "ServiceKit", logging, collections, protobuf,
+            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging, collections,
+            protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
@@ -147,7 +148,7 @@ let simulation: [Target] = [
 
 let executables: [Target] = [
     program("aspend-net", ["NetService", "ServiceKit"]),
-    program("aspend-raft", ["RaftService"]),
+    program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
     program("aspen-sim", ["SimTool", arguments]),
@@ -168,9 +169,15 @@ let checks: [Target] = [
         path: "Tests/FakeRaftServer", swiftSettings: strict),
     tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
     tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
+    tests(
+        "RaftServiceTests",
+        nio + [
+            "RaftService", "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire",
+            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
+            protobuf,
+        ]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
-    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenBytes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(
