@@ -133,7 +133,10 @@ let tools: [Target] = [
         "AspenCLI", "Tools/CLI", ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
     module(
         "AspenBench", "Tools/Bench",
-        ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
+        nio + [
+            "AspenCLI", "AspenClient", "AspenMachine", "AspenWire", "AspenTypes", arguments,
+            .product(name: "Histogram", package: "hdrhistogram-swift"),
+        ]),
     module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
     module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
@@ -176,6 +179,7 @@ let checks: [Target] = [
             "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
             protobuf,
         ]),
+    tests("AspenClientTests", nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
