@@ -112,12 +112,14 @@ let services: [Target] = [
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenBytes", collections],
+        settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
             "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
-            "ServiceKit", logging, collections, protobuf,
+            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging, collections,
+            protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
@@ -131,7 +133,10 @@ let tools: [Target] = [
         "AspenCLI", "Tools/CLI", ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
     module(
         "AspenBench", "Tools/Bench",
-        ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
+        nio + [
+            "AspenCLI", "AspenClient", "AspenMachine", "AspenWire", "AspenTypes", arguments,
+            .product(name: "Histogram", package: "hdrhistogram-swift"),
+        ]),
     module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
     module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
@@ -146,7 +151,7 @@ let simulation: [Target] = [
 
 let executables: [Target] = [
     program("aspend-net", ["NetService", "ServiceKit"]),
-    program("aspend-raft", ["RaftService"]),
+    program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
     program("aspen-sim", ["SimTool", arguments]),
@@ -166,10 +171,16 @@ let checks: [Target] = [
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
     tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
-    tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
+    tests(
+        "RaftServiceTests",
+        nio + [
+            "RaftService", "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire",
+            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
+            protobuf,
+        ]),
+    tests("AspenClientTests", nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
-    tests("RaftStorageTests", ["RaftStorage", "AspenDisk", "AspenBytes", "AspenMachine"], settings: pure),
 ]
 
 let package = Package(

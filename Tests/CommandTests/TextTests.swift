@@ -7,8 +7,9 @@ import Testing
 
 @Suite struct TextTests {
     @Test func jsonEscapesWhatItMust() {
-        #expect(JSON.string("a\"b\\c\u{8}\t\n\u{c}\r\u{0}\u{1f}\u{7f}é😀/").text
-            == #""a\"b\\c\b\t\n\f\r\u0000\u001f\u007fé😀/""#)
+        #expect(
+            JSON.string("a\"b\\c\u{8}\t\n\u{c}\r\u{0}\u{1f}\u{7f}é😀/").text
+                == #""a\"b\\c\b\t\n\f\r\u0000\u001f\u007fé😀/""#)
         let value = JSON.object([
             ("n", .number(.max)), ("t", .bool(true)), ("f", .bool(false)), ("z", .null),
             ("a", .array([.number(0), .object([]), .array([])])), ("k\"", .string("")),
@@ -54,11 +55,12 @@ import Testing
         #expect(Hex.decode("fFaA") == [0xff, 0xaa])
     }
 
-    @Test(arguments: [
-        [], Array("plain".utf8), Array("é😀".utf8), [0xff], [0xc3], [0xc3, 0x28],
-        [0xf4, 0x8f, 0xbf, 0xbf], [0xf4, 0x8f, 0xbe, 0x80], [0xed, 0xa0, 0x80], [0xf0, 0x9f],
-        [0x80, 0xe2, 0x82, 0xac, 0xe2, 0x82], [0xf8, 0x88, 0x80, 0x80, 0x80],
-    ] as [[UInt8]])
+    @Test(
+        arguments: [
+            [], Array("plain".utf8), Array("é😀".utf8), [0xff], [0xc3], [0xc3, 0x28],
+            [0xf4, 0x8f, 0xbf, 0xbf], [0xf4, 0x8f, 0xbe, 0x80], [0xed, 0xa0, 0x80], [0xf0, 0x9f],
+            [0x80, 0xe2, 0x82, 0xac, 0xe2, 0x82], [0xf8, 0x88, 0x80, 0x80, 0x80],
+        ] as [[UInt8]])
     func argumentsAreBytes(bytes: [UInt8]) {
         let text = ArgumentBytes.text(bytes)
         #expect(ArgumentBytes.bytes(text) == bytes)
@@ -95,10 +97,11 @@ import Testing
         #expect(Display.oneLine("\u{1b}[31mred") == #"\u{1b}[31mred"#)
     }
 
-    @Test(arguments: [
-        (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (10240, "10 KiB"),
-        (1_048_576, "1.0 MiB"), (.max, "16 EiB"),
-    ] as [(UInt64, String)])
+    @Test(
+        arguments: [
+            (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (10240, "10 KiB"),
+            (1_048_576, "1.0 MiB"), (.max, "16 EiB"),
+        ] as [(UInt64, String)])
     func sizes(bytes: UInt64, text: String) { #expect(Display.size(bytes) == text) }
 
     @Test(arguments: [

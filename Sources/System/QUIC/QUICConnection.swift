@@ -3,6 +3,7 @@
 import AspenTypes
 import CNgtcp2
 import DequeModule
+import Glibc
 import NIOCore
 
 /// One authenticated QUIC connection: both ends have proved their Ed25519 keys.

@@ -130,7 +130,8 @@ struct ClusterInitVerb: ClientCommand {
 struct ClusterAddLearner: ClientCommand {
     static let configuration = CommandConfiguration(
         commandName: "add-learner", abstract: "Add a node that receives the log but has no vote.",
-        usage: "aspen-cli cluster add-learner --node-id N [--endpoint ID --addr ADDRESS:PORT ...] [OPTIONS]",
+        usage:
+            "aspen-cli cluster add-learner --node-id N [--endpoint ID --addr ADDRESS:PORT ...] [OPTIONS]",
         discussion: """
             Without --endpoint the node is the one that the leader's --peers name with this number.
 

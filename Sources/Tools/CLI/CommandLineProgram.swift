@@ -86,7 +86,7 @@ package enum CommandLineProgram {
         if text.contains("Unknown option '-"), !text.contains("Unknown option '--") {
             hint = "A key or value that begins with '-' goes after '--'.\n"
         }
-        let body = text.hasPrefix("Error: ") ? String(text.dropFirst(7)) : text
+        let body = text.droppingPrefix("Error: ")
         writeError("aspen-cli: \(body)\n\(hint)")
         return .usage
     }
@@ -105,7 +105,8 @@ package enum CommandLineProgram {
                     ),
                 ]).text + "\n")
         } else {
-            writeError("aspen-cli: \(failure.text)\n")
+            let hint = failure.status == .usage ? "See 'aspen-cli --help'.\n" : ""
+            writeError("aspen-cli: \(failure.text)\n\(hint)")
         }
     }
 

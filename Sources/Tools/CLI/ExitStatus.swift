@@ -3,7 +3,7 @@
 import AspenTypes
 
 /// The exit statuses of every client program; part of the contract with scripts.
-enum ExitStatus: Int32 {
+package enum ExitStatus: Int32 {
     case done = 0
     case failed = 1
     case usage = 2
@@ -12,7 +12,7 @@ enum ExitStatus: Int32 {
     case preconditionFailed = 5
     case unavailable = 6
 
-    init(_ error: AspenError) {
+    package init(_ error: AspenError) {
         self =
             switch error.code {
             case .notFound: .notFound
@@ -28,17 +28,17 @@ enum ExitStatus: Int32 {
 }
 
 /// Why a command ended without doing what it was asked.
-struct CommandFailure: Error {
-    var status: ExitStatus
+package struct CommandFailure: Error {
+    package var status: ExitStatus
     /// What happened, why, what to do next.
-    var text: String
-    var error: AspenError?
+    package var text: String
+    package var error: AspenError?
 
-    static func usage(_ text: String) -> CommandFailure {
-        CommandFailure(status: .usage, text: "\(text)\nSee 'aspen-cli --help'.", error: nil)
+    package static func usage(_ text: String) -> CommandFailure {
+        CommandFailure(status: .usage, text: text, error: nil)
     }
 
-    static func failed(_ text: String) -> CommandFailure {
+    package static func failed(_ text: String) -> CommandFailure {
         CommandFailure(status: .failed, text: text, error: nil)
     }
 
@@ -48,7 +48,7 @@ struct CommandFailure: Error {
         self.error = error
     }
 
-    init(_ error: any Error) {
+    package init(_ error: any Error) {
         switch error {
         case let failure as CommandFailure: self = failure
         case let error as AspenError:

@@ -5,7 +5,7 @@ import AspenClient
 import AspenTypes
 import AspenWire
 
-let programVersion = ProtocolVersion.program
+package let programVersion = ProtocolVersion.program
 
 /// What every verb takes.
 struct GlobalOptions: ParsableArguments {
@@ -62,24 +62,24 @@ struct GlobalOptions: ParsableArguments {
     }
 }
 
-enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
+package enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
     case table
     case json
 }
 
 /// "500ms", "10s", "1m"; a bare number counts milliseconds.
-struct TimeLimit: ExpressibleByArgument, CustomStringConvertible {
+package struct TimeLimit: ExpressibleByArgument, CustomStringConvertible {
     static let standard = TimeLimit(.seconds(10))
     /// One day.
     static let millisecondsMax: UInt64 = 86_400_000
 
-    let duration: Duration
-    var description: String { "\(duration.components.seconds)s" }
-    var defaultValueDescription: String { description }
+    package let duration: Duration
+    package var description: String { "\(duration.components.seconds)s" }
+    package var defaultValueDescription: String { description }
 
-    private init(_ duration: Duration) { self.duration = duration }
+    package init(_ duration: Duration) { self.duration = duration }
 
-    init?(argument: String) {
+    package init?(argument: String) {
         let digits = argument.prefix { $0.isASCII && $0.isNumber }
         guard let count = UInt64(digits) else { return nil }
         let factor: UInt64

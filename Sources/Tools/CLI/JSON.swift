@@ -2,21 +2,23 @@
 
 /// A JSON value (RFC 8259), written compactly with its members in the order given. Small enough to
 /// own, so that the program starts without Foundation.
-enum JSON: Equatable {
+package enum JSON: Equatable {
     case null
     case bool(Bool)
     case number(UInt64)
+    /// Written with three digits after the point; not finite is null.
+    case decimal(Double)
     case string(String)
     case array([JSON])
     case object([(String, JSON)])
 
     /// A text if the bytes are UTF-8, else `{"base64": …}` (RFC 4648 section 4, padded).
-    static func bytes(_ bytes: [UInt8]) -> JSON {
+    package static func bytes(_ bytes: [UInt8]) -> JSON {
         if let text = String(validating: bytes, as: UTF8.self) { return .string(text) }
         return .object([("base64", .string(Base64.encode(bytes)))])
     }
 
-    var text: String {
+    package var text: String {
         var utf8: [UInt8] = []
         append(to: &utf8)
         return String(decoding: utf8, as: UTF8.self)
@@ -27,6 +29,7 @@ enum JSON: Equatable {
         case .null: utf8 += "null".utf8
         case .bool(let value): utf8 += (value ? "true" : "false").utf8
         case .number(let value): utf8 += String(value).utf8
+        case .decimal(let value): utf8 += Self.decimal(value).utf8
         case .string(let value): Self.append(value, to: &utf8)
         case .array(let elements):
             utf8.append(UInt8(ascii: "["))
@@ -45,6 +48,18 @@ enum JSON: Equatable {
             }
             utf8.append(UInt8(ascii: "}"))
         }
+    }
+
+    /// Exact up to 2^53 thousandths; larger ones are written as whole numbers.
+    package static func decimal(_ value: Double) -> String {
+        guard value.isFinite else { return "null" }
+        guard value.magnitude < 9e12 else {
+            return value.magnitude < 1e18 ? "\(Int64(value))" : "null"
+        }
+        let thousandths = Int64((value * 1000).rounded())
+        let (whole, rest) = thousandths.magnitude.quotientAndRemainder(dividingBy: 1000)
+        let digits = String(rest + 1000).dropFirst()
+        return "\(thousandths < 0 ? "-" : "")\(whole).\(digits)"
     }
 
     private static func append(_ text: String, to utf8: inout [UInt8]) {
@@ -66,7 +81,7 @@ enum JSON: Equatable {
         utf8.append(UInt8(ascii: "\""))
     }
 
-    static func == (left: JSON, right: JSON) -> Bool { left.text == right.text }
+    package static func == (left: JSON, right: JSON) -> Bool { left.text == right.text }
 }
 
 /// Base 64 of RFC 4648 section 4.

@@ -4,10 +4,10 @@ import Glibc
 
 /// Standard output, buffered; errors of the kernel are kept and thrown by `flush`, so that a full
 /// disk never ends in status 0.
-final class Output {
-    struct WriteError: Error, CustomStringConvertible {
+package final class Output {
+    package struct WriteError: Error, CustomStringConvertible {
         let code: CInt
-        var description: String { String(cString: strerror(code)) }
+        package var description: String { String(cString: strerror(code)) }
     }
 
     private static let bufferBytesMax = 65_536
@@ -15,9 +15,11 @@ final class Output {
     private var failure: WriteError?
     let isTerminal = isatty(STDOUT_FILENO) == 1
 
-    func write(_ text: String) { write(Array(text.utf8)) }
+    package init() {}
 
-    func write(_ bytes: [UInt8]) {
+    package func write(_ text: String) { write(Array(text.utf8)) }
+
+    package func write(_ bytes: [UInt8]) {
         buffer += bytes
         if buffer.count >= Self.bufferBytesMax { drain() }
     }
@@ -28,7 +30,7 @@ final class Output {
         writeError("aspen-cli: \(text)\n")
     }
 
-    func flush() throws(WriteError) {
+    package func flush() throws(WriteError) {
         drain()
         if let failure { throw failure }
     }
@@ -36,7 +38,9 @@ final class Output {
     private func drain() {
         var rest = buffer[...]
         while failure == nil, !rest.isEmpty {
-            let count = rest.withUnsafeBytes { Glibc.write(STDOUT_FILENO, $0.baseAddress, $0.count) }
+            let count = rest.withUnsafeBytes {
+                Glibc.write(STDOUT_FILENO, $0.baseAddress, $0.count)
+            }
             if count > 0 {
                 rest = rest.dropFirst(count)
             } else if errno == EPIPE {
@@ -53,7 +57,7 @@ final class Output {
 }
 
 /// Standard error, unbuffered. If even that fails there is nobody left to tell.
-func writeError(_ text: String) {
+package func writeError(_ text: String) {
     var rest = Array(text.utf8)[...]
     while !rest.isEmpty {
         let count = rest.withUnsafeBytes { Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
@@ -81,5 +85,12 @@ struct Style {
     func paint(_ text: String, _ colour: Colour?) -> String {
         guard isColoured, let colour else { return text }
         return "\u{1b}[\(colour.rawValue)m\(text)\u{1b}[0m"
+    }
+}
+
+extension String {
+    /// Without `prefix`, if it begins with that.
+    package func droppingPrefix(_ prefix: String) -> String {
+        hasPrefix(prefix) ? String(dropFirst(prefix.count)) : self
     }
 }

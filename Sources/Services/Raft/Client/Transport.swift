@@ -37,8 +37,9 @@ package enum Endpoint: Sendable, Equatable {
         }
     }
 
-    package func connect(on loop: any EventLoop) -> EventLoopFuture<NIOLoopBound<any FrameTransport>>
-    {
+    package func connect(on loop: any EventLoop) -> EventLoopFuture<
+        NIOLoopBound<any FrameTransport>
+    > {
         switch self {
         case .socket(let path): SocketTransport.connect(path: path, on: loop)
         case .node(let id, let addresses):

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenBytes
 import AspenMachine
 import AspenTypes
 import AspenWire
 import KVCore
 import NIOCore
+import NetClient
 import RaftCore
+import RaftStorage
 import ServiceKit
 import SwiftProtobuf
 

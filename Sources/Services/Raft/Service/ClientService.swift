@@ -7,10 +7,12 @@ import Logging
 import NIOCore
 import RaftCore
 import ServiceKit
+import SwiftProtobuf
 
 /// Serves clients: takes requests apart, follows each through the log or a read round, and answers.
 /// Confined to the event loop; no request has a task or a timer of its own.
-final class ClientService {
+// SAFETY: confined to the event loop; closures for other threads only carry the reference.
+final class ClientService: @unchecked Sendable {
     /// What a request gets that names no timeout.
     static let defaultTimeout = Duration.seconds(10)
     /// Longest timeout taken seriously.
@@ -46,6 +48,8 @@ final class ClientService {
     var statusText = ""
     var isStatusScheduled = false
     var expiry: Scheduled<Void>?
+    /// For whoever waits for a successor.
+    var onStandingChange: (RaftStanding) -> Void = { _ in }
 
     init(node: RaftNode, links: PeerLinks) {
         self.node = node
@@ -215,6 +219,8 @@ final class ClientService {
         return promise.futureResult
     }
 
+    func giveUpDrain() { finishDrain() }
+
     private func finishDrain() {
         let promise = drained
         drained = nil
@@ -241,6 +247,7 @@ extension ClientService: RaftNodeClient {
     func standingChanged(_ standing: RaftStanding) {
         updateStatus()
         scheduleExpiry()
+        onStandingChange(standing)
         guard standing.leader != nil else { return }
         proposeWaiting()
         readWaiting()

@@ -59,7 +59,7 @@ final class LogThread: @unchecked Sendable {
     }
 
     func start() {
-        worker = WorkerThread(name: "raft-log") { [self] jobs in
+        worker = WorkerThread { [self] jobs in
             let events = carryOut(jobs)
             loop.execute { self.onEvents(events) }
         }

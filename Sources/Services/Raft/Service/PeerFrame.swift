@@ -53,8 +53,7 @@ extension PeerFrame {
         case .hello:
             self = .hello(try PeerHello(from: &reader))
         case .message:
-            self = .message(try MessageCodec.decode(bytes.dropFirst()))
-            return
+            self = .message(try Message.decode(&reader))
         case .request:
             let id: UInt64 = try reader.integer("id")
             self = .request(id: id, Array(try reader.raw(reader.remaining, "request")))
@@ -76,9 +75,9 @@ extension PeerFrame {
             hello.encode(into: &writer)
             buffer.writeBytes(writer.bytes)
         case .message(let message):
-            var writer = ByteWriter(capacity: 128)
+            var writer = ByteWriter(capacity: 1 + message.byteCountEstimate)
             writer.byte(PeerFrameKind.message.rawValue)
-            MessageCodec.encode(message, into: &writer)
+            message.encode(into: &writer)
             buffer.writeBytes(writer.bytes)
         case .request(let id, let bytes):
             buffer.writeInteger(PeerFrameKind.request.rawValue)

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import AspenWire
+import Logging
 import NIOCore
 import RaftCore
 import ServiceKit

@@ -27,7 +27,7 @@ package enum RaftDaemon {
         }
         // Recovery reads the whole log: more than the supervisor's usual patience.
         Notifier.extendTimeout(.seconds(600))
-        let storage = try RaftStorage.open(settings, logger: context.logger)
+        let storage = try OpenedStorage.open(settings, logger: context.logger)
         let loop = context.eventLoop
         let server = RaftServer(
             settings: settings, storage: storage, loop: loop, logger: context.logger,
@@ -81,7 +81,7 @@ package final class RaftServer: @unchecked Sendable {
     private var listeners: [any RunningListener] = []
 
     package init(
-        settings: RaftSettings, storage: RaftStorage, loop: any EventLoop, logger: Logger,
+        settings: RaftSettings, storage: OpenedStorage, loop: any EventLoop, logger: Logger,
         transport: any PeerTransport, onFatal: @escaping (StorageError) -> Void
     ) {
         self.loop = loop
@@ -129,13 +129,9 @@ package final class RaftServer: @unchecked Sendable {
     /// A local client.
     package func acceptClient(_ channel: any Channel) throws {
         let frames = FrameChannel()
-        // Judged by the first frame: before the channel is active the kernel has nothing to say.
-        frames.onFrame = { [unowned self] frames, frame in
-            service.accept(
-                frames, permission: access.permission(of: frames.peer), denial: Self.localDenial)
-            frames.onFrame(frames, frame)
-        }
         try channel.pipeline.syncOperations.addHandler(frames)
+        service.accept(
+            frames, permission: access.permission(of: frames.peer), denial: Self.localDenial)
     }
 
     /// A stream that net hands over: whose it is stands in its first frame.

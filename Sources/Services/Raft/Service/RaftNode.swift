@@ -8,6 +8,7 @@ import Logging
 import NIOCore
 import RaftCore
 import RaftStorage
+import ServiceKit
 
 /// What the node tells the part that serves clients. Called on the event loop.
 protocol RaftNodeClient: AnyObject {
@@ -19,6 +20,10 @@ protocol RaftNodeClient: AnyObject {
     func readFailed(_ round: UInt64)
     func answered(_ round: UInt64, _ answers: [StateAnswer])
     func standingChanged(_ standing: RaftStanding)
+    /// What was proposed in this turn is given to the core now.
+    func willPropose(in term: Term)
+    /// A snapshot took the place of entries; answers among them are lost.
+    func skipped()
 }
 
 /// The hands of a `RaftCore`: carries its effects out and tells it what came of them. Everything
@@ -172,8 +177,10 @@ package final class RaftNode: @unchecked Sendable {
         case .sendSnapshot(let peer): snapshots.send(to: peer)
         case .regressed(let peer, let acknowledged, let found):
             logger.error(
-                "a peer has lost entries that it had acknowledged; it is no longer believed: "
-                    + "remove it from the cluster and add it again with an empty data directory",
+                """
+                a peer has lost entries that it had acknowledged and is no longer believed: remove \
+                it from the cluster and add it again with an empty data directory
+                """,
                 metadata: [
                     "peer": "\(peer)", "acknowledged": "\(acknowledged)", "found": "\(found)",
                 ])
@@ -187,7 +194,7 @@ package final class RaftNode: @unchecked Sendable {
             let leader = standing.leader
         {
             logger.info(
-                leader == options.raft.node ? "became leader" : "follows a leader",
+                leader == options.raft.node ? "became the leader" : "follows a leader",
                 metadata: ["leader": "\(leader)", "term": "\(standing.term)"])
         } else if standing.leader == nil, before.leader != nil {
             logger.info("has no leader", metadata: ["term": "\(standing.term)"])
@@ -197,14 +204,15 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func changed(_ membership: Membership) {
-        self.membership = membership
+        // An empty one: the entry that founded the cluster was cut off again.
+        self.membership = membership.members.isEmpty ? nil : membership
         logger.info(
             "membership",
             metadata: [
                 "voters": "\(membership.voters)", "learners": "\(membership.learners)",
                 "joint": "\(membership.isJoint)",
             ])
-        links.update(membership)
+        links.update(self.membership)
     }
 
     private func armTimer() {
@@ -264,6 +272,7 @@ package final class RaftNode: @unchecked Sendable {
             step(.read(ReadID(round)))
         }
         guard !proposals.isEmpty else { return }
+        client?.willPropose(in: core.term)
         var rest: [Proposal] = []
         swap(&rest, &proposals)
         var total = 0
@@ -416,6 +425,7 @@ package final class RaftNode: @unchecked Sendable {
         membershipAppliedIndex = batch.membershipIndex ?? membershipAppliedIndex
         committed.clear()
         step(.snapshotInstalled(meta))
+        client?.skipped()
         client?.applied([], batch: batch)
         releaseRounds()
     }
@@ -468,8 +478,21 @@ extension RaftNode: PeerLinksDelegate {
                 id: id, by: message.from, received: received, installed: installed,
                 refused: refused)
         // While a snapshot takes the place of the log, messages are lost, as messages may be.
-        default: if !isPaused { step(.received(message)) }
+        default: if !isPaused { take(message) }
         }
+    }
+
+    private func take(_ message: Message) {
+        // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
+        // by the same leader: so whoever applies an entry of a later term knows that its proposal
+        // is lost (see `ClientService.proposeLost`).
+        if case .forward(let proposals) = message.body, message.term < core.term {
+            let answer = Message(
+                from: message.to, to: message.from, term: core.term,
+                body: .forwardRejected(numbers: proposals.map(\.id)))
+            return links.send(answer, after: nil)
+        }
+        step(.received(message))
     }
 
     func linkLost(_ node: NodeID) {

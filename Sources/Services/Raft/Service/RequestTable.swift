@@ -25,18 +25,18 @@ enum Permission: Int, Comparable, Sendable {
 }
 
 /// One row of the table of requests: everything about a request that is not what it does.
-struct RequestRule {
+struct RequestRule: Sendable {
     /// As in the protocol, for logs and error texts.
     let name: String
     let permission: Permission
     /// Passed on to the leader when this node is another one. (Writes and reads are not: they reach
     /// the leader as proposals and read rounds.)
     let isForLeader: Bool
-    let handler: (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
+    let handler: @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
 
     init(
         _ name: String, _ permission: Permission, isForLeader: Bool = false,
-        _ handler: @escaping (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
+        _ handler: @escaping @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
     ) {
         self.name = name
         self.permission = permission

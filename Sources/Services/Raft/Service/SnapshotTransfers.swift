@@ -2,6 +2,7 @@
 
 import AspenTypes
 import DequeModule
+import Logging
 import NIOCore
 import RaftCore
 import RaftStorage
@@ -11,7 +12,8 @@ import RaftStorage
 ///
 /// The sender keeps what has not been acknowledged, at most `windowBytes`, and sends it again when
 /// the link has been away: a transfer goes on where it was.
-final class SnapshotTransfers {
+// SAFETY: confined to the event loop; closures for the state thread only carry the reference.
+final class SnapshotTransfers: @unchecked Sendable {
     /// Bytes sent and not acknowledged, per peer.
     static let windowBytes: UInt64 = 4_000_000
     /// A transfer without any progress ends after this time.

@@ -82,7 +82,7 @@ final class StateThread: @unchecked Sendable {
     }
 
     func start() {
-        worker = WorkerThread(name: "raft-state") { [self] jobs in
+        worker = WorkerThread { [self] jobs in
             let events = carryOut(jobs)
             loop.execute { self.onEvents(events) }
         }

@@ -22,11 +22,11 @@ final class WorkerThread<Job>: @unchecked Sendable {
     private let run: ([Job]) -> Void
 
     /// - Parameter run: called on the thread with everything that was queued, in order.
-    init(name: String, run: @escaping ([Job]) -> Void) {
+    init(run: @escaping ([Job]) -> Void) {
         self.run = run
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(condition, nil)
-        start(name)
+        start()
     }
 
     deinit {
@@ -36,7 +36,7 @@ final class WorkerThread<Job>: @unchecked Sendable {
         mutex.deallocate()
     }
 
-    private func start(_ name: String) {
+    private func start() {
         let start = ThreadStart { [self] in work() }
         var created = pthread_t()
         let result = pthread_create(
@@ -47,7 +47,6 @@ final class WorkerThread<Job>: @unchecked Sendable {
                 return nil
             }, Unmanaged.passRetained(start).toOpaque())
         precondition(result == 0, "no thread can be started")
-        pthread_setname_np(created, String(name.prefix(15)))
         thread = created
     }
 
