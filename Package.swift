@@ -154,7 +154,7 @@ let executables: [Target] = [
     program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
-    program("aspen-sim", ["SimTool", arguments]),
+    program("aspen-sim", ["SimTool"]),
     program("aspen-bench", ["AspenBench"]),
 ]
 
@@ -165,7 +165,7 @@ let checks: [Target] = [
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
-    tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
+    tests("SimulationTests", ["SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "AspenDisk", "AspenMachine", "AspenTypes", "aspen-sim"], settings: pure),
     .target(
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-import ArgumentParser
 import SimTool
 
-SimCommand.main()
+SimCommand.launch()

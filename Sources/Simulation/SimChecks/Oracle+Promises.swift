@@ -28,6 +28,9 @@ extension Oracle {
         case .appendAccepted(let match):
             guard strictness == .rules else { return }
             let disk = disks[node]
+            // Said under a term that is over, it may have waited while a later leader cut the entry
+            // off; it was accepted before this node could help anyone to a later term.
+            guard disk.durableHardState.term <= message.term else { return }
             if disk.durable.lastIndex < match || disk.durableHardState.term < message.term {
                 throw breach(
                     "durable before said",

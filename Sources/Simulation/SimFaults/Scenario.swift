@@ -37,6 +37,11 @@ package struct Scenario: Sendable {
         package var trouble: Trouble
         /// Mean time between two of them.
         package var interval: Duration
+
+        package init(_ trouble: Trouble, every interval: Duration) {
+            self.trouble = trouble
+            self.interval = interval
+        }
     }
 
     package var seed: UInt64
@@ -90,6 +95,9 @@ package struct Scenario: Sendable {
     package var leaderHuntPercent: UInt64 = 50
     /// Mean time between membership changes and transfers; nil: none.
     package var operatorInterval: Duration?
+    /// Trouble ends by healing; when false, whatever is blocked or down then stays so, and a check
+    /// for liveness must notice.
+    package var heals = true
 
     package var nodes: Int { founders + spares }
 }
@@ -198,7 +206,7 @@ extension Scenario {
             }
             let interval = electionTimeoutMax * Double(random.uniform(5..<60)) / 10
             if random.chance(isRare ? 1 : 2, in: 5) {
-                rates.append(Rate(trouble: kind, interval: isRare ? interval * 3 : interval))
+                rates.append(Rate(kind, every: isRare ? interval * 3 : interval))
             }
         }
     }

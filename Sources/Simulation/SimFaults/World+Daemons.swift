@@ -92,6 +92,7 @@ extension World {
     }
 
     func killRaft(_ node: SimNode, restartAfter delay: Duration) {
+        if node.shell?.standing.role == .leader, node.isNetUp { leaderKilledAt = now }
         guard endRaft(node) else { return }
         note("n\(node.id) raft is gone")
         if node.isNetUp { announceServiceGone(node) }

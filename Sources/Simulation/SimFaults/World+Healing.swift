@@ -23,6 +23,8 @@ extension World {
     private func beginHealing() {
         note("trouble ends")
         part = .healing
+        schedule(.endOfPatience, after: patience)
+        guard scenario.heals else { return }
         for node in nodes {
             node.pausedUntil = .zero
             node.isDiskSlow = false
@@ -35,7 +37,6 @@ extension World {
         network.conditions.lossPerMille = 0
         network.conditions.duplicatePerMille = 0
         sendDepartures()
-        schedule(.endOfPatience, after: patience)
     }
 
     /// Once the membership is settled and everyone in it runs, each client writes through one node

@@ -87,7 +87,11 @@ extension World {
 
     private func changed(_ standing: RaftStanding, _ shell: RaftShell) throws(Violation) {
         trace.fold(standing.term.rawValue << 3 | (standing.role == .leader ? 1 : 0))
-        if standing.role == .leader, shell.standing.role != .leader { statistics.elections += 1 }
+        if standing.role == .leader, shell.standing.role != .leader {
+            statistics.elections += 1
+            if let killed = leaderKilledAt { statistics.takeovers.append(now - killed) }
+            leaderKilledAt = nil
+        }
         shell.standing = standing
         note(
             "n\(shell.node.id) \(standing.role) in term \(standing.term), leader "

@@ -37,6 +37,8 @@ package final class World {
     var clients: [SimClient] = []
     var nextValue: UInt64 = 1
     var effects: [RaftEffect] = []
+    /// When the last leader's raft daemon ended, until there is another.
+    var leaderKilledAt: MonotonicInstant?
     /// When the part with trouble began.
     var troubleBegan: UInt64 = 0
 
@@ -62,6 +64,8 @@ package final class World {
         package var untrustedTails = 0
         package var snapshots = 0
         package var memberships = 0
+        /// From the end of a leader's raft daemon (not of its net) to the next leader.
+        package var takeovers: [Duration] = []
         package var virtualTime = MonotonicInstant.zero
     }
 

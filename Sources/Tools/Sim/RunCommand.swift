@@ -24,17 +24,17 @@ struct RunCommand: ParsableCommand {
         CrashReport.install()
         CrashReport.begin(seed: seed)
         let scenario = options.scenario(seed: seed)
-        print(Self.describe(scenario))
-        let sink: ((String) -> Void)? = trace ? { print($0) } : nil
+        Output.line(Self.describe(scenario))
+        let sink: ((String) -> Void)? = trace ? { Output.line($0) } : nil
         let trial = Trial.run(scenario, strictness: options.strictness, sink: sink)
-        print(Self.describe(trial))
+        Output.line(Self.describe(trial))
         if let violation = trial.violation {
-            print("FAILED \(violation)")
-            if !trace { print("See what led to it: the same command with --trace.") }
+            Output.line("FAILED \(violation)")
+            if !trace { Output.line("See what led to it: the same command with --trace.") }
         } else {
-            print("passed: every promise was kept")
+            Output.line("passed: every promise was kept")
         }
-        print(trial.hash.hex)
+        Output.line(trial.hash.hex)
         let outcome = Outcome(trial)
         if outcome != .passed { throw outcome.exitCode }
     }

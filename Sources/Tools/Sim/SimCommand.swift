@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import ArgumentParser
+import Glibc
 import RaftCore
 import SimChecks
 import SimFaults
@@ -19,6 +20,22 @@ package struct SimCommand: ParsableCommand {
         subcommands: [RunCommand.self, SweepCommand.self])
 
     package init() {}
+
+    /// Parses the arguments, runs, exits.
+    package static func launch() -> Never {
+        do {
+            var command = try parseAsRoot()
+            try command.run()
+            Glibc.exit(0)
+        } catch {
+            let code = exitCode(for: error)
+            let message = fullMessage(for: error)
+            if !message.isEmpty {
+                Output.line(message, to: code.isSuccess ? STDOUT_FILENO : STDERR_FILENO)
+            }
+            Glibc.exit(code == .validationFailure ? 2 : code.rawValue)
+        }
+    }
 }
 
 /// What a run can end with; the process's exit code.

@@ -99,7 +99,7 @@ struct Sweep {
         worker.nextSeed = seed + stride
         tally.add(seed: seed, outcome, hash: String(parts[2]))
         if outcome != .passed {
-            print("seed \(seed) FAILED \(parts.count > 3 ? String(parts[3]) : "")")
+            Output.line("seed \(seed) FAILED \(parts.count > 3 ? String(parts[3]) : "")")
         }
     }
 
@@ -109,7 +109,7 @@ struct Sweep {
         var status: Int32 = 0
         waitpid(worker.process, &status, 0)
         guard worker.nextSeed < end else { return nil }
-        print("seed \(worker.nextSeed) FAILED crash: see `aspen-sim run --seed \(worker.nextSeed)`")
+        Output.line("seed \(worker.nextSeed) FAILED crash: see `aspen-sim run --seed \(worker.nextSeed)`")
         tally.add(seed: worker.nextSeed, .crash, hash: "crash")
         let next = worker.nextSeed + stride
         return next < end ? try start(from: next) : nil

@@ -47,8 +47,8 @@ struct SweepCommand: ParsableCommand {
         if let stride { return work(stride) }
         var tally = Tally()
         try Sweep(command: self).run(&tally)
-        print(tally.summary)
-        print(tally.hash.hex)
+        Output.line(tally.summary)
+        Output.line(tally.hash.hex)
         if tally.worst != .passed { throw tally.worst.exitCode }
     }
 
@@ -64,8 +64,7 @@ struct SweepCommand: ParsableCommand {
                 ? Trial.run(scenario, strictness: options.strictness)
                 : Trial.runTwice(scenario, strictness: options.strictness)
             let detail = trial.violation.map { " \($0)" } ?? ""
-            let line = "\(seed) \(Outcome(trial).rawValue) \(trial.hash.hex)\(detail)\n"
-            Array(line.utf8).withUnsafeBytes { _ = write(STDOUT_FILENO, $0.baseAddress, $0.count) }
+            Output.line("\(seed) \(Outcome(trial).rawValue) \(trial.hash.hex)\(detail)")
             seed += stride
         }
     }

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import SimChecks
+import SimFaults
+import SimKit
+import Testing
+
+/// Scenarios made for one promise each, with the times of production.
+@Suite struct ScenarioTests {
+    private func quiet(seed: UInt64) -> Scenario {
+        var scenario = Scenario(seed: seed, founders: 3, steps: 4000)
+        scenario.spares = 0
+        scenario.heartbeatInterval = .milliseconds(500)
+        scenario.electionTimeoutMin = .milliseconds(1500)
+        scenario.electionTimeoutMax = .milliseconds(3000)
+        scenario.redialGrace = .milliseconds(300)
+        scenario.idleTimeout = .seconds(5)
+        scenario.clockDriftPPMMax = 100
+        scenario.network = .init()
+        scenario.syncLatencyMax = .milliseconds(1)
+        scenario.thinkTimeMax = .seconds(1)
+        scenario.requestTimeout = .seconds(2)
+        scenario.operatorInterval = nil
+        scenario.rates = []
+        return scenario
+    }
+
+    /// DESIGN §2: restarting any aspend-net, the leader's too, changes no term.
+    @Test(arguments: 1...20 as ClosedRange<UInt64>) func restartedNetsChangeNoTerm(seed: UInt64) {
+        var scenario = quiet(seed: seed)
+        scenario.rates = [.init(.killNet, every: .milliseconds(800))]
+        scenario.downtimeMax = .milliseconds(200)
+        let trial = Trial.run(scenario)
+        #expect(trial.violation == nil)
+        #expect(trial.statistics.troubles >= 20)
+        #expect(trial.statistics.elections == 1)
+    }
+
+    /// DESIGN §2: when a leader's raft daemon dies, its living net says so, and the named successor
+    /// campaigns at once.
+    @Test func deadLeadersAreReplacedAtOnce() {
+        var takeovers: [Duration] = []
+        for seed in 1...10 as ClosedRange<UInt64> {
+            var scenario = quiet(seed: seed)
+            scenario.rates = [.init(.killRaft, every: .seconds(4))]
+            scenario.leaderHuntPercent = 100
+            scenario.downtimeMax = .milliseconds(500)
+            let trial = Trial.run(scenario)
+            #expect(trial.violation == nil)
+            takeovers += trial.statistics.takeovers
+        }
+        takeovers.sort()
+        #expect(takeovers.count >= 20)
+        #expect(takeovers[takeovers.count / 2] < .milliseconds(100))
+        #expect(takeovers[takeovers.count * 9 / 10] < .milliseconds(500))
+    }
+
+    @Test func peaceIsUneventful() {
+        let trial = Trial.run(quiet(seed: 1))
+        #expect(trial.violation == nil)
+        #expect(trial.statistics.elections == 1 && trial.statistics.unknown == 0)
+    }
+
+    /// The check for liveness can fail: here nothing is healed.
+    @Test func brokenClustersAreNoticed() {
+        var scenario = quiet(seed: 3)
+        scenario.heals = false
+        scenario.troubleMax = .seconds(100_000)
+        scenario.rates = [.init(.partition, every: .milliseconds(500))]
+        let trial = Trial.run(scenario)
+        #expect(trial.violation?.kind == .liveness)
+    }
+}
