@@ -51,10 +51,12 @@ func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 }
 
 func tests(
-    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict
+    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict,
+    exclude: [String] = []
 ) -> Target {
     .testTarget(
-        name: name, dependencies: dependencies, path: "Tests/" + name, swiftSettings: settings)
+        name: name, dependencies: dependencies, path: "Tests/" + name, exclude: exclude,
+        swiftSettings: settings)
 }
 
 let foundations: [Target] = [
@@ -104,10 +106,14 @@ let services: [Target] = [
     module("NetClient", "Services/Net/Client", nio + ["AspenWire", "AspenTypes", "ServiceKit"]),
     module(
         "NetService", "Services/Net/Service",
-        nio + ["AspenWire", "ServiceKit", "LinkCore", "QUIC", "CSodium", logging]),
+        nio + [
+            "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "ServiceKit", "LinkCore",
+            "QUIC", "CSodium", "CAspenSystem", collections, logging,
+        ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes", collections], settings: pure),
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenBytes", collections],
+        settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
@@ -123,28 +129,32 @@ let services: [Target] = [
 ]
 
 let tools: [Target] = [
-    module("AspenCLI", "Tools/CLI", ["AspenClient", arguments]),
+    module(
+        "AspenCLI", "Tools/CLI", ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
     module(
         "AspenBench", "Tools/Bench",
-        ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
+        nio + [
+            "AspenCLI", "AspenClient", "AspenMachine", "AspenWire", "AspenTypes", arguments,
+            .product(name: "Histogram", package: "hdrhistogram-swift"),
+        ]),
     module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
-    module("SimTool", "Tools/Sim", ["SimChecks", arguments]),
+    module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
 
 let simulation: [Target] = [
     module("SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
-        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage"], settings: pure),
+        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage", "AspenBytes"], settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
 ]
 
 let executables: [Target] = [
-    program("aspend-net", ["NetService"]),
+    program("aspend-net", ["NetService", "ServiceKit"]),
     program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
-    program("aspen-sim", ["SimTool"]),
+    program("aspen-sim", ["SimTool", arguments]),
     program("aspen-bench", ["AspenBench"]),
 ]
 
@@ -154,14 +164,13 @@ let checks: [Target] = [
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
-    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     .target(
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
-    tests("AspenClientTests", ["AspenClient", "AspenTypes", "AspenWire", "FakeRaftServer"]),
+    tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
     tests(
         "RaftServiceTests",
         nio + [
@@ -169,7 +178,9 @@ let checks: [Target] = [
             "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
             protobuf,
         ]),
+    tests("AspenClientTests", nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 
 let package = Package(

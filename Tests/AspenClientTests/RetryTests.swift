@@ -88,7 +88,8 @@ private func code(
     @Test func readsAreRepeated() async throws {
         try await withServer { server, client in
             try await client.set("k", to: "v")
-            server.faults([.dropBefore, .dropAfter, .fail(.unavailable, .withSession)], for: isRead)
+            server.faults(
+                [.dropBefore, .dropAfter, .fail(.unavailable, .withSession)], for: isRead)
             #expect(try await client.get("k").entry?.value == Array("v".utf8))
             #expect(server.requests.filter(isRead).count == 4)
         }

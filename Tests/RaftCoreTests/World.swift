@@ -126,6 +126,11 @@ final class World {
         node.held = []
         node.durable = DurabilityTicket(0)
         node.snapshotsWanted = []
+        if node.appliedIndex > node.disk.lastIndex {
+            violations.append("the state of \(id) is ahead of its log")
+            node.appliedIndex = node.disk.lastIndex
+            node.applied.removeAll { $0.index > node.appliedIndex }
+        }
         let recovery = node.disk.recovery(applied: node.appliedIndex)
         node.core = RaftCore(
             configuration: configuration, recovery: recovery, now: now, random: &random)
@@ -190,7 +195,18 @@ final class World {
             if let known, known != id {
                 violations.append("term \(core.term) has leaders \(known) and \(id)")
             }
+            if known == nil { checkCompleteness(of: core) }
             leaders[core.term] = id
+        }
+    }
+
+    /// A leader has every committed entry (Raft §5.4).
+    private func checkCompleteness(of core: RaftCore) {
+        for (index, entry) in committed where index >= core.firstIndex {
+            if core.term(at: index) != entry.term {
+                violations.append("leader of term \(core.term) lacks committed entry \(index)")
+                return
+            }
         }
     }
 
@@ -399,5 +415,6 @@ final class World {
         }
     }
 
-    var committedCount: Int { committed.count }
+    /// The last entry applied anywhere.
+    var committedIndex: LogIndex { committed.keys.max() ?? .zero }
 }

@@ -69,6 +69,11 @@ package struct LinkMachine: Machine {
     /// Where a stream to this peer goes.
     package func primary(of endpoint: EndpointID) -> LinkID? { peers[endpoint]?.links.first?.id }
 
+    /// Where it can be dialled, as far as anybody said.
+    package func addresses(of endpoint: EndpointID) -> [String] {
+        peers[endpoint]?.addresses ?? []
+    }
+
     /// Whether the peer is dialled, so that waiting for it makes sense.
     package func isExpected(_ endpoint: EndpointID) -> Bool {
         guard let peer = peers[endpoint] else { return false }

@@ -15,16 +15,14 @@ import AspenTypes
 
 extension RaftCore {
     /// A voter whose net works. One with a damaged log may try too: see Repair.swift.
-    var canCampaign: Bool {
-        guard let membership else { return false }
-        return membership.isVoter(node) && !isOwnNetLost
-    }
+    var canCampaign: Bool { isElectable && !isOwnNetLost }
+
+    /// A voter, or one on its way out while that is not yet known to be committed: until then it
+    /// may be the only one whose log is good enough to lead (thesis §4.2.2).
+    private var isElectable: Bool { memberships.contains { $0.membership.isVoter(node) } }
 
     /// The role of a node that neither leads nor campaigns.
-    var roleWithoutOffice: RaftRole {
-        guard let membership else { return .learner }
-        return membership.isVoter(node) ? .follower : .learner
-    }
+    var roleWithoutOffice: RaftRole { isElectable ? .follower : .learner }
 
     /// A node with a live leader helps nobody to depose it. A leader that hears from no quorum
     /// resigns by itself (CheckQuorum), so until then it may take itself for alive.
@@ -206,14 +204,20 @@ extension RaftCore {
     mutating func candidacyBecameDurable(_ turn: inout Turn) {
         guard role == .candidate, let ticket = candidacy, ledger.isDurable(ticket) else { return }
         candidacy = nil
-        count(Ballot(node, true, !isTailTrusted), as: .candidate, &turn)
+        ballots.append(Ballot(node, true, !isTailTrusted))
+        decide(&turn)
     }
 
     mutating func count(_ ballot: Ballot, as expected: RaftRole, _ turn: inout Turn) {
-        guard role == expected, let membership, membership.isVoter(ballot.node),
-            !ballots.contains(where: { $0.node == ballot.node })
-        else { return }
+        guard role == expected, !ballots.contains(where: { $0.node == ballot.node }) else {
+            return
+        }
         ballots.append(ballot)
+        decide(&turn)
+    }
+
+    private mutating func decide(_ turn: inout Turn) {
+        guard let membership else { preconditionFailure("a campaign without voters") }
         switch tally(in: membership) {
         case .open: break
         case .lost:

@@ -105,6 +105,8 @@ extension RaftCore {
     }
 
     private mutating func acknowledge(upTo index: LogIndex, to from: NodeID, _ turn: inout Turn) {
+        // The term under which this is said goes to disk first, even when no entry does.
+        if isHardStateDirty { write(&turn) }
         let ticket = bugs.acknowledgeBeforeDurable ? nil : ledger.ticket(covering: index)
         guard let below = untrustedBelow else {
             send(.appendAccepted(match: index), to: from, after: ticket, &turn)
@@ -141,7 +143,11 @@ extension RaftCore {
     }
 
     mutating func snapshotInstalled(_ meta: SnapshotMeta, _ turn: inout Turn) {
-        precondition(takesSnapshot(meta), "a snapshot that takes this node back")
+        promise(takesSnapshot(meta), "a snapshot that takes this node back")
+        // The shell took it in; no message of that term may have come by here.
+        if meta.term > term { becomeFollower(of: nil, in: meta.term, &turn) }
+        // The snapshot may have overtaken all else that was said in its term.
+        if meta.term > term { becomeFollower(of: nil, in: meta.term, &turn) }
         log.reset(to: Position(meta.index, meta.term))
         ledger.reset(to: meta.index)
         commitIndex = meta.index
@@ -158,7 +164,7 @@ extension RaftCore {
 
     /// The log was cut after a checkpoint. Only applied entries may go.
     mutating func logDiscarded(upTo index: LogIndex, term: Term) {
-        precondition(index <= handedIndex, "entries were discarded that are not applied")
+        promise(index <= handedIndex, "entries were discarded that are not applied")
         log.discard(upTo: index, term: term)
     }
 }

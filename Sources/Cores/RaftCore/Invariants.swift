@@ -14,62 +14,62 @@ extension RaftCore {
     }
 
     private func checkIndexes() {
-        precondition(log.base.index <= handedIndex, "entries were discarded before their time")
-        precondition(appliedIndex <= handedIndex, "applied before it was handed out")
-        precondition(handedIndex <= commitIndex, "handed out before it was committed")
-        precondition(commitIndex <= log.lastIndex, "committed what is not there")
-        precondition(handedIndex <= ledger.durableIndex, "handed out before it was durable")
-        precondition(ledger.durableIndex <= log.lastIndex, "durable beyond the end")
-        precondition(log.lastTerm <= term, "an entry of a term to come")
-        precondition(agreedIndex <= log.lastIndex, "agreed on what is not there")
-        precondition(!isHardStateDirty, "a changed hard state was not written")
+        promise(log.base.index <= handedIndex, "entries were discarded before their time")
+        promise(appliedIndex <= handedIndex, "applied before it was handed out")
+        promise(handedIndex <= commitIndex, "handed out before it was committed")
+        promise(commitIndex <= log.lastIndex, "committed what is not there")
+        promise(handedIndex <= ledger.durableIndex, "handed out before it was durable")
+        promise(ledger.durableIndex <= log.lastIndex, "durable beyond the end")
+        promise(log.lastTerm <= term, "an entry of a term to come")
+        promise(agreedIndex <= log.lastIndex, "agreed on what is not there")
+        promise(!isHardStateDirty, "a changed hard state was not written")
     }
 
     private func checkOffice() {
         switch role {
         case .leader:
-            precondition(leader == node && hardState.votedFor == node, "a leader elected itself")
-            precondition(isTailTrusted, "a damaged log does not lead")
-            precondition(heartbeatDeadline != nil, "a leader must beat")
+            promise(leader == node && hardState.votedFor == node, "a leader elected itself")
+            promise(isTailTrusted, "a damaged log does not lead")
+            promise(heartbeatDeadline != nil, "a leader must beat")
             checkPeers()
         case .candidate:
-            precondition(hardState.votedFor == node && leader == nil, "a candidate voted for itself")
-            precondition(electionDeadline != nil, "a campaign must end")
+            promise(hardState.votedFor == node && leader == nil, "a candidate voted for itself")
+            promise(electionDeadline != nil, "a campaign must end")
         case .preCandidate:
-            precondition(leader == nil && electionDeadline != nil, "a campaign must end")
+            promise(leader == nil && electionDeadline != nil, "a campaign must end")
         case .follower, .learner:
-            precondition(leader != node, "led by itself without office")
-            precondition(role == roleWithoutOffice, "the role does not fit the membership")
+            promise(leader != node, "led by itself without office")
+            promise(role == roleWithoutOffice, "the role does not fit the membership")
         }
         if role != .leader {
-            precondition(peers.isEmpty && transfer == nil, "only leaders have peers")
-            precondition(reads.count == 0, "only leaders hold rounds")
+            promise(peers.isEmpty && transfer == nil, "only leaders have peers")
+            promise(reads.count == 0, "only leaders hold rounds")
         }
-        precondition(leader != nil || asks.count == 0, "nobody to ask")
-        precondition(asks.waiting.isEmpty || !asks.asked.isEmpty, "reads wait for nothing")
+        promise(leader != nil || asks.count == 0, "nobody to ask")
+        promise(asks.waiting.isEmpty || !asks.asked.isEmpty, "reads wait for nothing")
     }
 
     private func checkPeers() {
         var previous: NodeID?
         for peer in peers {
-            precondition(previous.map { $0 < peer.node } ?? true, "peers must ascend")
+            promise(previous.map { $0 < peer.node } ?? true, "peers must ascend")
             previous = peer.node
-            precondition(peer.match <= log.lastIndex, "a peer has more than the leader")
-            precondition(peer.next > peer.match || peer.isRepairing, "sending what is there")
-            precondition(peer.next <= log.lastIndex.next, "sending what is not there")
-            precondition(
+            promise(peer.match <= log.lastIndex, "a peer has more than the leader")
+            promise(peer.next > peer.match || peer.isRepairing, "sending what is there")
+            promise(peer.next <= log.lastIndex.next, "sending what is not there")
+            promise(
                 peer.inFlight.count <= configuration.appendsInFlightMax, "too many in flight")
-            precondition(peer.state == .replicate || peer.inFlight.isEmpty, "probes are not counted")
+            promise(peer.state == .replicate || peer.inFlight.isEmpty, "probes are not counted")
         }
-        precondition(
+        promise(
             reads.waiting.isEmpty || !reads.asking.isEmpty || commitIndex < termFirstIndex,
             "reads wait for nothing")
     }
 
     private func checkMemberships() {
         for (one, other) in zip(memberships, memberships.dropFirst()) {
-            precondition(one.index < other.index, "memberships must ascend")
+            promise(one.index < other.index, "memberships must ascend")
         }
-        for (_, membership) in memberships { precondition(membership.isWellFormed, "malformed") }
+        for (_, membership) in memberships { promise(membership.isWellFormed, "malformed") }
     }
 }

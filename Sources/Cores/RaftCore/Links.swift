@@ -42,7 +42,7 @@ extension RaftCore {
         guard role == .leader, let peer = peerIndex(peer) else { return }
         peers[peer].isLinked = false
         guard peers[peer].state != .snapshot else { return }
-        peers[peer].probe(from: peers[peer].match.next)
+        peers[peer].forgetFlight()
     }
 
     mutating func linkRestored(_ peer: NodeID, _ turn: inout Turn) {

@@ -55,6 +55,7 @@ extension RaftCore {
         while memberships.count > 1, memberships[1].index <= min(handedIndex, commitIndex) {
             memberships.removeFirst()
         }
+        if role == .follower || role == .learner { role = roleWithoutOffice }
     }
 
     /// Brings the list of peers in line with the membership in force, keeping what is known of

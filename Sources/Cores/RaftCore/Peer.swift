@@ -69,6 +69,9 @@ struct Peer {
         sentCommit = .zero
     }
 
+    /// What was on its way is taken for lost.
+    mutating func forgetFlight() { probe(from: state == .replicate ? match.next : next) }
+
     mutating func replicate() {
         state = .replicate
         isPaused = false

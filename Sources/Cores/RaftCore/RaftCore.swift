@@ -102,11 +102,11 @@ package struct RaftCore: Machine {
         configuration: RaftConfiguration, recovery: RaftRecovery, now: MonotonicInstant,
         random: inout RandomSource
     ) {
-        precondition(recovery.snapshotIndex <= recovery.lastIndex, "the log ends before it starts")
-        precondition(
+        promise(recovery.snapshotIndex <= recovery.lastIndex, "the log ends before it starts")
+        promise(
             recovery.snapshotIndex <= recovery.appliedIndex,
             "entries are missing between the state and the log: rebuild from a peer")
-        precondition(
+        promise(
             recovery.appliedIndex <= recovery.lastIndex,
             "the state is ahead of the log: start the log anew behind it")
         self.configuration = configuration

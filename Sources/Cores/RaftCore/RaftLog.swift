@@ -29,9 +29,9 @@ struct RaftLog {
         runs = Deque(recovery.termStarts.lazy.map { Run(first: $0.index, term: $0.term) })
         self.cacheBytesMax = cacheBytesMax
         if let first = runs.first {
-            precondition(first.first == base.index.next, "the runs must start the log")
+            promise(first.first == base.index.next, "the runs must start the log")
         } else {
-            precondition(lastIndex == base.index, "entries of unknown term")
+            promise(lastIndex == base.index, "entries of unknown term")
         }
     }
 
@@ -73,8 +73,8 @@ struct RaftLog {
     /// - Parameter settled: entries up to here may leave the memory; later ones are still to be
     ///   handed to the state, and are bounded by what a leader may have uncommitted.
     mutating func append(_ entry: Entry, settled: LogIndex) {
-        precondition(entry.index == lastIndex.next, "a log has no holes")
-        precondition(entry.term >= lastTerm, "terms never fall along a log")
+        promise(entry.index == lastIndex.next, "a log has no holes")
+        promise(entry.term >= lastTerm, "terms never fall along a log")
         if runs.isEmpty || entry.term > lastTerm {
             runs.append(Run(first: entry.index, term: entry.term))
         }
@@ -92,7 +92,7 @@ struct RaftLog {
     }
 
     mutating func truncate(after index: LogIndex) {
-        precondition(index >= base.index, "what a snapshot stands for is never truncated")
+        promise(index >= base.index, "what a snapshot stands for is never truncated")
         while lastIndex > index {
             lastIndex = lastIndex.previous
             if let entry = cache.popLast() {
@@ -122,9 +122,9 @@ struct RaftLog {
     }
 
     mutating func discard(upTo index: LogIndex, term: Term) {
-        precondition(index <= lastIndex, "what is not there cannot be discarded")
+        promise(index <= lastIndex, "what is not there cannot be discarded")
         guard index > base.index else { return }
-        precondition(self.term(at: index) == term, "a snapshot of another history")
+        promise(self.term(at: index) == term, "a snapshot of another history")
         while let entry = cache.first, entry.index <= index { evictFirst() }
         while runs.count > 1, runs[1].first <= index.next { runs.removeFirst() }
         if index == lastIndex {
@@ -145,17 +145,17 @@ struct RaftLog {
     }
 
     func checkInvariants() {
-        precondition(base.index <= lastIndex, "the log ends before it starts")
-        precondition(runs.isEmpty == (base.index == lastIndex), "runs and length disagree")
-        precondition(cacheFirst > base.index || cache.isEmpty, "the cache reaches behind the log")
+        promise(base.index <= lastIndex, "the log ends before it starts")
+        promise(runs.isEmpty == (base.index == lastIndex), "runs and length disagree")
+        promise(cacheFirst > base.index || cache.isEmpty, "the cache reaches behind the log")
         var previous = Position(base.index, base.term)
         for run in runs {
-            precondition(run.first > previous.index, "runs must ascend")
-            precondition(
+            promise(run.first > previous.index, "runs must ascend")
+            promise(
                 run.term > previous.term || run.first == firstIndex, "each run has a newer term")
             previous = Position(run.first, run.term)
         }
-        precondition(previous.index <= lastIndex, "a run beyond the end")
-        precondition(cache.last.map { $0.index == lastIndex } ?? true, "the cache ends elsewhere")
+        promise(previous.index <= lastIndex, "a run beyond the end")
+        promise(cache.last.map { $0.index == lastIndex } ?? true, "the cache ends elsewhere")
     }
 }

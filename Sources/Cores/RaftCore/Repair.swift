@@ -56,7 +56,15 @@ extension RaftCore {
         }
         // `match` stays: what it once acknowledged and lost, no election can go without, for the
         // node does not vote until it has it again.
-        peers[peer].probe(from: request.from)
+        if !request.isAgreed {
+            peers[peer].probe(from: request.from)
+        } else if peers[peer].state == .replicate {
+            peers[peer].landed(upTo: request.from.previous)
+        } else {
+            peers[peer].probe(from: request.from)
+            peers[peer].state = .replicate
+        }
+        peers[peer].movedAt = turn.now
         sendAppends(to: peer, &turn)
     }
 

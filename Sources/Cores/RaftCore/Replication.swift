@@ -166,7 +166,7 @@ extension RaftCore {
         case .replicate:
             guard !peers[peer].inFlight.isEmpty, silence >= configuration.heartbeatInterval * 2
             else { return }
-            peers[peer].probe(from: peers[peer].match.next)
+            peers[peer].forgetFlight()
             sendAppends(to: peer, &turn)
         }
     }
@@ -183,7 +183,7 @@ extension RaftCore {
 
     mutating func restartReplication(to peer: Int, _ turn: inout Turn) {
         guard peers[peer].state != .snapshot else { return }
-        peers[peer].probe(from: peers[peer].match.next)
+        peers[peer].forgetFlight()
         sendAppends(to: peer, &turn)
     }
 
@@ -265,10 +265,11 @@ extension RaftCore {
         guard role == .leader, let peer = peerIndex(node), peers[peer].state == .snapshot else {
             return
         }
-        let reached = succeeded ? max(index, peers[peer].match) : peers[peer].match
-        peers[peer].probe(from: min(reached, log.lastIndex).next)
+        // A peer that refused may have more than we thought: the next probe, with the next
+        // heartbeat, starts from our end, and its rejection tells what is needed, if not this.
+        let reached = succeeded ? min(max(index, peers[peer].match), log.lastIndex) : log.lastIndex
+        peers[peer].probe(from: reached.next)
         peers[peer].movedAt = turn.now
-        // A refused or broken transfer is begun again with the next heartbeat.
         peers[peer].isPaused = !succeeded
         sendAppends(to: peer, &turn)
     }

@@ -54,6 +54,16 @@ struct ActiveBugs {
     }
 }
 
+/// A precondition whose message survives optimisation: whoever finds a dead daemon should also find
+/// out which promise was broken.
+@inline(__always)
+func promise(
+    _ condition: @autoclosure () -> Bool, _ message: StaticString, file: StaticString = #fileID,
+    line: UInt = #line
+) {
+    if !condition() { fatalError("broken promise: \(message)", file: file, line: line) }
+}
+
 extension RaftCore {
     var node: NodeID { configuration.node }
 
@@ -61,7 +71,7 @@ extension RaftCore {
     /// then it is for the checks around the core to notice: a trap would take them along.
     func require(_ condition: @autoclosure () -> Bool, _ message: StaticString) {
         if bugs.any { return }
-        precondition(condition(), "\(message)")
+        promise(condition(), message)
     }
 
     func send(

@@ -46,7 +46,7 @@ struct WriteLedger {
     }
 
     mutating func settle(_ ticket: DurabilityTicket) {
-        precondition(ticket <= last, "a ticket that was never handed out cannot be durable")
+        promise(ticket <= last, "a ticket that was never handed out cannot be durable")
         while let first = pending.first, first.ticket <= ticket {
             durableIndex = max(durableIndex, first.lastIndex)
             pending.removeFirst()

@@ -1,1 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+
+import Glibc
+import NetService
+import ServiceKit
+
+if let code = NetDaemon.printIdentity(Array(CommandLine.arguments.dropFirst())) { exit(code) }
+Daemon.run("aspend-net", start: NetDaemon.start)

@@ -2,7 +2,9 @@
 #define _GNU_SOURCE
 #include "CAspenSystem.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -27,7 +29,8 @@ int aspen_send_fd(int socket, int fd) {
     header->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(header), &fd, sizeof fd);
     for (;;) {
-        if (sendmsg(socket, &message, MSG_NOSIGNAL) >= 0) return 0;
+        /* Not waiting: the caller is an event loop, and a receiver that is down takes nothing. */
+        if (sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return 0;
         if (errno != EINTR) return -errno;
     }
 }
@@ -82,4 +85,23 @@ int aspen_is_listening(int fd) {
     int value = 0;
     socklen_t length = sizeof value;
     return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &length) == 0 && value == 1;
+}
+
+int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port) {
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &length) != 0) return -errno;
+    const void *bytes;
+    if (address.ss_family == AF_INET) {
+        const struct sockaddr_in *four = (const struct sockaddr_in *)&address;
+        bytes = &four->sin_addr;
+        *port = ntohs(four->sin_port);
+    } else if (address.ss_family == AF_INET6) {
+        const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)&address;
+        bytes = &six->sin6_addr;
+        *port = ntohs(six->sin6_port);
+    } else {
+        return -EAFNOSUPPORT;
+    }
+    return inet_ntop(address.ss_family, bytes, host, (socklen_t)size) == NULL ? -errno : 0;
 }

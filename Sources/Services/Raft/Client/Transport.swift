@@ -37,8 +37,9 @@ package enum Endpoint: Sendable, Equatable {
         }
     }
 
-    package func connect(on loop: any EventLoop) -> EventLoopFuture<NIOLoopBound<any FrameTransport>>
-    {
+    package func connect(on loop: any EventLoop) -> EventLoopFuture<
+        NIOLoopBound<any FrameTransport>
+    > {
         switch self {
         case .socket(let path): SocketTransport.connect(path: path, on: loop)
         case .node(let id, let addresses):
@@ -100,6 +101,7 @@ final class SocketTransport: FrameTransport {
 
     private static func failure(path: String, _ error: any Error) -> ConnectFailure {
         let code = (error as? IOError)?.errnoCode ?? 0
+        let reason = code == 0 ? "\(error)" : String(cString: strerror(code))
         switch code {
         case ENOENT, ENOTDIR:
             return ConnectFailure(
@@ -121,7 +123,7 @@ final class SocketTransport: FrameTransport {
             return ConnectFailure(
                 error: AspenError(
                     .unavailable,
-                    "cannot connect to \(path): \(error); look at `journalctl -u aspend-raft`",
+                    "cannot connect to \(path): \(reason); look at `journalctl -u aspend-raft`",
                     retry: .safe),
                 isLasting: false)
         }

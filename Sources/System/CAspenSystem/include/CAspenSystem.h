@@ -22,6 +22,8 @@ int aspen_peer_credentials(int socket, aspen_peer *peer);
 int aspen_peer_groups(int socket, gid_t *groups, size_t max);
 /* 1 if the descriptor is a listening socket, else 0. */
 int aspen_is_listening(int fd);
+/* Where an IPv4 or IPv6 socket is bound: a numeric host, zero-terminated, and a port. 0, or -errno. */
+int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port);
 
 /* Starts a child that dies with this thread's process. Descriptor fds[i] becomes 3 + i in the child;
  * `error` becomes 1 and 2; everything else is closed. The signal mask is cleared. The pid, or -errno.

@@ -196,8 +196,15 @@ extension LogReplay {
     func recovery() throws(StorageError) -> RaftRecovery {
         // Entries of a term that the hard state does not know yet: nothing was promised in it.
         let state = map.lastTerm > hardState.term ? HardState(term: map.lastTerm) : hardState
+        var decoded: [(index: LogIndex, membership: Membership)] = []
+        for (index, payload) in memberships {
+            guard let membership = Membership(payload: payload) else {
+                throw .corrupt("entry \(index) is a membership that cannot be read")
+            }
+            decoded.append((index, membership))
+        }
         return RaftRecovery(
-            hardState: state, memberships: [], snapshotIndex: map.base,
+            hardState: state, memberships: decoded, snapshotIndex: map.base,
             snapshotTerm: map.baseTerm, lastIndex: map.lastIndex, termStarts: map.termStarts,
             lastTime: lastTime, isTailTrusted: untrustedBelow == .zero,
             untrustedBelow: untrustedBelow)

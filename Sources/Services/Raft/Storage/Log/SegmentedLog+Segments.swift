@@ -134,7 +134,11 @@ extension SegmentedLog {
         if let known = map.term(at: index) {
             precondition(known == term, "entry \(index) is of term \(known), not \(term)")
         }
-        while let segment = map.removeFirstSegment(ifUpTo: index) { try recycle(segment) }
+        while let segment = map.removeFirstSegment(ifUpTo: index) {
+            // What goes on from it must be there before it goes.
+            if !isHeaderDurable { try sync() }
+            try recycle(segment)
+        }
         if untrustedBelow == .zero { try removeSetAside() }
     }
 

@@ -17,9 +17,8 @@ extension CommittedEntry {
             case .noop: body = .noop
             case .membership:
                 // What raft took into force it has decoded; anything else is refused everywhere.
-                body =
-                    MembershipPayload.isValid(entry.payload)
-                    ? .membership(entry.payload) : .malformed
+                body = Membership(payload: entry.payload) == nil
+                    ? .malformed : .membership(entry.payload)
             case .command:
                 do {
                     body = try CommittedEntry.body(ofCommand: entry.payload, at: entry.index)
@@ -48,7 +47,7 @@ extension StateMeta {
     /// - Throws: `corrupt` if the stored bytes are no membership.
     func decodedMembership() throws(StorageError) -> (index: LogIndex, membership: Membership)? {
         guard membershipIndex > .zero else { return nil }
-        guard let decoded = MembershipPayload.decode(membership) else {
+        guard let decoded = Membership(payload: membership) else {
             throw .corrupt("the membership in the state cannot be read")
         }
         return (membershipIndex, decoded)

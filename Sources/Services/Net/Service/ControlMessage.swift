@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import AspenTypes
+import AspenWire
+import LinkCore
+import NIOCore
+
+/// What the nets of two nodes say to each other, on the first stream of each `aspen-raft`
+/// connection, which the dialler opens and which stays open as long as the connection.
+///
+/// Each message is a length (u16 LE) and that many bytes: a type and its fields. The first message
+/// of each side is `proof`; the acceptor's comes after it has checked the dialler's. Unknown types
+/// are skipped after the proof, so that later versions can say more.
+enum ControlMessage: Equatable, Sendable {
+    /// `incarnation` is drawn by a net when it starts: whether this is the net one knows, or its
+    /// successor. `raft` is how its service is just now.
+    case proof(mac: [UInt8], incarnation: UInt64, raft: ServiceState)
+    case service(ServiceName, ServiceState)
+    case unknown
+
+    /// Largest message, in bytes.
+    static let bytesMax = 256
+
+    func encoded() -> ByteBuffer {
+        var writer = ByteWriter()
+        switch self {
+        case .proof(let mac, let incarnation, let raft):
+            writer.byte(1)
+            writer.raw(mac)
+            writer.integer(incarnation)
+            writer.byte(raft.rawValue)
+        case .service(let name, let state):
+            writer.byte(2)
+            writer.byte(name.rawValue)
+            writer.byte(state.rawValue)
+        case .unknown: preconditionFailure("not a message to send")
+        }
+        var buffer = ByteBuffer()
+        buffer.writeInteger(UInt16(writer.bytes.count), endianness: .little)
+        buffer.writeBytes(writer.bytes)
+        return buffer
+    }
+
+    init(decoding bytes: [UInt8]) throws(DecodeError) {
+        var reader = ByteReader(bytes)
+        switch try reader.byte("type") {
+        case 1:
+            let mac = Array(try reader.raw(CookieKey.proofByteCount, "mac"))
+            let incarnation: UInt64 = try reader.integer("incarnation")
+            self = .proof(mac: mac, incarnation: incarnation, raft: try Self.state(&reader))
+        case 2:
+            guard let name = ServiceName(rawValue: try reader.byte("service")) else {
+                self = .unknown
+                return
+            }
+            self = .service(name, try Self.state(&reader))
+        default:
+            self = .unknown
+            return
+        }
+        try reader.end()
+    }
+
+    private static func state(_ reader: inout ByteReader) throws(DecodeError) -> ServiceState {
+        guard let state = ServiceState(rawValue: try reader.byte("state")) else {
+            throw .unknown(field: "state")
+        }
+        return state
+    }
+
+    /// Takes the next whole message off the front of `buffer`.
+    /// - Returns: nil when it is not complete yet.
+    static func next(in buffer: inout ByteBuffer) throws(DecodeError) -> ControlMessage? {
+        guard
+            let length = buffer.getInteger(
+                at: buffer.readerIndex, endianness: .little, as: UInt16.self)
+        else { return nil }
+        guard length <= bytesMax else { throw .outOfRange(field: "length") }
+        guard buffer.readableBytes >= 2 + Int(length) else { return nil }
+        buffer.moveReaderIndex(forwardBy: 2)
+        return try ControlMessage(decoding: buffer.readBytes(length: Int(length)) ?? [])
+    }
+}
+
+/// The first two bytes of every stream, from whoever opened it.
+enum StreamHeader {
+    static let byteCount = 2
+
+    static func bytes(for service: ServiceName) -> ByteBuffer {
+        ByteBuffer(bytes: [ProtocolVersion.stream, service.rawValue])
+    }
+
+    /// Takes the header off the front of `buffer`.
+    /// - Returns: nil when it is not complete yet.
+    static func read(from buffer: inout ByteBuffer) throws(DecodeError) -> ServiceName? {
+        guard let bytes = buffer.readBytes(length: byteCount) else { return nil }
+        guard bytes[0] == ProtocolVersion.stream else { throw .unknown(field: "version") }
+        guard let service = ServiceName(rawValue: bytes[1]) else {
+            throw .unknown(field: "service")
+        }
+        return service
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import CSodium
+import ServiceKit
+
+/// What is made of the cluster cookie once at start, and how two nets prove to each other that they
+/// have it: Argon2id (RFC 9106) stretches the cookie, and a keyed BLAKE2b over a value that only the
+/// two ends of this TLS connection know (its exporter, RFC 8446 section 7.5) is shown each way.
+///
+/// The cookie never leaves the process. A proof is worth nothing on another connection or in the
+/// other direction, and the accepting side, which does not know who calls, shows its own only to
+/// somebody who has proved his.
+package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
+    enum Side: String { case dialler, acceptor }
+
+    package static let proofByteCount = 32
+    package static let exporterLabel = "EXPORTER-aspen-cookie"
+    /// Shorter ones are warned about.
+    package static let recommendedBytesMin = 16
+    private static let memoryBytes = 64 << 20
+    private static let passes: UInt64 = 2
+
+    private let key: [UInt8]
+
+    package var description: String { "<secret>" }
+    package var customMirror: Mirror { Mirror(self, children: []) }
+
+    /// Takes about a tenth of a second and 64 MiB, which are given back: not on an event loop.
+    /// - Throws: `resourceExhausted` when there is not that much memory.
+    package init(stretching cookie: Secret) throws(AspenError) {
+        guard sodium_init() >= 0 else { throw AspenError(.internal, "libsodium does not start") }
+        let domain = Array("aspen cluster cookie v1".utf8)
+        var salt = [UInt8](repeating: 0, count: Int(crypto_pwhash_SALTBYTES))
+        crypto_generichash(&salt, salt.count, domain, UInt64(domain.count), nil, 0)
+        var stretched = [UInt8](repeating: 0, count: 32)
+        let password = cookie.bytes.map(CChar.init(bitPattern:))
+        let result = crypto_pwhash(
+            &stretched, UInt64(stretched.count), password, UInt64(password.count), salt,
+            Self.passes, Self.memoryBytes, crypto_pwhash_ALG_ARGON2ID13)
+        guard result == 0 else {
+            throw AspenError(
+                .resourceExhausted, "stretching the cookie needs 64 MB of memory for a moment")
+        }
+        key = stretched
+    }
+
+    /// - Parameter exported: the connection's exporter under `exporterLabel`.
+    func proof(of side: Side, exported: [UInt8]) -> [UInt8] {
+        var proof = [UInt8](repeating: 0, count: Self.proofByteCount)
+        let text = Array("aspen cookie proof v1, \(side.rawValue)\n".utf8) + exported
+        let result = crypto_generichash(
+            &proof, proof.count, text, UInt64(text.count), key, key.count)
+        precondition(result == 0, "hashing cannot fail")
+        return proof
+    }
+
+    /// In constant time.
+    func verifies(_ shown: [UInt8], of side: Side, exported: [UInt8]) -> Bool {
+        let expected = proof(of: side, exported: exported)
+        guard shown.count == expected.count else { return false }
+        return sodium_memcmp(shown, expected, expected.count) == 0
+    }
+}
+
+/// Whether a cookie may be used at all.
+package enum CookieRule {
+    /// Cookies that are published: as defaults, or in documentation.
+    private static let published: Set<String> = [
+        "aspen-cookie-UNSAFE-CHANGE-ME", "aspen-cookie", "aspen", "cookie", "changeme",
+        "change-me", "default", "secret", "password",
+    ]
+
+    /// - Returns: a warning, or nil.
+    /// - Throws: `invalidArgument` for a missing, empty or well-known cookie.
+    package static func check(_ cookie: Secret?) throws(AspenError) -> String? {
+        guard let cookie, !cookie.bytes.isEmpty else {
+            throw AspenError(
+                .invalidArgument,
+                "there is no cluster cookie, the secret that all nodes share. "
+                    + "`aspen-cli setup` makes one; with aspen-node, say --cookie or ASPEN_COOKIE")
+        }
+        if published.contains(String(decoding: cookie.bytes, as: UTF8.self)) {
+            throw AspenError(
+                .invalidArgument,
+                "the cluster cookie is a well-known default that anybody can guess. "
+                    + "Choose another: `aspen-cli setup` makes one of 32 random bytes")
+        }
+        guard cookie.bytes.count < CookieKey.recommendedBytesMin else { return nil }
+        return "the cluster cookie is shorter than \(CookieKey.recommendedBytesMin) bytes; "
+            + "it can be guessed by somebody who tries for long: `aspen-cli setup` makes a good one"
+    }
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import AspenWire
+import LinkCore
+import NIOCore
+import QUIC
+import ServiceKit
+
+/// All that a `NetService` is told at its start.
+package struct NetConfiguration: Sendable {
+    package var key: NodeKey
+    package var cookie: CookieKey
+    /// What others are told to dial.
+    package var advertised: [String]
+    package var configuredPeers: [ConfiguredPeer] = []
+    /// Without tokens, clients are accepted whoever they are: on loopback only.
+    package var areTokensRequired = true
+    /// Where the streams for a service go.
+    package var connectors: [ServiceName: PeerConnector] = [:]
+    package var access: AccessTable
+    package var quic = QUICConfiguration()
+    package var link: LinkConfiguration
+
+    package init(
+        key: NodeKey, cookie: CookieKey, advertised: [String], access: AccessTable
+    ) {
+        self.key = key
+        self.cookie = cookie
+        self.advertised = advertised
+        self.access = access
+        link = LinkConfiguration(own: key.endpoint)
+        // A peer that has restarted is noticed by a stateless reset, which takes a packet of ours:
+        // raft's heartbeats see to that in time. A peer that is cut off is noticed by silence.
+        quic.keepAlive = .seconds(2)
+        quic.idleTimeout = .seconds(8)
+    }
+}
+
+/// The settings of `aspend-net`.
+package struct NetSettings: Sendable {
+    package static let known: Set<String> = [
+        "node-id", "state-dir", "runtime-dir", "peers", "ticket", "tokens-required", "advertise",
+    ]
+
+    package var node: NodeID?
+    package var stateDirectory: String
+    package var runtimeDirectory: String
+    package var peers: [ConfiguredPeer] = []
+    package var areTokensRequired: Bool
+    package var advertised: [String]
+
+    /// - Throws: `invalidArgument` that names the setting and says what it should be.
+    package init(_ settings: ServiceSettings) throws(AspenError) {
+        node = try settings.integer("node-id", in: 1...Int.max).map { NodeID(UInt64($0)) }
+        guard let directory = settings.string("state-dir") else {
+            throw AspenError(
+                .invalidArgument, "--state-dir (ASPEN_STATE_DIR) is missing: where the key is kept")
+        }
+        stateDirectory = directory
+        runtimeDirectory = settings.string("runtime-dir") ?? "/run/aspen"
+        areTokensRequired = try settings.flag("tokens-required") ?? true
+        advertised = settings.strings("advertise")
+        for address in advertised where NetAddress.parse(address) == nil {
+            throw AspenError(
+                .invalidArgument,
+                "--advertise '\(address)' is no numeric address with a port "
+                    + "(192.0.2.1:7001 or [2001:db8::1]:7001)")
+        }
+        guard advertised.count <= Limits.addressesMax else {
+            throw AspenError(
+                .invalidArgument, "--advertise: more than \(Limits.addressesMax) addresses")
+        }
+        for text in settings.strings("peers") { peers.append(try ConfiguredPeer(setting: text)) }
+        if let text = settings.string("ticket") {
+            let ticket = try Ticket(text)
+            let known = Set(peers.map(\.peer.endpoint))
+            for bootstrap in ticket.endpoints where !known.contains(bootstrap.endpoint) {
+                peers.append(
+                    ConfiguredPeer(
+                        node: nil,
+                        peer: NetPeer(
+                            endpoint: bootstrap.endpoint, addresses: bootstrap.addresses)))
+            }
+        }
+        guard peers.count <= Limits.peersMax else {
+            throw AspenError(
+                .invalidArgument,
+                "--peers and --ticket name \(peers.count) peers; at most \(Limits.peersMax) can be")
+        }
+    }
+
+    /// What to tell others, given where the socket is bound.
+    /// - Throws: `invalidArgument` when that cannot be told from the socket, or when a node without
+    ///   tokens would be open to the world.
+    package func addresses(boundTo bound: SocketAddress) throws(AspenError) -> [String] {
+        if !areTokensRequired, !NetAddress.isLoopback(bound) {
+            throw AspenError(
+                .invalidArgument,
+                "--tokens-required false is for loopback only, but the QUIC socket is bound to "
+                    + "\(NetAddress.text(bound)): whoever reaches it could read and write. "
+                    + "Bind 127.0.0.1 or [::1], or require tokens")
+        }
+        if !advertised.isEmpty { return advertised }
+        guard !NetAddress.isWildcard(bound) else {
+            throw AspenError(
+                .invalidArgument,
+                "the QUIC socket is bound to every address (\(NetAddress.text(bound))): "
+                    + "say with --advertise ADDRESS:PORT which of them others shall dial")
+        }
+        return [NetAddress.text(bound)]
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import AspenTypes
+import AspenWire
+import CAspenSystem
+import Glibc
+import Logging
+import NIOCore
+import NIOPosix
+import QUIC
+import ServiceKit
+
+/// `aspend-net`, from its arguments to a running service.
+package enum NetDaemon {
+    /// `--print-identity --state-dir DIR`: prints the endpoint id, making the key if there is none.
+    /// - Returns: the exit code, or nil when this was not asked for.
+    package static func printIdentity(_ arguments: [String]) -> CInt? {
+        guard arguments.contains("--print-identity") else { return nil }
+        do {
+            let settings = try ServiceSettings(
+                arguments: arguments.filter { $0 != "--print-identity" }, known: NetSettings.known)
+            guard let directory = settings.string("state-dir") else {
+                throw AspenError(
+                    .invalidArgument, "--print-identity needs --state-dir (ASPEN_STATE_DIR)")
+            }
+            print(try IdentityFile.loadOrCreate(stateDirectory: directory).endpoint)
+            return DaemonExit.ok.rawValue
+        } catch let error as AspenError {
+            say("aspend-net: \(error.message)\n")
+            return DaemonExit(error).rawValue
+        } catch {
+            say("aspend-net: \(error)\n")
+            return DaemonExit.software.rawValue
+        }
+    }
+
+    /// The start function of `Daemon.run`.
+    package static func start(
+        _ context: DaemonContext, _ sockets: inout ActivatedSockets, _ arguments: [String]
+    ) throws -> EventLoopFuture<RunningDaemon> {
+        forbidCoreDumps()
+        let settings = try NetSettings(
+            ServiceSettings(arguments: arguments, known: NetSettings.known))
+        let cookie = try Secret.take("cookie", from: &sockets)
+        if let warning = try CookieRule.check(cookie) { context.logger.warning("\(warning)") }
+        let key = try IdentityFile.loadOrCreate(stateDirectory: settings.stateDirectory)
+        let datagramSocket = try take("quic", &sockets)
+        let netSocket = try take("net.sock", &sockets)
+        guard let bound = SocketAddress(boundSocket: datagramSocket) else {
+            throw AspenError(.invalidArgument, "the socket 'quic' is not a bound UDP socket")
+        }
+        let advertised = try settings.addresses(boundTo: bound)
+        let raft: PeerConnector
+        if let passing = sockets.take("raft.peer").first {
+            raft = .passing(descriptor: passing)
+        } else {
+            raft = .path("\(settings.runtimeDirectory)/raft.peer.sock")
+        }
+        let peers = settings.peers.filter { $0.peer.endpoint != key.endpoint }
+        return stretch(cookie ?? Secret([]), on: context.eventLoop).flatMap { cookieKey in
+            var configuration = NetConfiguration(
+                key: key, cookie: cookieKey, advertised: advertised, access: .ofSystem())
+            configuration.configuredPeers = peers
+            configuration.areTokensRequired = settings.areTokensRequired
+            configuration.connectors = [.raft: raft]
+            let service = NetService(
+                eventLoop: context.eventLoop, configuration: configuration, logger: context.logger)
+            return service.start(datagramSocket: datagramSocket, netSocket: netSocket).map {
+                context.logger.info(
+                    "aspend-net serves",
+                    metadata: [
+                        "endpoint": "\(key.endpoint)",
+                        "node": "\(settings.node.map { "\($0)" } ?? "unknown")",
+                        "addresses": "\(advertised.joined(separator: " "))",
+                        "tokens": settings.areTokensRequired ? "required" : "not required",
+                    ])
+                return RunningDaemon { service.drain() }
+            }
+        }
+    }
+
+    private static func take(
+        _ name: String, _ sockets: inout ActivatedSockets
+    ) throws(AspenError) -> CInt {
+        guard let descriptor = sockets.take(name).first else {
+            throw AspenError(
+                .invalidArgument,
+                "no socket '\(name)' was handed over: aspend-net is started by systemd "
+                    + "(systemctl start aspend-net) or by aspen-node, not by hand")
+        }
+        return descriptor
+    }
+
+    /// Off the event loop, on a thread that ends afterwards.
+    private static func stretch(
+        _ cookie: Secret, on loop: any EventLoop
+    ) -> EventLoopFuture<CookieKey> {
+        let pool = NIOThreadPool(numberOfThreads: 1)
+        pool.start()
+        return pool.runIfActive(eventLoop: loop) { try CookieKey(stretching: cookie) }
+            .always { _ in pool.shutdownGracefully { _ in } }
+    }
+
+    /// The process holds the node's key: its memory must not end up in a file.
+    private static func forbidCoreDumps() {
+        var none = rlimit(rlim_cur: 0, rlim_max: 0)
+        setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &none)
+        var files = rlimit()
+        let resource = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
+        if getrlimit(resource, &files) == 0 {
+            files.rlim_cur = files.rlim_max
+            setrlimit(resource, &files)
+        }
+    }
+
+    private static func say(_ text: String) { _ = text.withCString { write(2, $0, strlen($0)) } }
+}
+
+extension SocketAddress {
+    /// Where a socket is bound; nil when it is not, or is neither IPv4 nor IPv6.
+    init?(boundSocket descriptor: CInt) {
+        var host = [CChar](repeating: 0, count: 64)
+        var port: UInt16 = 0
+        guard aspen_bound_address(descriptor, &host, host.count, &port) == 0 else { return nil }
+        let text = String(
+            decoding: host.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
+        guard let address = try? SocketAddress(ipAddress: text, port: Int(port)) else { return nil }
+        self = address
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import NIOCore
+
+/// What `aspend-net` bounds besides the `Limits` that all daemons share.
+package enum NetLimits {
+    /// Connections of clients; the rest of `Limits.connectionsMax` is kept free for members.
+    package static let clientConnectionsMax = Limits.connectionsMax - 200
+    /// Streams joined to local services at a time, over all connections.
+    package static let streamsMax = 2000
+    /// Streams of clients among them; the rest is kept free for members.
+    package static let clientStreamsMax = 1600
+    /// Connections of local people and daemons to `net.sock`.
+    package static let localConnectionsMax = Limits.connectionsMax
+    /// Streams that a peer may have opened before its cookie is proved to us.
+    static let streamsBeforeProofMax = 16
+    /// Bytes on their way to a local socket from which on the peer is not read, and at which it is
+    /// read again.
+    static let localWriteWaterMark = ChannelOptions.Types.WriteBufferWaterMark(
+        low: 64 << 10, high: 256 << 10)
+    /// Bytes of a local socket that wait for the network before the socket is no longer read: see
+    /// `QUICConfiguration.streamSendHighWater`.
+    static let localReadsPerTurn: UInt = 4
+
+    /// Time for both sides to prove the cookie.
+    package static let proofTimeout = Duration.seconds(2)
+    /// How long an outbound client connection without streams is kept.
+    package static let clientLinger = Duration.seconds(30)
+}
+
+extension TimeAmount {
+    init(_ duration: Duration) {
+        let (seconds, attoseconds) = duration.components
+        self = .nanoseconds(seconds * 1_000_000_000 + attoseconds / 1_000_000_000)
+    }
+}

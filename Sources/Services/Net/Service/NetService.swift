@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import AspenWire
+import DequeModule
+import LinkCore
+import Logging
+import NIOCore
+import QUIC
+import ServiceKit
+
+/// The shell of `aspend-net`: it carries out what `LinkMachine` decides, joins the streams of other
+/// nodes to the services here, and answers `net.sock`.
+// SAFETY: confined to one event loop; every entry point from outside checks that it runs there.
+package final class NetService: @unchecked Sendable {
+    let eventLoop: any EventLoop
+    let configuration: NetConfiguration
+    let logger: Logger
+    let endpoint: QUICEndpoint
+    let clients: ClientConnections
+
+    var machine: LinkMachine
+    var edgeLog: EdgeLog
+    var sessions: [LinkID: PeerSession] = [:]
+    /// Streams to peers that wait for a connection.
+    var waiting: [EndpointID: [StreamWaiter]] = [:]
+    var waiterCount: UInt64 = 0
+    /// Inbound streams that are joined to a service here.
+    var joined: [ObjectIdentifier: JoinedStream] = [:]
+    var joinedClientStreams = 0
+    var inboundClients = 0
+    var localConnections: [ObjectIdentifier: LocalConnection] = [:]
+    /// Those that have not said anything yet included.
+    var localCount = 0
+    /// What is said of this node's own raft daemon, to peers and in deciding whether to join.
+    var raftState = ServiceState.unknown
+
+    /// Tells this start of the program from every other.
+    let incarnation = UInt64.random(in: .min ... .max)
+    private var random = RandomSource(seed: .random(in: .min ... .max))
+    private var inputs = Deque<LinkInput>()
+    private var effects: [LinkEffect] = []
+    private var isDriving = false
+    private var timer: (at: MonotonicInstant, task: Scheduled<Void>)?
+    private var nextLink: UInt64 = 1
+    private var listener: (any RunningListener)?
+    private var shownStatus = ""
+
+    package init(eventLoop: any EventLoop, configuration: NetConfiguration, logger: Logger) {
+        self.eventLoop = eventLoop
+        self.configuration = configuration
+        self.logger = logger
+        edgeLog = EdgeLog(logger: logger)
+        machine = LinkMachine(configuration: configuration.link)
+        endpoint = QUICEndpoint(
+            eventLoop: eventLoop, key: configuration.key, configuration: configuration.quic)
+        clients = ClientConnections(endpoint: endpoint)
+    }
+
+    /// Takes over both sockets and begins to serve and to dial.
+    package func start(datagramSocket: CInt, netSocket: CInt) -> EventLoopFuture<Void> {
+        eventLoop.preconditionInEventLoop()
+        endpoint.serverProtocols = [ALPN.raft.rawValue, ALPN.client.rawValue]
+        endpoint.acceptPolicy = { [unowned self] peer, alpn, _ in
+            refusal(of: peer, alpn: alpn)
+        }
+        endpoint.onConnection = { [unowned self] in accepted($0) }
+        endpoint.onRefused = { [unowned self] in refused($0, $1, $2) }
+        return endpoint.bind(inheritedDatagramSocket: datagramSocket).flatMap { [self] in
+            Listener.start(descriptor: netSocket, on: eventLoop) { [self] channel in
+                try acceptLocal(channel)
+            }
+        }.map { [self] listener in
+            self.listener = listener
+            drive(
+                .configured(
+                    configuration.configuredPeers.map {
+                        LinkPeer(endpoint: $0.peer.endpoint, addresses: $0.peer.addresses)
+                    }))
+        }
+    }
+
+    /// Takes no more, says goodbye to the peers, closes.
+    package func drain() -> EventLoopFuture<Void> {
+        eventLoop.preconditionInEventLoop()
+        listener?.close()
+        timer?.task.cancel()
+        for connection in localConnections.values { connection.close() }
+        return endpoint.close()
+    }
+
+    // MARK: - The machine
+
+    func drive(_ input: LinkInput) {
+        inputs.append(input)
+        guard !isDriving else { return }
+        isDriving = true
+        while let next = inputs.popFirst() {
+            effects.removeAll(keepingCapacity: true)
+            machine.step(next, now: now, random: &random, into: &effects)
+            for effect in effects { carryOut(effect) }
+        }
+        isDriving = false
+        scheduleTimer()
+        showStatus()
+    }
+
+    private var now: MonotonicInstant {
+        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
+    }
+
+    private func scheduleTimer() {
+        let deadline = machine.deadline
+        guard deadline != timer?.at else { return }
+        timer?.task.cancel()
+        timer = deadline.map { at in
+            let task = eventLoop.scheduleTask(deadline: .uptimeNanoseconds(at.nanoseconds)) {
+                [self] in
+                timer = nil
+                drive(.timeout)
+            }
+            return (at, task)
+        }
+    }
+
+    private func carryOut(_ effect: LinkEffect) {
+        switch effect {
+        case .dial(let peer, let addresses): dial(peer, addresses)
+        case .close(let id, let reason): close(id, reason)
+        case .primary(let peer, let id):
+            if let id, let session = sessions[id] { releaseWaiting(for: peer, .success(session)) }
+        case .peerUp(let peer):
+            logger.info("peer up", metadata: ["peer": "\(peer)"])
+            publish(.peerUp(peer))
+        case .peerDown(let peer, let reason):
+            logger.notice("peer down", metadata: ["peer": "\(peer)", "reason": "\(reason)"])
+            publish(.peerDown(peer, reason: reason))
+        case .serviceGone(let peer):
+            logger.notice("peer's raft is gone", metadata: ["peer": "\(peer)"])
+            publish(.serviceGone(peer, .raft))
+        }
+    }
+
+    private func showStatus() {
+        let count = machine.connectedCount
+        let status = "serving, \(count) \(count == 1 ? "peer" : "peers") connected"
+        guard status != shownStatus else { return }
+        shownStatus = status
+        Notifier.status(status)
+    }
+
+    private func publish(_ event: NetEvent) {
+        for connection in localConnections.values where connection.isSubscribed {
+            connection.send(.event(event))
+        }
+    }
+
+    // MARK: - Connections of the cluster
+
+    private func dial(_ peer: EndpointID, _ addresses: [String]) {
+        let numeric = addresses.compactMap { NetAddress.parse($0) }
+        endpoint.connect(to: peer, addresses: numeric, alpn: ALPN.raft.rawValue)
+            .whenComplete { [self] result in
+                switch result {
+                case .success(let connection): startSession(connection)
+                case .failure(let error):
+                    let failure = (error as? QUICError) ?? .library("\(error)")
+                    dialFailed(peer, PeerSession.Failure.connection(failure).dialFailure)
+                }
+            }
+    }
+
+    private func dialFailed(_ peer: EndpointID, _ failure: DialFailure) {
+        switch failure {
+        case .cookie(let reason):
+            edgeLog.warning(
+                "cannot join this peer: the cookie differs; start both nodes with the same one",
+                culprit: "cookie \(peer)", ["peer": "\(peer)", "reason": "\(reason)"])
+            releaseWaiting(for: peer, .failure(unreachable(peer, reason)))
+        case .refused(let reason):
+            edgeLog.warning(
+                "a peer refuses this node", culprit: "refused \(peer)",
+                ["peer": "\(peer)", "reason": "\(reason)"])
+            releaseWaiting(for: peer, .failure(unreachable(peer, reason)))
+        case .unreachable(let reason):
+            logger.debug("dial failed", metadata: ["peer": "\(peer)", "reason": "\(reason)"])
+        }
+        drive(.dialFailed(peer, failure))
+    }
+
+    private func accepted(_ connection: QUICConnection) {
+        switch ALPN(rawValue: connection.alpn) {
+        case .raft: startSession(connection)
+        case .client: acceptClient(connection)
+        default: connection.close(code: StreamErrorCode.noSuchService.rawValue, reason: "")
+        }
+    }
+
+    private func startSession(_ connection: QUICConnection) {
+        let id = LinkID(nextLink)
+        nextLink += 1
+        let session = PeerSession(
+            id: id, connection: connection, key: configuration.cookie, incarnation: incarnation,
+            service: { [unowned self] in raftState })
+        session.onProved = { [unowned self] in proved($0, $1, $2) }
+        session.onNotice = { [unowned self] session, name, state in
+            if name == .raft { drive(.service(session.id, state)) }
+        }
+        session.onStream = { [unowned self] in
+            join($1, to: $2, rest: $3, for: .member($0), carried: $0.carry())
+        }
+        session.onEnded = { [unowned self] in ended($0, $1) }
+        session.onCarrying = { [unowned self] in drive(.carrying($0.id, $1)) }
+        sessions[id] = session
+        session.start(on: eventLoop)
+    }
+
+    private func proved(_ session: PeerSession, _ incarnation: UInt64, _ service: ServiceState) {
+        edgeLog.forgive("cookie \(session.endpoint)")
+        edgeLog.forgive("refused \(session.endpoint)")
+        logger.debug(
+            "peer connected",
+            metadata: [
+                "peer": "\(session.endpoint)", "inbound": "\(session.connection.isInbound)",
+                "address": "\(NetAddress.text(session.connection.remoteAddress))",
+            ])
+        drive(
+            .proved(
+                session.id, session.endpoint, isInbound: session.connection.isInbound,
+                incarnation: incarnation, service: service))
+    }
+
+    private func ended(_ session: PeerSession, _ failure: PeerSession.Failure) {
+        sessions[session.id] = nil
+        if session.isProved {
+            return drive(.closed(session.id, reason: failure.dialFailure.reason))
+        }
+        if !session.connection.isInbound {
+            return dialFailed(session.endpoint, failure.dialFailure)
+        }
+        let address = NetAddress.text(session.connection.remoteAddress)
+        let metadata: Logger.Metadata = ["peer": "\(session.endpoint)", "address": "\(address)"]
+        switch failure {
+        case .cookie(foundHere: true):
+            edgeLog.warning(
+                "refused: this peer did not prove our cookie",
+                culprit: "cookie \(session.endpoint)", metadata)
+        case .connection(let error):
+            // It went away by itself: one of several attempts of a dialler, or a restart.
+            logger.debug("left before the proof: \(error)", metadata: metadata)
+        default:
+            edgeLog.warning(
+                "refused before the cookie was proved: \(failure.dialFailure.reason)",
+                culprit: "unproved \(session.endpoint)", metadata)
+        }
+    }
+
+    private func close(_ id: LinkID, _ reason: LinkClose) {
+        guard let session = sessions.removeValue(forKey: id) else { return }
+        switch reason {
+        case .superseded: session.close(.none, "a newer connection")
+        case .duplicate: session.close(.none, "one connection is enough")
+        case .notMember: session.close(.refused, "you are no member of this cluster")
+        case .tooManyPeers: session.close(.resourceExhausted, "too many peers")
+        }
+    }
+
+    // MARK: - At the door
+
+    /// Judged inside the handshake: nil is welcome.
+    private func refusal(of peer: EndpointID, alpn: String) -> String? {
+        switch ALPN(rawValue: alpn) {
+        case .raft:
+            if peer == configuration.key.endpoint { return "this is the node's own key" }
+            if machine.admits(peer) { return nil }
+            return machine.isClosed
+                ? "not a member of this cluster" : "more than \(Limits.peersMax) strangers"
+        case .client:
+            if configuration.areTokensRequired {
+                return "clients must show a token, which this version cannot judge yet"
+            }
+            return inboundClients < NetLimits.clientConnectionsMax ? nil : "too many clients"
+        default: return "nobody here speaks \(alpn)"
+        }
+    }
+
+    private func refused(_ peer: EndpointID?, _ address: SocketAddress, _ reason: String) {
+        let name = peer.map { "\($0)" } ?? "unknown"
+        edgeLog.warning(
+            "refused a connection: \(reason)",
+            culprit: "handshake \(peer.map { "\($0)" } ?? address.ipAddress ?? "")",
+            ["peer": "\(name)", "address": "\(NetAddress.text(address))"])
+    }
+
+    func unreachable(_ peer: EndpointID, _ reason: String) -> AspenError {
+        AspenError(.unavailable, "no connection to \(peer): \(reason)", retry: .safe)
+    }
+}
