@@ -150,6 +150,9 @@ let executables: [Target] = [
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
+    tests(
+        "NetServiceTests",
+        nio + ["NetService", "NetClient", "QUIC", "AspenBytes", "aspend-net", logging]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
 ]
 
