@@ -51,10 +51,12 @@ func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 }
 
 func tests(
-    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict
+    _ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = strict,
+    exclude: [String] = []
 ) -> Target {
     .testTarget(
-        name: name, dependencies: dependencies, path: "Tests/" + name, swiftSettings: settings)
+        name: name, dependencies: dependencies, path: "Tests/" + name, exclude: exclude,
+        swiftSettings: settings)
 }
 
 let foundations: [Target] = [
@@ -110,56 +112,85 @@ let services: [Target] = [
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenBytes"], settings: pure),
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenBytes", collections],
+        settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
-            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "ServiceKit", logging,
+            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
+            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging, collections,
+            protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
-        nio + ["AspenWire", "QUIC", "ServiceKit", "AspenTypes"]),
+        nio + [
+            "AspenWire", "QUIC", "ServiceKit", "AspenTypes", "AspenBytes", protobuf, collections,
+        ]),
 ]
 
 let tools: [Target] = [
-    module("AspenCLI", "Tools/CLI", ["AspenClient", arguments]),
+    module(
+        "AspenCLI", "Tools/CLI", ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
     module(
         "AspenBench", "Tools/Bench",
-        ["AspenClient", arguments, .product(name: "Histogram", package: "hdrhistogram-swift")]),
-    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "NetClient", arguments]),
-    module("SimTool", "Tools/Sim", ["SimChecks", arguments]),
+        nio + [
+            "AspenCLI", "AspenClient", "AspenMachine", "AspenWire", "AspenTypes", arguments,
+            .product(name: "Histogram", package: "hdrhistogram-swift"),
+        ]),
+    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
+    module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
 
 let simulation: [Target] = [
     module("SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
-        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage"], settings: pure),
+        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage", "AspenBytes"], settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
 ]
 
 let executables: [Target] = [
     program("aspend-net", ["NetService", "ServiceKit"]),
-    program("aspend-raft", ["RaftService"]),
+    program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
-    program("aspen-sim", ["SimTool"]),
+    program("aspen-sim", ["SimTool", arguments]),
     program("aspen-bench", ["AspenBench"]),
 ]
 
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("SourceRulesTests", []),
+    tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
+    tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
         nio + ["NetService", "NetClient", "QUIC", "AspenBytes", "aspend-net", logging]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
+    tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
+    .target(
+        name: "FakeRaftServer",
+        dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
+        path: "Tests/FakeRaftServer", swiftSettings: strict),
+    tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
+    tests(
+        "RaftServiceTests",
+        nio + [
+            "RaftService", "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire",
+            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
+            protobuf,
+        ]),
+    tests("AspenClientTests", nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
+    tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
+    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 
 let package = Package(
     name: "aspen",
     platforms: [.macOS(.v15)],
-    products: [.library(name: "AspenClient", targets: ["AspenClient"])],
+    products: [.library(name: "AspenClient", targets: ["AspenClient", "AspenTypes"])],
     dependencies: [
         .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
         .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),

@@ -43,7 +43,10 @@ final class Loopback: Sendable {
         configure(&configuration)
         let endpoint = QUICEndpoint(eventLoop: loop, key: key, configuration: configuration)
         try await endpoint.bind(host: host, port: port).get()
-        try await on { endpoint.serverProtocols = serves }
+        try await on {
+            endpoint.serverProtocols = serves
+            endpoint.onConnection = { _ in }
+        }
         return endpoint
     }
 
@@ -83,4 +86,25 @@ func failure<Value>(_ work: () async throws -> Value) async -> QUICError? {
     } catch {
         return error as? QUICError
     }
+}
+
+/// A value that lives on the event loop.
+// SAFETY: tests touch it on their one event loop only.
+final class Box<Value>: @unchecked Sendable {
+    var value: Value
+    init(_ value: Value) { self.value = value }
+}
+
+/// A UDP socket that never answers, and keeps nobody from dialling it.
+struct SilentSocket: Sendable {
+    let channel: any Channel
+    let address: SocketAddress
+
+    init(_ loopback: Loopback) async throws {
+        channel = try await DatagramBootstrap(group: loopback.group)
+            .bind(host: "127.0.0.1", port: 0).get()
+        address = try #require(channel.localAddress)
+    }
+
+    func close() async throws { try await channel.close().get() }
 }

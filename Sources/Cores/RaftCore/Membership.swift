@@ -30,7 +30,8 @@ package struct Membership: Equatable, Sendable {
     package var voters: [NodeID]
     /// The voters that are on their way out; empty unless joint.
     package var votersOutgoing: [NodeID]
-    /// Ascending, disjoint from both sets of voters.
+    /// Ascending, disjoint from `voters`. While joint, an outgoing voter named here stays on as a
+    /// learner once the change is done.
     package var learners: [NodeID]
     /// One for each node named above, ascending by node id.
     package var members: [Member]

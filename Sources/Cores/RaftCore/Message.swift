@@ -20,12 +20,14 @@ package struct Message: Equatable, Sendable {
         /// Would you vote for me? Changes nothing at the receiver (Raft thesis §9.6). `term` is the
         /// term that the candidate would campaign in.
         case preVote(lastIndex: LogIndex, lastTerm: Term)
-        case preVoteReply(granted: Bool)
+        /// `isConditional`: this node's log is damaged; the vote counts only if every voter grants.
+        /// A grant carries the term asked for.
+        case preVoteReply(granted: Bool, isConditional: Bool = false)
         /// `isTransfer`: the leader asked for this election, or the leader's daemon is known to be
         /// dead; a receiver with a live leader does not refuse it for that reason.
         case vote(lastIndex: LogIndex, lastTerm: Term, isTransfer: Bool)
-        case voteReply(granted: Bool)
-        /// Entries to follow `previousIndex`. `sequence` grows with each append to this peer.
+        case voteReply(granted: Bool, isConditional: Bool = false)
+        /// Entries to follow `previousIndex`.
         case append(
             previousIndex: LogIndex, previousTerm: Term, commit: LogIndex, entries: [Entry])
         /// `match`: the last entry now durable here that agrees with the leader's log.
@@ -36,10 +38,11 @@ package struct Message: Equatable, Sendable {
             rejected: LogIndex, hintIndex: LogIndex, hintTerm: Term, lastIndex: LogIndex)
         /// Keeps leadership, carries the commit index (never above what that peer acknowledged),
         /// opens a ReadIndex round and names who shall campaign first should this leader's daemon
-        /// die.
+        /// die. Round 0 wants no answer: it only carries news of a commit.
         case heartbeat(
             commit: LogIndex, round: UInt64, time: ClusterTime, successor: NodeID?)
-        case heartbeatReply(round: UInt64)
+        /// `lastIndex`: up to where this node answers for what it acknowledged.
+        case heartbeatReply(round: UInt64, lastIndex: LogIndex)
         /// A follower's readers ask for an index.
         case readIndex(number: UInt64)
         /// Nil: not the leader, or no entry of its own term committed yet; ask again.
@@ -50,6 +53,12 @@ package struct Message: Equatable, Sendable {
         case forwardRejected(numbers: [ProposalID])
         /// Campaign now, without pre-vote (leadership transfer, Raft thesis §3.10).
         case timeoutNow
+        /// In place of any answer to an append while the sender's log is damaged: go on at `from`.
+        /// `isAgreed`: all before `from` is durable and agrees with the leader's log; `below`: up to
+        /// where entries may have been lost; `nonce` names the asking process.
+        case repairing(nonce: UInt64, from: LogIndex, isAgreed: Bool, below: LogIndex)
+        /// Nothing that you may have acknowledged is missing any more.
+        case repaired(nonce: UInt64)
         /// One piece of a snapshot; at most `Limits.snapshotChunkBytesMax` bytes.
         case snapshotChunk(SnapshotChunk)
         /// Up to which byte the snapshot has been taken in; `installed` once it is in force.

@@ -18,6 +18,9 @@ package struct RaftConfiguration: Sendable {
     package var appendsInFlightMax = 64
     /// Most bytes of recent entries kept in memory for sending; older ones are fetched.
     package var cacheBytesMax = 16_000_000
+    /// Most bytes of entries appended by this leader and not yet committed; beyond it proposals
+    /// fail with `tooMany`.
+    package var uncommittedBytesMax = 64_000_000
     /// Bugs to switch on; honoured in test builds only.
     package var plantedBugs: Set<PlantedBug> = []
 
@@ -35,7 +38,14 @@ package enum PlantedBug: String, Sendable, CaseIterable {
 }
 
 /// What the log store found at start-up.
+///
+/// `snapshotIndex <= appliedIndex <= lastIndex` must hold. Where the state is ahead of the log
+/// (its tail was damaged), the store starts the log anew just behind the state; where entries are
+/// missing between the two, the node is rebuilt: an empty log and state, an untrusted tail, and
+/// `untrustedBelow` as far as the old log went.
 package struct RaftRecovery: Sendable {
+    /// Right even when the tail is not to be trusted: a vote must never be hidden by damage to log
+    /// entries.
     package var hardState: HardState
     /// The membership in force at the end of the log, and the one at `snapshotIndex` or the last
     /// one known committed, to fall back on when the tail is replaced.
@@ -50,11 +60,14 @@ package struct RaftRecovery: Sendable {
     package var appliedIndex: LogIndex
     /// The newest time stamp in log or state.
     package var lastTime: ClusterTime
-    /// False when the end of the log is damaged in a way that may hide an acknowledged entry: such
-    /// a node neither votes nor acknowledges until a leader has brought its log up to
-    /// `untrustedBelow`.
+    /// False when the end of the log is damaged in a way that may hide an acknowledged entry. What
+    /// is left (up to `lastIndex`) is intact. Such a node neither votes (but on condition) nor
+    /// acknowledges until a leader has brought its log up to `untrustedBelow`; then a `LogWrite`
+    /// with `endsRepair` says so. Until that is durable every start must say false again, whatever
+    /// was appended meanwhile. See Repair.swift.
     package var isTailTrusted: Bool
-    /// With an untrusted tail: the index up to which entries may once have been acknowledged.
+    /// With an untrusted tail: the index up to which entries may once have been acknowledged; at
+    /// least `lastIndex`.
     package var untrustedBelow: LogIndex
 
     package init(
@@ -121,15 +134,19 @@ package struct LogWrite: Equatable, Sendable {
     package var truncateAfter: LogIndex?
     package var entries: [Entry]
     package var hardState: HardState?
+    /// The log is whole again: from this write on, a recovery no longer says that the tail is not
+    /// to be trusted (until there is new damage).
+    package var endsRepair: Bool
 
     package init(
         ticket: DurabilityTicket, truncateAfter: LogIndex? = nil, entries: [Entry] = [],
-        hardState: HardState? = nil
+        hardState: HardState? = nil, endsRepair: Bool = false
     ) {
         self.ticket = ticket
         self.truncateAfter = truncateAfter
         self.entries = entries
         self.hardState = hardState
+        self.endsRepair = endsRepair
     }
 }
 

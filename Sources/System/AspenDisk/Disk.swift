@@ -21,11 +21,20 @@ package protocol DiskFile: AnyObject, Sendable {
     func read(at offset: UInt64, count: Int) throws(DiskError) -> [UInt8]
     /// Writes everything or throws; durable only after `sync`.
     func write(_ bytes: [UInt8], at offset: UInt64) throws(DiskError)
+    /// The same from memory that the caller owns; saves the log a copy of each batch.
+    func write(raw bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskError)
     func truncate(to byteCount: UInt64) throws(DiskError)
     /// fdatasync. After an error the file's content is unknown and the owner must stop (fsync errors
     /// are reported once: Rebello and others, 2020).
     func sync() throws(DiskError)
     func close()
+}
+
+extension DiskFile {
+    /// For disks that have no use for the shortcut.
+    package func write(raw bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskError) {
+        try write(Array(bytes), at: offset)
+    }
 }
 
 package struct DiskError: Error, Equatable, Sendable, CustomStringConvertible {

@@ -29,6 +29,7 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, const aspen_quic_events 
     callbacks->stream_reset = events->stream_reset;
     callbacks->stream_stop_sending = events->stream_stopped;
     callbacks->extend_max_stream_data = events->stream_extended;
+    callbacks->extend_max_local_streams_bidi = events->streams_allowed;
     callbacks->recv_stateless_reset = events->stateless_reset;
     callbacks->get_new_connection_id = events->connection_id_new;
     callbacks->remove_connection_id = events->connection_id_retired;

@@ -3,6 +3,7 @@
 import AspenTypes
 import CNgtcp2
 import DequeModule
+import Glibc
 import NIOCore
 
 /// One authenticated QUIC connection: both ends have proved their Ed25519 keys.
@@ -36,6 +37,9 @@ package final class QUICConnection: @unchecked Sendable {
         didSet { if closeError != nil { endpoint?.deliverLater(self) } }
     }
 
+    /// After `tooManyStreams`: the peer allows more now.
+    package var onStreamsAvailable: (() -> Void)?
+
     let configuration: QUICConfiguration
     let eventLoop: any EventLoop
     var endpoint: QUICEndpoint?
@@ -67,6 +71,9 @@ package final class QUICConnection: @unchecked Sendable {
     var handshakeCompleted = false
     var handshakeConfirmed = false
     var establishPending = false
+    /// `openStream` has failed, and `onStreamsAvailable` not been called since.
+    var isShortOfStreams = false
+    var streamsAllowedPending = false
     var verifyFailure: QUICError?
     var refusal: String?
     var claimedEndpoint: EndpointID?
@@ -124,8 +131,15 @@ package final class QUICConnection: @unchecked Sendable {
     /// Streams that are open, both sides' together.
     package var streamCount: Int { streams.count }
 
+    /// Streams that `openStream` would give right now. A stream counts until both ends are done
+    /// with it and know so, which is a round trip after the last byte.
+    package var availableStreams: Int {
+        guard state == .established, let conn else { return 0 }
+        return Int(clamping: ngtcp2_conn_get_streams_bidi_left(conn))
+    }
+
     /// Opens a stream. The peer learns of it with its first bytes.
-    /// - Throws: `tooManyStreams`, or `connectionLost` on a connection that is not open.
+    /// - Throws: `tooManyStreams` (see `onStreamsAvailable`), or `connectionLost` on a connection that is not open.
     package func openStream() throws(QUICError) -> QUICStream {
         checkConfinement()
         guard state == .established, let conn else {
@@ -134,7 +148,10 @@ package final class QUICConnection: @unchecked Sendable {
         var id: Int64 = -1
         let result = ngtcp2_conn_open_bidi_stream(conn, &id, nil)
         guard result == 0 else {
-            if result == NGTCP2_ERR_STREAM_ID_BLOCKED { throw .tooManyStreams }
+            if result == NGTCP2_ERR_STREAM_ID_BLOCKED {
+                isShortOfStreams = true
+                throw .tooManyStreams
+            }
             throw .library(Self.text(result))
         }
         let stream = QUICStream(id: id, connection: self, isAnnounced: true)
@@ -235,6 +252,11 @@ package final class QUICConnection: @unchecked Sendable {
             endpoint?.established(self)
         }
         if state == .established || closeError != nil { deliverStreams() }
+        if streamsAllowedPending, state == .established {
+            streamsAllowedPending = false
+            isShortOfStreams = false
+            onStreamsAvailable?()
+        }
         if let error = closeError { deliverClose(error) }
     }
 

@@ -81,6 +81,10 @@ enum QUICEvents {
             stream(user)?.receiveReset(code)
             return 0
         }
+        table.streams_allowed = { _, _, owner in
+            connection(owner)?.noteStreamsAllowed()
+            return 0
+        }
         table.stream_extended = { _, _, _, owner, user in
             guard let stream = stream(user), stream.isFlowBlocked else { return 0 }
             stream.isFlowBlocked = false
@@ -138,6 +142,12 @@ extension QUICConnection {
     func noteEstablished() {
         guard !establishPending, state == .handshaking else { return }
         establishPending = true
+        endpoint?.deliverLater(self)
+    }
+
+    func noteStreamsAllowed() {
+        guard isShortOfStreams else { return }
+        streamsAllowedPending = true
         endpoint?.deliverLater(self)
     }
 

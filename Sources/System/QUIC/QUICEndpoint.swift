@@ -84,6 +84,9 @@ package final class QUICEndpoint: @unchecked Sendable {
         aspen_quic_writer_free(writer)
     }
 
+    /// The public half of the key: how peers name this endpoint.
+    package var id: EndpointID { key.endpoint }
+
     /// Where the socket is bound; nil before `bind` and after `close`.
     package var localAddress: SocketAddress? { channel?.localAddress }
 

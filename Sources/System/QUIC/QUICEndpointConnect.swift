@@ -2,6 +2,7 @@
 
 import AspenTypes
 import CNgtcp2
+import Glibc
 import NIOCore
 
 extension QUICEndpoint {

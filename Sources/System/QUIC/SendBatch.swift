@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import CNgtcp2
+import Glibc
 import NIOCore
 
 /// Packets for one address, gathered for one system call (UDP_SEGMENT): all of one size, only the

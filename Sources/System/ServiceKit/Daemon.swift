@@ -59,7 +59,8 @@ package enum Daemon {
     /// readiness is then notified. If it throws or fails, the process ends with a message.
     package static func run(
         _ name: String,
-        start: @escaping @Sendable (DaemonContext, inout ActivatedSockets, [String]) throws
+        start:
+            @escaping @Sendable (DaemonContext, inout ActivatedSockets, [String]) throws
             -> EventLoopFuture<RunningDaemon>
     ) -> Never {
         signal(SIGPIPE, SIG_IGN)

@@ -36,7 +36,8 @@ package struct Secret: Sendable, CustomStringConvertible, CustomDebugStringConve
         var buffer = [UInt8](repeating: 0, count: bytesMax + 1)
         let count = pread(descriptor, &buffer, buffer.count, 0)
         guard count >= 0, count <= bytesMax else {
-            throw AspenError(.invalidArgument, "the secret '\(name)' cannot be read or is over 4 KB")
+            throw AspenError(
+                .invalidArgument, "the secret '\(name)' cannot be read or is over 4 KB")
         }
         var bytes = Array(buffer.prefix(count))
         if bytes.last == UInt8(ascii: "\n") { bytes.removeLast() }

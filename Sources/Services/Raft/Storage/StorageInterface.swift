@@ -36,7 +36,14 @@ package protocol LogStore: AnyObject {
     func discard(upTo index: LogIndex, term: Term) throws(StorageError)
     /// Replaces the whole log by nothing, starting after `index` (a snapshot was installed).
     func reset(to index: LogIndex, term: Term) throws(StorageError)
+    /// Gets ready what later writes will need, if anything. Takes tens of milliseconds now and then:
+    /// call it when nobody waits. An error leaves the store usable; try again later.
+    func prepareNextIfNeeded() throws(StorageError)
     func close()
+}
+
+extension LogStore {
+    package func prepareNextIfNeeded() throws(StorageError) {}
 }
 
 /// The applied state: key-value history, sessions, membership, revision, cluster time. Used from one
@@ -53,9 +60,14 @@ package protocol StateStore: AnyObject {
 
     /// Applies entries in order, as one transaction: all or none. One result an entry.
     func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult]
+    /// Nil also when `revision` is compacted or in the future: `lookUp` tells these apart.
     func get(_ key: [UInt8], at revision: Revision?) throws(StorageError) -> KeyValue?
     /// - Throws: nothing for an unknown revision: see `RangeOutcome`.
     func range(_ request: RangeRequest) throws(StorageError) -> RangeOutcome
+    /// When the longest silent session is due for `Command.expireSessions`; nil without sessions. The
+    /// leader proposes that command when its cluster time passes this, so that an idle cluster
+    /// writes nothing.
+    func nextSessionExpiry() throws(StorageError) -> ClusterTime?
     /// Copies the WAL into the database if there is enough of it. Returns the applied index that is
     /// durable in the database afterwards: the log may be discarded up to there and no further.
     func checkpointIfDue() throws(StorageError) -> LogIndex?
@@ -73,6 +85,15 @@ package protocol StateStore: AnyObject {
     /// Collects chunks beside the state; `finish` replaces the state by them.
     func receiveSnapshot(_ meta: SnapshotMeta) throws(StorageError) -> any SnapshotWriter
     func close()
+}
+
+extension StateStore {
+    /// One key at a revision (nil: now), as a page of at most one entry.
+    package func lookUp(
+        _ key: [UInt8], at revision: Revision?
+    ) throws(StorageError) -> RangeOutcome {
+        try range(RangeRequest(from: key, to: key + [0], limit: 1, at: revision))
+    }
 }
 
 package enum RangeOutcome: Equatable, Sendable {

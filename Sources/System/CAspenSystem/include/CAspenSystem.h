@@ -25,4 +25,25 @@ int aspen_is_listening(int fd);
 /* Where an IPv4 or IPv6 socket is bound: a numeric host, zero-terminated, and a port. 0, or -errno. */
 int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port);
 
+/* Starts a child that dies with this thread's process. Descriptor fds[i] becomes 3 + i in the child;
+ * `error` becomes 1 and 2; everything else is closed. The signal mask is cleared. The pid, or -errno.
+ * Call only while the process has one thread. */
+pid_t aspen_spawn(const char *path, char *const arguments[], char *const environment[],
+                  const int *fds, int count, int error);
+/* A sealed memory file that holds `bytes`; the descriptor, or -errno. */
+int aspen_memory_file(const char *name, const void *bytes, size_t count);
+/* Overwrites the text of argv[index] with 'x', so that no process listing shows it. */
+void aspen_wipe_argument(char **arguments, int index);
+/* Binds a UDP socket to "host" (numeric) and port, with packet info and large buffers. */
+int aspen_bind_datagram(const char *host, uint16_t port);
+/* Binds a listening Unix stream socket (0600 before anybody can connect), replacing a dead one. */
+int aspen_listen_unix(const char *path);
+/* Binds a Unix datagram socket. The descriptor, or -errno. */
+int aspen_bind_unix_datagram(const char *path);
+/* A descriptor that becomes readable when one of SIGTERM, SIGINT, SIGCHLD, SIGHUP is pending; the
+ * signals are blocked. */
+int aspen_signal_descriptor(void);
+/* The next pending signal of that descriptor, or -errno. */
+int aspen_next_signal(int fd);
+
 #endif

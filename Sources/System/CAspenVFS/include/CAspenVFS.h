@@ -1,4 +1,83 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * "aspen": a VFS for SQLite over the system's own ("unix"), for databases in WAL mode that belong to
+ * one process.
+ *
+ * - Every page of a database ends in an eight-byte checksum over its number and content, written
+ *   and verified here. Pages read back from the WAL are verified against what was written (or, after
+ *   a restart, against what SQLite's recovery accepted by the WAL's own checksums). A page that
+ *   fails gives SQLITE_IOERR_DATA.
+ * - The WAL index and all locks between connections live in this process's memory: no -shm file, no
+ *   system call for a lock, and no stranger who can stall a writer by holding one. Other processes
+ *   are kept out by one write lock on SQLite's lock bytes for as long as the database is open.
+ * - Whoever observes a path sees each write, sync, truncation, creation and removal below it, in
+ *   order, and may make any of them fail.
+ */
 #ifndef ASPEN_VFS_H
 #define ASPEN_VFS_H
+
+#include <stdint.h>
+
+#define ASPEN_VFS_NAME "aspen"
+#define ASPEN_VFS_PAGE_BYTES 4096
+#define ASPEN_VFS_RESERVED_BYTES 8
+
+/* Registers the VFS (not as the default one) and returns an SQLite result code. May be called again
+   and from any thread; call it before anything else of SQLite is used. */
+int aspen_vfs_register(void);
+
+/* The checksum that a page carries in its last eight bytes. */
+uint64_t aspen_vfs_page_checksum(uint32_t page_number, const void *page);
+
+typedef enum {
+    ASPEN_VFS_READ = 0,
+    ASPEN_VFS_WRITE = 1,
+    ASPEN_VFS_SYNC = 2,
+    ASPEN_VFS_TRUNCATE = 3,
+    ASPEN_VFS_CREATE = 4,
+    ASPEN_VFS_DELETE = 5,
+    ASPEN_VFS_SYNC_DIRECTORY = 6,
+    ASPEN_VFS_RENAME = 7,
+} aspen_vfs_event_kind;
+
+typedef struct {
+    aspen_vfs_event_kind kind;
+    /* Absolute; of the directory for SYNC_DIRECTORY. */
+    const char *path;
+    /* RENAME only: the new path. */
+    const char *to;
+    /* READ, WRITE: where. TRUNCATE: the new size. */
+    int64_t offset;
+    /* WRITE only: what is written, checksums included. */
+    const void *bytes;
+    int64_t count;
+} aspen_vfs_event;
+
+/* Called from whatever thread uses the connection, never at the same time from two. */
+typedef struct {
+    /* Before an operation; a value other than 0 (EIO, ENOSPC, …) makes it fail without being
+       carried out. */
+    int (*before)(void *context, const aspen_vfs_event *event);
+    /* After an operation that succeeded; not for READ. */
+    void (*after)(void *context, const aspen_vfs_event *event);
+} aspen_vfs_observer;
+
+#define ASPEN_VFS_OBSERVERS_MAX 64
+
+/* Observes every path that begins with `prefix`, until `aspen_vfs_unobserve` with the number
+   returned; -1 if there are too many observers. */
+int aspen_vfs_observe(const char *prefix, aspen_vfs_observer observer, void *context);
+/* After this returns the observer is not called any more. */
+void aspen_vfs_unobserve(int number);
+
+/* fsync of a directory or a file, rename and unlink, seen by observers. 0, or an errno value. */
+int aspen_vfs_sync_directory(const char *path);
+int aspen_vfs_sync_file(const char *path);
+int aspen_vfs_rename(const char *from, const char *to);
+int aspen_vfs_remove(const char *path);
+
+/* An open file without a name in `directory`, or minus an errno value. Not seen by observers: it is
+   gone with the process. */
+int aspen_vfs_unnamed_file(const char *directory);
+
 #endif

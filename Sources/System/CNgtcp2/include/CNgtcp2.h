@@ -65,6 +65,7 @@ typedef struct {
     ngtcp2_stream_reset stream_reset;
     ngtcp2_stream_stop_sending stream_stopped;
     ngtcp2_extend_max_stream_data stream_extended;
+    ngtcp2_extend_max_streams streams_allowed;
     ngtcp2_recv_stateless_reset stateless_reset;
     ngtcp2_get_new_connection_id connection_id_new;
     ngtcp2_remove_connection_id connection_id_retired;

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The few commands people type. `make help` lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help cluster test bootstrap build format lint sim soak bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+cluster: ## build, then run a cluster on loopback (NODES=3 DATA=dir); Ctrl-C stops it
+	@scripts/cluster "$(NODES)" "$(DATA)"
+
+test: ## install what is missing, build, run every test
+	@scripts/test
+
+bootstrap: ## install the Debian packages that a build needs
+	@scripts/bootstrap
+
+build: bootstrap ## release build of every program
+	swift build -c release
+
+sim: bootstrap ## a long simulation: SEEDS=10000 FROM=1
+	swift build --product aspen-sim
+	.build/debug/aspen-sim sweep --from $(or $(FROM),1) --count $(or $(SEEDS),10000)
+
+soak: ## kill daemons of a real cluster under load for SECONDS=60, then check every write
+	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"
+
+bench: ## side by side with etcd on this machine
+	@Tests/Benchmarks/etcd-side-by-side.sh
+
+format: ## format every source file
+	swift format format -i -r --configuration .swift-format Sources Tests Package.swift
+
+lint: ## complain about format
+	swift format lint -s -r --configuration .swift-format Sources Tests Package.swift
+
+clean: ## remove what was built
+	rm -rf .build .build-*

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+
+/// Limits of the state machine besides those of `Limits`. They decide results, so that they are as
+/// much a part of the replicated protocol as the commands: changing one needs a new state-machine
+/// version.
+package enum KVLimits {
+    /// Largest encoded command, in bytes: leaves room for the frame around it below
+    /// `Limits.rpcMessageBytesMax`.
+    package static let commandBytesMax = 8_388_608
+    /// Keys that all `deleteRange`s of one transaction may remove together.
+    package static let transactionDeletesMax = Limits.batchCountMax
+    /// Most changes one transaction can make; below 2^`ChangeNumber.placeBits`.
+    package static let transactionChangesMax =
+        Limits.transactionOperationsMax + transactionDeletesMax
+    /// Most bytes of keys and values that the gets of one transaction may return together.
+    package static let answerBytesMax = Limits.scanPageBytesMax
+    /// Largest range bound: one more than a key, so that "just after this key" can be said.
+    package static let boundBytesMax = Limits.keyBytesMax + 1
+    /// Answers up to this size are stored in the row of their session, and always taken: the window
+    /// bounds how many there are. Every answer without a value in it is smaller.
+    package static let inlineAnswerBytesMax = 1024
+    /// Most bytes of answers stored for one session.
+    package static let sessionAnswersBytesMax = 8_388_608
+    /// Most bytes of large answers stored for all sessions together.
+    package static let storedAnswersBytesMax = 268_435_456
+    /// Rows of dead history that each entry sweeps away: more than a put can add, so that sweeping
+    /// always overtakes writing, and few enough that nobody waits for it.
+    package static let sweptPerEntry = 4
+    /// The same for a `compact` entry.
+    package static let sweptPerCompact = 1000
+    /// Largest stored membership, in bytes.
+    package static let membershipBytesMax = 1_048_576
+    /// Sessions kept in memory between batches.
+    package static let sessionCacheMax = 1024
+}
+
+/// Versions of the state machine. An entry carries the version that is needed to understand it.
+package enum KVVersion {
+    package static let first: UInt8 = 1
+    /// The newest that this program knows.
+    package static let supported: UInt8 = 1
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import AspenTypes
+
+/// A committed entry, understood.
+package struct CommittedEntry: Sendable {
+    package enum Body: Sendable {
+        case noop
+        case command(Command)
+        /// In the encoding of the entry's payload.
+        case membership([UInt8])
+        /// Bytes of a known version that no program writes. All replicas refuse them alike, so that
+        /// a corrupt proposal never becomes a crash loop.
+        case malformed
+    }
+
+    package var index: LogIndex
+    package var term: Term
+    package var time: ClusterTime
+    package var body: Body
+
+    package init(index: LogIndex, term: Term, time: ClusterTime, body: Body) {
+        self.index = index
+        self.term = term
+        self.time = time
+        self.body = body
+    }
+}
+
+/// The key-value state machine: etcd's model (revisions, versions, tombstones, transactions with
+/// compares, compaction) and client sessions (Raft thesis §6.3) over rows that lie anywhere.
+///
+/// Applying is deterministic: equal entries give equal results, rows and hash on every replica,
+/// however the entries are grouped into batches. What a user does wrong is a result, never an
+/// error; an error means that the rows are out of reach, and that this value must not be used again.
+package struct KVMachine<Tables: StateTables> {
+    package internal(set) var meta: StateMeta
+    package internal(set) var tables: Tables
+    /// Sessions as they are after the last entry applied. Within a batch the tables lag behind.
+    var sessions: [SessionID: CachedSession] = [:]
+    /// Those of `sessions` that must be written back, in the order in which they changed.
+    var dirtySessions: [SessionID] = []
+
+    struct CachedSession {
+        var row: SessionRow
+        /// Of the row as the tables have it; zero if they have none.
+        var storedHash: UInt64
+        var isDirty: Bool
+    }
+
+    package init(tables: Tables, meta: StateMeta) {
+        self.tables = tables
+        self.meta = meta
+    }
+
+    /// Applies entries in order and writes sessions and meta back once. To the tables this is one
+    /// transaction, begun and ended by the caller.
+    package mutating func apply(
+        _ entries: [CommittedEntry]
+    ) throws(Tables.Failure) -> [CommandResult] {
+        var results: [CommandResult] = []
+        results.reserveCapacity(entries.count)
+        for entry in entries { results.append(try apply(entry)) }
+        try writeBackSessions()
+        if sessions.count > KVLimits.sessionCacheMax { sessions.removeAll() }
+        try tables.store(meta)
+        return results
+    }
+
+    private mutating func apply(
+        _ entry: CommittedEntry
+    ) throws(Tables.Failure) -> CommandResult {
+        precondition(entry.index == meta.appliedIndex.next, "entries are applied in order")
+        precondition(entry.term >= meta.appliedTerm, "terms never decrease in a log")
+        meta.appliedIndex = entry.index
+        meta.appliedTerm = entry.term
+        meta.time = max(meta.time, entry.time)
+        let changesBefore = changesMade
+        let result: CommandResult
+        var sweepBudget = KVLimits.sweptPerEntry
+        switch entry.body {
+        case .noop: result = .done
+        case .malformed: result = .failed(code: .invalidArgument, message: "malformed command")
+        case .membership(let bytes):
+            meta.membership = bytes
+            meta.membershipIndex = entry.index
+            result = .done
+        case .command(let command):
+            if case .compact = command { sweepBudget = KVLimits.sweptPerCompact }
+            result = try apply(command)
+        }
+        // Twice what this entry added: sweeping overtakes writing.
+        try sweep(atMost: sweepBudget + 2 * (changesMade - changesBefore))
+        return result
+    }
+
+    /// Changes made since this value was created.
+    var changesMade = 0
+
+    private mutating func apply(_ command: Command) throws(Tables.Failure) -> CommandResult {
+        switch command {
+        case .openSession: return try openSession()
+        case .keepSessionAlive(let id): return try keepSessionAlive(id)
+        case .closeSession(let id): return try closeSession(id)
+        case .expireSessions: return try expireSessions()
+        case .transaction(let transaction, nil):
+            let plan: Plan
+            switch try self.plan(transaction) {
+            case .failure(let refusal):
+                return .failed(code: refusal.code, message: refusal.message)
+            case .success(let made): plan = made
+            }
+            return try carryOut(plan)
+        case .transaction(let transaction, let request?):
+            return try apply(transaction, under: request)
+        case .compact(let revision): return compact(revision)
+        case .activateVersion(let version): return activate(version)
+        }
+    }
+
+    private mutating func compact(_ revision: Revision) -> CommandResult {
+        guard revision <= meta.revision else {
+            return .failed(
+                code: .invalidArgument,
+                message: "cannot compact to revision \(revision): the store is at \(meta.revision)")
+        }
+        // Repeating it, or asking for less, is how a policy keeps sweeping going: no error.
+        meta.compacted = max(meta.compacted, revision)
+        return .done
+    }
+
+    /// Versions that this program does not know never get here: see `entryVersionUnknown`.
+    private mutating func activate(_ version: UInt16) -> CommandResult {
+        guard let version = UInt8(exactly: version), version >= meta.activeVersion else {
+            return .done
+        }
+        meta.activeVersion = version
+        return .done
+    }
+
+    /// Removes up to `budget` rows of history that no readable revision can see.
+    ///
+    /// Every change names the one before it of the same key: once a change is at or below the
+    /// compacted revision, its predecessor is dead, and so is the change itself if it is a
+    /// tombstone. So sweeping reads each change once, in order, and nothing else.
+    private mutating func sweep(atMost budget: Int) throws(Tables.Failure) {
+        let limit = ChangeNumber.last(of: meta.compacted)
+        guard meta.compacted > .zero, limit > meta.swept else { return }
+        let changes = try tables.changes(after: meta.swept, upTo: limit, count: budget)
+        for change in changes {
+            if change.previous != .zero { try remove(change.previous) }
+            if change.isTombstone { try remove(change.number) }
+            meta.swept = change.number
+        }
+        if changes.count < budget { meta.swept = limit }
+    }
+
+    /// A tombstone may have been swept before its successor gets here: then there is nothing to do.
+    private mutating func remove(_ number: ChangeNumber) throws(Tables.Failure) {
+        guard let change = try tables.remove(number) else { return }
+        meta.rowHash &-= RowHash.of(change)
+        meta.rowHash &-= RowHash.of(change.header.key, change.header.versionRow)
+    }
+
+    mutating func insert(_ change: Change) throws(Tables.Failure) {
+        try tables.insert(change)
+        changesMade += 1
+        meta.rowHash &+= RowHash.of(change)
+        meta.rowHash &+= RowHash.of(change.header.key, change.header.versionRow)
+    }
+}
+
+extension CommittedEntry {
+    /// Why this program must not go on past the entry.
+    package struct UnknownVersion: Error, Equatable, Sendable, CustomStringConvertible {
+        package var index: LogIndex
+        package var version: UInt16
+
+        package init(index: LogIndex, version: UInt16) {
+            self.index = index
+            self.version = version
+        }
+
+        package var description: String {
+            "log entry \(index) needs state-machine version \(version), this program knows versions"
+                + " up to \(KVVersion.supported): install a newer aspend-raft and start it again"
+        }
+    }
+
+    /// Decodes a command payload. Do this for a whole batch before applying any of it.
+    package static func body(
+        ofCommand payload: [UInt8], at index: LogIndex
+    ) throws(UnknownVersion) -> Body {
+        do {
+            let command = try CommandCodec.decode(payload)
+            if case .activateVersion(let version) = command, version > KVVersion.supported {
+                throw UnknownVersion(index: index, version: version)
+            }
+            return .command(command)
+        } catch let failure as CommandCodec.Failure {
+            switch failure {
+            case .unknownVersion(let version):
+                throw UnknownVersion(index: index, version: UInt16(version))
+            case .malformed: return .malformed
+            }
+        } catch let unknown as UnknownVersion {
+            throw unknown
+        } catch {
+            preconditionFailure("nothing else is thrown")
+        }
+    }
+}
+
+// MARK: - Hash
+
+extension KVMachine {
+    /// The row hash from the rows themselves; equal to `meta.rowHash` unless rows or sum are wrong.
+    package static func rowHash<Source: RowSource>(
+        of rows: inout Source
+    ) throws(Source.Failure) -> UInt64 {
+        var sum: UInt64 = 0
+        while let row = try rows.next() { sum &+= RowHash.of(row) }
+        return sum
+    }
+}

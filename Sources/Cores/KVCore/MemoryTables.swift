@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+
+/// The tables in memory. A value: a copy is a consistent view that costs nothing until one of the
+/// two changes.
+package struct MemoryTables: StateTables, Sendable {
+    private struct VersionKey: Sendable {
+        var key: [UInt8]
+        var change: ChangeNumber
+
+        /// Keys ascending, within a key the newest first.
+        static func precedes(_ left: VersionKey, _ right: VersionKey) -> Bool {
+            if bytesPrecede(left.key, right.key) { return true }
+            return left.change > right.change && left.key == right.key
+        }
+    }
+
+    private struct AnswerKey: Sendable {
+        var session: SessionID
+        var number: UInt64
+
+        static func precedes(_ left: AnswerKey, _ right: AnswerKey) -> Bool {
+            (left.session, left.number) < (right.session, right.number)
+        }
+    }
+
+    private var versions = SortedMap<VersionKey, VersionRow>(by: VersionKey.precedes)
+    private var changes = SortedMap<ChangeNumber, Change>(by: <)
+    private var sessions = SortedMap<SessionID, SessionRow>(by: <)
+    private var answers = SortedMap<AnswerKey, [UInt8]>(by: AnswerKey.precedes)
+    package private(set) var meta = StateMeta()
+    /// Bytes of keys, values and answers, with a flat rate for what holds them.
+    package private(set) var byteCount: UInt64 = 0
+
+    package init() {}
+
+    // MARK: Versions and changes
+
+    package func version(of key: [UInt8], upTo limit: ChangeNumber) -> VersionRow? {
+        guard let position = versions.lowerBound(VersionKey(key: key, change: limit)),
+            versions.key(at: position).key == key
+        else { return nil }
+        return versions.value(at: position)
+    }
+
+    package func versions(
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int
+    ) -> [KeyVersion] {
+        var found: [KeyVersion] = []
+        var cursor = versions.lowerBound(VersionKey(key: from, change: .max))
+        while let position = cursor, found.count < count {
+            let place = versions.key(at: position)
+            if let to, !bytesPrecede(place.key, to) { break }
+            if place.change > limit {
+                cursor = versions.lowerBound(VersionKey(key: place.key, change: limit))
+                continue
+            }
+            let row = versions.value(at: position)
+            if !row.isTombstone { found.append(KeyVersion(key: place.key, row: row)) }
+            // On to the next key: mostly the neighbour, else over all the old versions at once.
+            cursor = versions.after(position)
+            if let next = cursor, versions.key(at: next).key == place.key {
+                cursor = versions.lowerBound(VersionKey(key: place.key, change: .zero))
+            }
+        }
+        return found
+    }
+
+    package func value(of change: ChangeNumber) -> [UInt8] {
+        guard let change = changes[change] else {
+            preconditionFailure("the versions name only changes that exist")
+        }
+        return change.value
+    }
+
+    package func changes(
+        after: ChangeNumber, upTo: ChangeNumber, count: Int
+    ) -> [ChangeHeader] {
+        var found: [ChangeHeader] = []
+        var cursor = changes.lowerBound(ChangeNumber(after.rawValue + 1))
+        while let position = cursor, found.count < count {
+            guard changes.key(at: position) <= upTo else { break }
+            found.append(changes.value(at: position).header)
+            cursor = changes.after(position)
+        }
+        return found
+    }
+
+    package mutating func insert(_ change: Change) {
+        let header = change.header
+        let previous = changes.set(header.number, change)
+        precondition(previous == nil, "a change number is used once")
+        versions.set(VersionKey(key: header.key, change: header.number), header.versionRow)
+        byteCount += Self.cost(of: change)
+    }
+
+    package mutating func remove(_ number: ChangeNumber) -> Change? {
+        guard let change = changes.remove(number) else { return nil }
+        versions.remove(VersionKey(key: change.header.key, change: number))
+        byteCount -= Self.cost(of: change)
+        return change
+    }
+
+    private static func cost(of change: Change) -> UInt64 {
+        UInt64(200 + change.header.key.count + change.value.count)
+    }
+
+    // MARK: Sessions
+
+    package func session(_ id: SessionID) -> SessionRow? { sessions[id] }
+
+    package func sessions(lastActiveBefore time: ClusterTime) -> [SessionID] {
+        var found: [SessionID] = []
+        var cursor = sessions.first
+        while let position = cursor {
+            let session = sessions.value(at: position)
+            if session.lastActive < time { found.append(session.id) }
+            cursor = sessions.after(position)
+        }
+        return found
+    }
+
+    package func oldestSessionActivity() -> ClusterTime? {
+        var oldest: ClusterTime?
+        var cursor = sessions.first
+        while let position = cursor {
+            let time = sessions.value(at: position).lastActive
+            oldest = min(oldest ?? time, time)
+            cursor = sessions.after(position)
+        }
+        return oldest
+    }
+
+    package mutating func store(_ session: SessionRow) { sessions.set(session.id, session) }
+    package mutating func removeSession(_ id: SessionID) { sessions.remove(id) }
+
+    package func answer(of session: SessionID, number: UInt64) -> [UInt8]? {
+        answers[AnswerKey(session: session, number: number)]
+    }
+
+    package mutating func store(_ answer: AnswerRow) {
+        answers.set(AnswerKey(session: answer.session, number: answer.number), answer.bytes)
+        byteCount += UInt64(answer.bytes.count)
+    }
+
+    package mutating func removeAnswer(of session: SessionID, number: UInt64) {
+        let removed = answers.remove(AnswerKey(session: session, number: number))
+        byteCount -= UInt64(removed?.count ?? 0)
+    }
+
+    package mutating func store(_ meta: StateMeta) { self.meta = meta }
+
+    // MARK: Rows
+
+    /// Reads a copy of the tables, row by row.
+    package struct Rows: RowSource {
+        private let tables: MemoryTables
+        private var version: SortedMap<VersionKey, VersionRow>.Position?
+        private var change: SortedMap<ChangeNumber, Change>.Position?
+        private var session: SortedMap<SessionID, SessionRow>.Position?
+        private var answer: SortedMap<AnswerKey, [UInt8]>.Position?
+
+        fileprivate init(_ tables: MemoryTables) {
+            self.tables = tables
+            version = tables.versions.first
+            change = tables.changes.first
+            session = tables.sessions.first
+            answer = tables.answers.first
+        }
+
+        package mutating func next() -> StateRow? {
+            if let position = change {
+                change = tables.changes.after(position)
+                return .change(tables.changes.value(at: position))
+            }
+            if let position = version {
+                version = tables.versions.after(position)
+                return .version(
+                    KeyVersion(
+                        key: tables.versions.key(at: position).key,
+                        row: tables.versions.value(at: position)))
+            }
+            if let position = session {
+                session = tables.sessions.after(position)
+                return .session(tables.sessions.value(at: position))
+            }
+            if let position = answer {
+                answer = tables.answers.after(position)
+                let key = tables.answers.key(at: position)
+                return .answer(
+                    AnswerRow(
+                        session: key.session, number: key.number,
+                        bytes: tables.answers.value(at: position)))
+            }
+            return nil
+        }
+    }
+
+    package func rows() -> Rows { Rows(self) }
+}

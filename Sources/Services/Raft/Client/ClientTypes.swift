@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+
+/// A key with its value and where both stand in the store's history.
+public struct KeyValue: Sendable, Equatable {
+    /// At most `Limits.keyBytesMax` bytes, any bytes.
+    public var key: [UInt8]
+    /// At most `Limits.valueBytesMax` bytes, any bytes; empty in a scan of keys only.
+    public var value: [UInt8]
+    /// The revision that created the key.
+    public var createRevision: Revision
+    /// The revision of the last write to it.
+    public var modRevision: Revision
+    /// 1 for a key just created; grows by one with every write to it.
+    public var version: UInt64
+
+    public init(
+        key: [UInt8], value: [UInt8], createRevision: Revision, modRevision: Revision,
+        version: UInt64
+    ) {
+        self.key = key
+        self.value = value
+        self.createRevision = createRevision
+        self.modRevision = modRevision
+        self.version = version
+    }
+}
+
+/// Where a write stands in the replicated log.
+public struct LogID: Sendable, Hashable, CustomStringConvertible {
+    public var term: Term
+    public var index: LogIndex
+
+    public init(term: Term, index: LogIndex) {
+        self.term = term
+        self.index = index
+    }
+
+    public var description: String { "\(term):\(index)" }
+}
+
+/// How fresh an answer has to be.
+public enum Consistency: Sendable, Equatable {
+    /// Shows every write that was acknowledged before the read began.
+    case linearizable
+    /// Whatever the node asked has applied: faster, works without a quorum, may be behind.
+    case stale
+}
+
+/// The answer to `get`.
+public struct GetResult: Sendable, Equatable {
+    /// Nil when there is no such key.
+    public var entry: KeyValue?
+    /// The store's revision that the answer shows.
+    public var revision: Revision
+}
+
+/// The answer to `set`.
+public struct WriteResult: Sendable, Equatable {
+    /// The store's revision after the write.
+    public var revision: Revision
+    public var logID: LogID
+    /// The key's version after the write.
+    public var version: UInt64
+}
+
+/// The answer to `delete`.
+public struct DeleteResult: Sendable, Equatable {
+    /// False when there was no such key.
+    public var deleted: Bool
+    public var revision: Revision
+    public var logID: LogID
+}
+
+/// Some of the keys of a scan, in the order of their bytes.
+public struct ScanPage: Sendable, Equatable {
+    public var entries: [KeyValue]
+    /// Where the next page begins; empty after the last one. It pins the revision of the first
+    /// page, so that pages fit together however long one takes to read them.
+    public var continuation: [UInt8]
+    public var revision: Revision
+}
+
+/// A condition of a transaction.
+public struct Compare: Sendable, Equatable {
+    public enum Relation: Sendable { case equal, notEqual, less, greater }
+
+    public enum Target: Sendable, Equatable {
+        case value([UInt8])
+        /// 0: the key is absent.
+        case version(UInt64)
+        case createRevision(Revision)
+        case modRevision(Revision)
+        case exists(Bool)
+    }
+
+    public var key: [UInt8]
+    public var target: Target
+    public var relation: Relation
+
+    /// Holds when the key's property stands in `relation` to the one that `target` names.
+    public init(_ key: some Collection<UInt8>, _ relation: Relation = .equal, _ target: Target) {
+        self.key = Array(key)
+        self.target = target
+        self.relation = relation
+    }
+}
+
+/// One step of a transaction.
+public enum Operation: Sendable, Equatable {
+    case put(key: [UInt8], value: [UInt8])
+    case delete(key: [UInt8])
+    case get(key: [UInt8])
+}
+
+/// What one step of a transaction gave.
+public struct OperationResult: Sendable, Equatable {
+    /// Put and delete: whether the key was there before.
+    public var existed: Bool
+    /// Get: nil when there is no such key.
+    public var entry: KeyValue?
+}
+
+/// The answer to `transaction`.
+public struct TransactionResult: Sendable, Equatable {
+    /// Whether all compares held, so that `success` was carried out and not `failure`.
+    public var succeeded: Bool
+    public var revision: Revision
+    public var logID: LogID
+    /// In the order of the operations carried out.
+    public var results: [OperationResult]
+}
+
+/// One node as its cluster sees it.
+public struct NodeStatus: Sendable, Equatable {
+    public var node: NodeID
+    /// "leader", "follower", "candidate", "learner" or "unreachable".
+    public var role: String
+    public var term: Term
+    public var applied: LogIndex
+    /// Entries that it is behind the leader's commit index.
+    public var lag: UInt64
+    /// The endpoint id in base 32; empty where the node has none.
+    public var endpointID: String
+    public var addresses: [String]
+    /// Of the program it runs.
+    public var version: String
+    public var dataBytes: UInt64
+    public var isVoter: Bool
+    public var isReachable: Bool
+}
+
+/// The answer to `clusterStatus`.
+public struct ClusterStatus: Sendable, Equatable {
+    public var clusterID: String
+    public var term: Term
+    /// Nil when no leader is known.
+    public var leader: NodeID?
+    public var revision: Revision
+    /// In the order of their numbers.
+    public var nodes: [NodeStatus]
+}
+
+/// The answer to `health`.
+public struct Health: Sendable, Equatable {
+    public enum Status: String, Sendable {
+        case healthy
+        /// Serving, but a quorum is one failure away.
+        case degraded
+        case unavailable
+    }
+    public var status: Status
+    public var detail: String
+    /// The node that answered.
+    public var node: NodeID
+}
+
+/// The answer to `leader`.
+public struct Leader: Sendable, Equatable {
+    /// Nil when none is known to the node asked.
+    public var node: NodeID?
+    public var term: Term
+}
+
+/// The answer to `nodeInfo`: the node asked, from the inside.
+public struct NodeInfo: Sendable, Equatable {
+    public var status: NodeStatus
+    public var clusterID: String
+    public var replica: ReplicaID
+    public var commit: LogIndex
+    public var firstLogIndex: LogIndex
+    public var lastLogIndex: LogIndex
+    /// Equal on every replica at an equal applied index.
+    public var stateHash: UInt64
+}
+
+/// The answer to `initCluster`.
+public struct ClusterInit: Sendable, Equatable {
+    public var clusterID: String
+    /// The node that is now the only member.
+    public var node: NodeID
+}
+
+/// The answer to `changeMembership`.
+public struct MembershipChange: Sendable, Equatable {
+    public var logID: LogID
+    public var voters: [NodeID]
+    public var learners: [NodeID]
+}

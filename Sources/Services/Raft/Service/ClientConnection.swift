@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import AspenWire
+import Glibc
+import NIOCore
+import RaftCore
+import ServiceKit
+import SwiftProtobuf
+
+/// Where the answer to a request goes.
+protocol ReplySink: AnyObject {
+    func reply(_ response: WireResponse, to id: UInt64)
+}
+
+/// A request that waits for its answer, but for what it asks.
+struct RequestOrigin {
+    let sink: any ReplySink
+    let id: UInt64
+    let deadline: MonotonicInstant
+    /// Passed on by another node: not to be passed on again.
+    let isFromPeer: Bool
+
+    func reply(_ response: WireResponse) { sink.reply(response, to: id) }
+    func fail(_ error: AspenError) { sink.reply(WireResponse(error), to: id) }
+}
+
+/// One client: frames of request id (u64 LE) and protobuf message. Confined to the event loop.
+final class ClientConnection: ReplySink {
+    /// Requests of one connection that wait for their answers.
+    static let requestsMax = 4096
+    /// Unread answers, in bytes, above which no further requests are read from this client.
+    static let outgoingBytesHigh = 1_000_000
+    /// Unread answers, in bytes, above which the connection is closed.
+    static let outgoingBytesMax = 64_000_000
+
+    private let frames: FrameChannel
+    private unowned let service: ClientService
+    private let permission: Permission
+    /// What is said to those who may do nothing.
+    private let denial: AspenError
+    private var inFlight = 0
+    private var isReading = true
+    private var unsentBytes = 0
+    private var isClosed = false
+
+    init(
+        _ frames: FrameChannel, permission: Permission, denial: AspenError, service: ClientService
+    ) {
+        self.frames = frames
+        self.permission = permission
+        self.denial = denial
+        self.service = service
+    }
+
+    func start() {
+        frames.onFrame = { [self] in received($1) }
+        frames.onClosed = { [self] _, reason in closed(reason) }
+        frames.onWritable = { [self] _ in writable() }
+        try? frames.channel?.syncOptions?.setOption(
+            .writeBufferWaterMark,
+            value: ChannelOptions.Types.WriteBufferWaterMark(
+                low: Self.outgoingBytesHigh / 4, high: Self.outgoingBytesHigh))
+    }
+
+    private func received(_ frame: ByteBuffer) {
+        guard !isClosed else { return }
+        var frame = frame
+        guard let id = frame.readInteger(endianness: .little, as: UInt64.self) else {
+            return malformed("a frame has at least eight bytes")
+        }
+        let request: WireRequest
+        do {
+            request = try WireRequest(serializedBytes: FrameBytes(frame))
+        } catch {
+            // The id cannot be trusted either: whoever sends this speaks another protocol.
+            return malformed("a request that is no message of the protocol")
+        }
+        guard inFlight < Self.requestsMax else {
+            return write(
+                WireResponse(
+                    AspenError(
+                        .resourceExhausted,
+                        "more than \(Self.requestsMax) requests wait on this connection",
+                        retry: .safe)), id)
+        }
+        inFlight += 1
+        let deadline = service.deadline(milliseconds: request.timeoutMs)
+        service.handle(
+            request,
+            RequestOrigin(sink: self, id: id, deadline: deadline, isFromPeer: false),
+            permission: permission, denial: denial)
+    }
+
+    private func malformed(_ reason: String) {
+        service.clientIsWrong(reason)
+        write(WireResponse(AspenError(.invalidArgument, reason)), 0)
+        isClosed = true
+        frames.close()
+    }
+
+    func reply(_ response: WireResponse, to id: UInt64) {
+        inFlight -= 1
+        write(response, id)
+    }
+
+    private func write(_ response: WireResponse, _ id: UInt64) {
+        guard !isClosed else { return }
+        guard let bytes: FrameBytes = try? response.serializedBytes() else { return }
+        frames.send { buffer in
+            buffer.writeInteger(id, endianness: .little)
+            buffer.writeImmutableBuffer(bytes.buffer)
+        }
+        guard !frames.isWritable else { return }
+        unsentBytes += bytes.count
+        if isReading {
+            isReading = false
+            setReading(false)
+        }
+        if unsentBytes > Self.outgoingBytesMax {
+            service.clientIsWrong("a client does not read its answers")
+            isClosed = true
+            frames.channel?.close(promise: nil)
+        }
+    }
+
+    private func writable() {
+        unsentBytes = 0
+        guard !isReading else { return }
+        isReading = true
+        setReading(true)
+    }
+
+    private func setReading(_ isOn: Bool) {
+        try? frames.channel?.syncOptions?.setOption(.autoRead, value: isOn)
+    }
+
+    private func closed(_ reason: FrameChannel.Closed) {
+        isClosed = true
+        service.connectionEnded()
+        if case .oversized(let bytes) = reason {
+            service.clientIsWrong("a frame of \(bytes) bytes")
+        }
+        // Breaks the cycle frames -> closures -> self; answers under way come to nothing.
+        frames.onFrame = { _, _ in }
+        frames.onWritable = { _ in }
+        frames.onClosed = { _, _ in }
+    }
+}
+
+/// A frame as swift-protobuf wants to see it, without a copy.
+struct FrameBytes: SwiftProtobufContiguousBytes {
+    var buffer: ByteBuffer
+
+    init(_ buffer: ByteBuffer) { self.buffer = buffer }
+
+    init(repeating value: UInt8, count: Int) {
+        buffer = ByteBuffer(repeating: value, count: count)
+    }
+
+    init<S: Sequence>(_ sequence: S) where S.Element == UInt8 {
+        buffer = ByteBuffer(bytes: sequence)
+    }
+
+    var count: Int { buffer.readableBytes }
+
+    func withUnsafeBytes<R>(_ body: (UnsafeRawBufferPointer) throws -> R) rethrows -> R {
+        try buffer.withUnsafeReadableBytes(body)
+    }
+
+    mutating func withUnsafeMutableBytes<R>(
+        _ body: (UnsafeMutableRawBufferPointer) throws -> R
+    ) rethrows -> R {
+        try buffer.withUnsafeMutableReadableBytes(body)
+    }
+}
+
+/// Who may do what on the local socket: judged by what the kernel says of the caller.
+struct LocalAccess: Sendable {
+    var ownUID: uid_t
+    var adminGroup: gid_t?
+    var useGroup: gid_t?
+
+    /// From the system's user database: groups `aspen-admin` and `aspen`.
+    init() {
+        ownUID = geteuid()
+        adminGroup = Self.group("aspen-admin")
+        useGroup = Self.group("aspen")
+    }
+
+    private static func group(_ name: String) -> gid_t? { getgrnam(name)?.pointee.gr_gid }
+
+    func permission(of peer: LocalPeer?) -> Permission {
+        guard let peer else { return .none }
+        if peer.uid == 0 || peer.uid == ownUID { return .admin }
+        let groups = peer.groups + [peer.gid]
+        if let adminGroup, groups.contains(adminGroup) { return .admin }
+        if let useGroup, groups.contains(useGroup) { return .use }
+        return .none
+    }
+}

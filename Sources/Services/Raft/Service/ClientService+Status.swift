@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import Glibc
+import KVCore
+import NIOCore
+import RaftCore
+import RaftStorage
+import ServiceKit
+
+// What a node does by itself: its status line, and ending sessions that nobody keeps alive.
+
+extension ClientService {
+    /// The status line changes at most this often.
+    static let statusInterval = TimeAmount.seconds(1)
+    /// A leader looks for silent sessions at least this often.
+    static let expiryInterval = Duration.seconds(15)
+    static let expiryIntervalMin = Duration.seconds(1)
+
+    /// "leader of 3, term 5, applied 1234"
+    func updateStatus() {
+        guard !isStatusScheduled else { return }
+        isStatusScheduled = true
+        let box = NIOLoopBound(self, eventLoop: node.loop)
+        node.loop.scheduleTask(in: Self.statusInterval) {
+            let service = box.value
+            service.isStatusScheduled = false
+            let text = service.statusLine
+            guard text != service.statusText else { return }
+            service.statusText = text
+            Notifier.status(text)
+        }
+    }
+
+    var statusLine: String {
+        guard let membership = node.membership else { return "waits to be made part of a cluster" }
+        let standing = node.standing
+        let count = membership.voters.count
+        let role: String
+        switch standing.role {
+        case .leader: role = "leader of \(count)"
+        case .learner: role = "learner beside \(count)"
+        case .follower where standing.leader != nil:
+            role = "follower of node \(standing.leader?.description ?? "?")"
+        case .follower, .preCandidate, .candidate: role = "without a leader"
+        }
+        return "\(role), term \(standing.term), applied \(node.applied.index)"
+    }
+
+    /// As long as this node leads, it proposes the end of sessions whose time is up.
+    func scheduleExpiry() {
+        guard node.standing.role == .leader else {
+            expiry?.cancel()
+            expiry = nil
+            return
+        }
+        guard expiry == nil else { return }
+        scheduleExpiry(in: Self.expiryInterval)
+    }
+
+    private func scheduleExpiry(in delay: Duration) {
+        let box = NIOLoopBound(self, eventLoop: node.loop)
+        expiry = node.loop.scheduleTask(in: .nanoseconds(delay.nanoseconds)) {
+            box.value.lookForSilentSessions()
+        }
+    }
+
+    private func lookForSilentSessions() {
+        expiry = nil
+        guard node.standing.role == .leader, !node.isStopped else { return }
+        let box = NIOLoopBound(self, eventLoop: node.loop)
+        node.state.perform { store in
+            let due = try store.nextSessionExpiry()
+            return { box.value.expireSessions(due) }
+        }
+    }
+
+    private func expireSessions(_ due: ClusterTime?) {
+        guard node.standing.role == .leader, expiry == nil else { return }
+        let now = node.core.clusterTime(now: RaftNode.now)
+        guard let due else { return scheduleExpiry(in: Self.expiryInterval) }
+        guard due <= now else {
+            let wait = Duration.milliseconds(Int64(clamping: due.milliseconds - now.milliseconds))
+            return scheduleExpiry(
+                in: max(Self.expiryIntervalMin, min(wait, Self.expiryInterval)))
+        }
+        submit(.expireSessions, .housekeeping, hasSession: false, nil)
+        scheduleExpiry(in: Self.expiryIntervalMin)
+    }
+
+    /// Milliseconds since 1970, for the first stamp of a new cluster.
+    func wallTime() -> ClusterTime {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        return ClusterTime(
+            milliseconds: UInt64(max(0, time.tv_sec)) * 1000 + UInt64(time.tv_nsec) / 1_000_000)
+    }
+}

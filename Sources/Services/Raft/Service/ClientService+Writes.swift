@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import AspenWire
+import KVCore
+import RaftCore
+
+/// A write on its way through the log.
+final class PendingWrite {
+    let origin: RequestOrigin?
+    let kind: WriteKind
+    let payload: [UInt8]
+    /// Proposing it again cannot apply it twice.
+    let hasSession: Bool
+    /// Under which numbers it was proposed and may still be applied.
+    var numbers: [UInt64] = []
+    /// The term in which it was last given to the core; nil until then.
+    var proposedTerm: Term?
+    var proposedAt: MonotonicInstant
+    /// A snapshot has skipped entries that it may have been among.
+    var isFateUnknown = false
+    var isDone = false
+
+    init(_ origin: RequestOrigin?, _ kind: WriteKind, _ payload: [UInt8], hasSession: Bool) {
+        self.origin = origin
+        self.kind = kind
+        self.payload = payload
+        self.hasSession = hasSession
+        proposedAt = RaftNode.now
+    }
+}
+
+extension ClientService {
+    /// A write under a session that has not been answered is proposed again after this time.
+    static let repeatInterval = Duration.seconds(2)
+
+    // MARK: - Requests
+
+    func writeKey(_ body: Aspen_Client_V1_WriteKeyRequest, _ origin: RequestOrigin) {
+        submit(
+            Transaction(success: [.put(key: Array(body.key), value: Array(body.value))]),
+            SessionRequest(body.session, isPresent: body.hasSession), .writeKey, origin)
+    }
+
+    func deleteKey(_ body: Aspen_Client_V1_DeleteKeyRequest, _ origin: RequestOrigin) {
+        submit(
+            Transaction(success: [.delete(key: Array(body.key))]),
+            SessionRequest(body.session, isPresent: body.hasSession), .deleteKey, origin)
+    }
+
+    func transaction(_ body: Aspen_Client_V1_TransactionRequest, _ origin: RequestOrigin) {
+        do {
+            submit(
+                try Transaction(body),
+                SessionRequest(body.session, isPresent: body.hasSession), .transaction, origin)
+        } catch {
+            origin.fail(error)
+        }
+    }
+
+    private func submit(
+        _ transaction: Transaction, _ session: SessionRequest?, _ kind: WriteKind,
+        _ origin: RequestOrigin
+    ) {
+        if let refusal = transaction.validate() {
+            return origin.fail(AspenError(refusal.code, refusal.message))
+        }
+        submit(.transaction(transaction, session), kind, hasSession: session != nil, origin)
+    }
+
+    func openSession(_ origin: RequestOrigin) {
+        submit(.openSession, .openSession, hasSession: false, origin)
+    }
+
+    func keepSessionAlive(_ session: SessionID, _ origin: RequestOrigin) {
+        submit(.keepSessionAlive(session), .keepSessionAlive, hasSession: true, origin)
+    }
+
+    func closeSession(_ session: SessionID, _ origin: RequestOrigin) {
+        submit(.closeSession(session), .closeSession, hasSession: true, origin)
+    }
+
+    // MARK: - Through the log
+
+    /// - Parameter hasSession: applying the command twice is the same as once.
+    func submit(
+        _ command: Command, _ kind: WriteKind, hasSession: Bool, _ origin: RequestOrigin?
+    ) {
+        guard node.membership != nil else {
+            origin?.fail(Self.notInitialized)
+            return
+        }
+        guard writeCount < Limits.proposalsInFlightMax else {
+            origin?.fail(Self.tooManyWrites)
+            return
+        }
+        let payload = CommandCodec.encode(command)
+        let write = PendingWrite(origin, kind, payload, hasSession: hasSession)
+        writeCount += 1
+        propose(write)
+        armSweep()
+    }
+
+    private func propose(_ write: PendingWrite) {
+        let number = node.propose(write.payload)
+        write.numbers.append(number)
+        write.proposedTerm = nil
+        write.proposedAt = RaftNode.now
+        writes[number] = write
+        unstamped.append(write)
+    }
+
+    /// Puts an administrative write into the table; the caller gives it to the core.
+    func register(_ write: PendingWrite, number: UInt64) {
+        write.numbers.append(number)
+        write.proposedTerm = node.core.term
+        writes[number] = write
+        writeCount += 1
+        armSweep()
+    }
+
+    /// What was proposed in this turn goes to the core now, in this term.
+    func willPropose(in term: Term) {
+        for write in unstamped { write.proposedTerm = term }
+        unstamped.removeAll(keepingCapacity: true)
+    }
+
+    func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
+        for answer in answers {
+            guard let write = writes[answer.number] else { continue }
+            finish(write)
+            write.origin?.reply(
+                write.kind.response(
+                    answer, node: options.raft.node, membership: node.membership))
+        }
+        if batch.term > lastAppliedTerm {
+            lastAppliedTerm = batch.term
+            proposeLost(before: batch.term)
+        }
+        updateStatus()
+    }
+
+    /// An entry of `term` has been applied, so no entry of an earlier term will ever follow. What
+    /// was proposed in one and is not among those applied was lost with its leader: a leader takes
+    /// no forwarded proposals of an earlier term (see `RaftNode.received`).
+    private func proposeLost(before term: Term) {
+        for number in writes.keys.sorted() {
+            guard let write = writes[number], !write.isDone, !write.isFateUnknown,
+                write.numbers.last == number, let proposed = write.proposedTerm, proposed < term
+            else { continue }
+            if case .initCluster = write.kind { continue }
+            forgetNumbers(of: write)
+            if case .housekeeping = write.kind { finish(write) } else { proposeAgain(write) }
+        }
+    }
+
+    /// A snapshot has skipped entries, and with them perhaps answers.
+    func skipped() {
+        for number in writes.keys.sorted() {
+            guard let write = writes[number], !write.isDone else { continue }
+            if write.hasSession {
+                if write.numbers.last == number { proposeAgain(write) }
+            } else {
+                write.isFateUnknown = true
+            }
+        }
+    }
+
+    private func proposeAgain(_ write: PendingWrite) {
+        switch write.kind {
+        case .addLearner, .changeMembership, .initCluster:
+            // Made for the leader that was: whoever asked asks again.
+            finish(write)
+            write.origin?.fail(
+                AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
+        default: propose(write)
+        }
+    }
+
+    func proposalFailed(_ number: UInt64, _ failure: ProposalFailure) {
+        guard let write = writes.removeValue(forKey: number) else { return }
+        write.numbers.removeAll { $0 == number }
+        // Under an earlier number it may still be applied.
+        guard write.numbers.isEmpty else { return }
+        switch failure {
+        case .noLeader:
+            if case .housekeeping = write.kind { return finish(write) }
+            switch write.kind {
+            case .addLearner, .changeMembership:
+                finish(write)
+                write.origin?.fail(
+                    AspenError(.unavailable, "this node leads no more", retry: .safe))
+            default: waitingForLeader.append(write)
+            }
+        case .tooMany:
+            finish(write)
+            write.origin?.fail(Self.tooManyWrites)
+        case .refused(let text):
+            finish(write)
+            var code = AspenErrorCode.preconditionFailed
+            if case .initCluster = write.kind { code = .alreadyInitialized }
+            write.origin?.fail(AspenError(code, text))
+        }
+    }
+
+    static let tooManyWrites = AspenError(
+        .resourceExhausted,
+        "too many writes wait to be agreed upon (at most \(Limits.proposalsInFlightMax)): send "
+            + "fewer at a time", retry: .safe)
+
+    func proposeWaiting() {
+        guard !waitingForLeader.isEmpty else { return }
+        var waiting: [PendingWrite] = []
+        swap(&waiting, &waitingForLeader)
+        for write in waiting where !write.isDone { propose(write) }
+    }
+
+    /// Takes the write out of every table; answering it is the caller's.
+    private func finish(_ write: PendingWrite) {
+        guard !write.isDone else { return }
+        write.isDone = true
+        writeCount -= 1
+        forgetNumbers(of: write)
+    }
+
+    private func forgetNumbers(of write: PendingWrite) {
+        for number in write.numbers { writes[number] = nil }
+        write.numbers.removeAll(keepingCapacity: true)
+    }
+
+    func sweepWrites(_ now: MonotonicInstant) {
+        var expired: [PendingWrite] = []
+        var silent: [PendingWrite] = []
+        for (number, write) in writes where write.numbers.last == number {
+            if let origin = write.origin, origin.deadline <= now {
+                expired.append(write)
+            } else if write.hasSession, now - write.proposedAt >= Self.repeatInterval {
+                silent.append(write)
+            } else if write.origin == nil, now - write.proposedAt >= Self.defaultTimeout {
+                expired.append(write)
+            }
+        }
+        for write in expired {
+            finish(write)
+            write.origin?.fail(Self.unknownFate)
+        }
+        for write in silent where node.standing.leader != nil { propose(write) }
+        var waiting: [PendingWrite] = []
+        for write in waitingForLeader {
+            if let origin = write.origin, origin.deadline <= now {
+                finish(write)
+                origin.fail(Self.noLeader)
+            } else {
+                waiting.append(write)
+            }
+        }
+        waitingForLeader = waiting
+        if node.standing.leader != nil { proposeWaiting() }
+    }
+
+    static let unknownFate = AspenError(
+        .deadlineExceeded,
+        "time ran out before the write was agreed upon; it may still be carried out: read before "
+            + "you write again, or use a session", retry: .withSession)
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import AspenWire
+import Logging
+import NIOCore
+import RaftCore
+import ServiceKit
+import SwiftProtobuf
+
+/// Serves clients: takes requests apart, follows each through the log or a read round, and answers.
+/// Confined to the event loop; no request has a task or a timer of its own.
+// SAFETY: confined to the event loop; closures for other threads only carry the reference.
+final class ClientService: @unchecked Sendable {
+    /// What a request gets that names no timeout.
+    static let defaultTimeout = Duration.seconds(10)
+    /// Longest timeout taken seriously.
+    static let timeoutMax = Duration.seconds(3600)
+    /// How exactly deadlines are kept, and how often what waits for a leader asks again.
+    static let sweepInterval = TimeAmount.milliseconds(20)
+
+    let node: RaftNode
+    let links: PeerLinks
+    let logger: Logger
+    let options: RaftNodeOptions
+
+    // Writes: see ClientService+Writes.
+    var writes: [UInt64: PendingWrite] = [:]
+    var writeCount = 0
+    /// Proposed in this turn, not yet given to the core.
+    var unstamped: [PendingWrite] = []
+    var waitingForLeader: [PendingWrite] = []
+    var lastAppliedTerm = Term.zero
+
+    // Reads: see ClientService+Reads.
+    var rounds: [UInt64: [PendingRead]] = [:]
+    var executing: [UInt64: [PendingRead]] = [:]
+    var waitingReads: [PendingRead] = []
+    var readCount = 0
+    var nextLocalRound: UInt64 = 1 << 63
+
+    private var isSweeping = false
+    private var connectionCount = 0
+    private var complaints = LogLimiter(burst: 3)
+    private var isDraining = false
+    private var drained: EventLoopPromise<Void>?
+    var statusText = ""
+    var isStatusScheduled = false
+    var expiry: Scheduled<Void>?
+    /// For whoever waits for a successor.
+    var onStandingChange: (RaftStanding) -> Void = { _ in }
+
+    init(node: RaftNode, links: PeerLinks) {
+        self.node = node
+        self.links = links
+        logger = node.logger
+        options = node.options
+        lastAppliedTerm = node.applied.term
+        node.client = self
+    }
+
+    var isLeader: Bool { node.standing.leader == options.raft.node }
+
+    func deadline(milliseconds: UInt32) -> MonotonicInstant {
+        let wanted =
+            milliseconds == 0 ? Self.defaultTimeout : .milliseconds(Int64(milliseconds))
+        return RaftNode.now + min(wanted, Self.timeoutMax)
+    }
+
+    // MARK: - Connections
+
+    /// Serves a client on `frames`. Refused beyond `Limits.connectionsMax`.
+    func accept(_ frames: FrameChannel, permission: Permission, denial: AspenError) {
+        guard connectionCount < Limits.connectionsMax, !isDraining else {
+            clientIsWrong("more than \(Limits.connectionsMax) connections")
+            return frames.close()
+        }
+        connectionCount += 1
+        ClientConnection(frames, permission: permission, denial: denial, service: self).start()
+    }
+
+    func connectionEnded() { connectionCount -= 1 }
+
+    func clientIsWrong(_ reason: String) {
+        complaints.record {
+            logger.warning("refused a client", metadata: ["reason": "\(reason)"].merging($0) { $1 })
+        }
+    }
+
+    // MARK: - Requests
+
+    func handle(
+        _ request: WireRequest, _ origin: RequestOrigin, permission: Permission,
+        denial: AspenError
+    ) {
+        guard let body = request.request else {
+            return origin.fail(
+                AspenError(
+                    .invalidArgument,
+                    "the request names nothing to do, or something this version does not know"))
+        }
+        let rule = Self.requestTable[body.row]
+        guard permission >= rule.permission else {
+            guard permission > .none else { return origin.fail(denial) }
+            return origin.fail(
+                AspenError(
+                    .permissionDenied,
+                    "\(rule.name) needs the right to \(rule.permission.name); "
+                        + "you have that to \(permission.name)"))
+        }
+        if isDraining {
+            return origin.fail(
+                AspenError(.unavailable, "this node is stopping: ask another", retry: .safe))
+        }
+        if rule.isForLeader, !isLeader {
+            return passToLeader(request, origin)
+        }
+        rule.handler(self, body, origin)
+    }
+
+    /// A request that another node passes on, or its question how we are.
+    func peerAsked(_ bytes: [UInt8], id: UInt64, on channel: FrameChannel) {
+        guard let request = try? WireRequest(serializedBytes: bytes) else {
+            return channel.close()
+        }
+        let origin = RequestOrigin(
+            sink: PeerSink(channel), id: id, deadline: deadline(milliseconds: request.timeoutMs),
+            isFromPeer: true)
+        switch request.request {
+        case .getNodeInfo, .addLearner, .changeMembership: break
+        default:
+            return origin.fail(AspenError(.permissionDenied, "peers do not ask that of each other"))
+        }
+        handle(
+            request, origin, permission: .admin,
+            denial: AspenError(.permissionDenied, "peers only"))
+    }
+
+    /// Administrative requests are carried out by the leader.
+    private func passToLeader(_ request: WireRequest, _ origin: RequestOrigin) {
+        if origin.isFromPeer {
+            return origin.fail(
+                AspenError(.unavailable, "this node leads no more", retry: .safe))
+        }
+        guard node.membership != nil else { return origin.fail(Self.notInitialized) }
+        let now = RaftNode.now
+        guard now < origin.deadline else { return origin.fail(Self.noLeader) }
+        if isLeader {
+            guard let body = request.request else { return }
+            return Self.requestTable[body.row].handler(self, body, origin)
+        }
+        let remaining = origin.deadline - now
+        var passed = request
+        passed.timeoutMs = UInt32(clamping: max(1, remaining.milliseconds))
+        guard let leader = node.standing.leader,
+            let bytes: [UInt8] = try? passed.serializedBytes()
+        else { return retryPassing(request, origin) }
+        let timeout = TimeAmount.nanoseconds(remaining.nanoseconds)
+        links.request(bytes, to: leader, timeout: timeout) { [self] answer in
+            guard let answer, let response = try? WireResponse(serializedBytes: answer) else {
+                // These requests may be repeated: what is already so is not done again.
+                return retryPassing(request, origin)
+            }
+            if let failure = response.failure, failure.code == .unavailable,
+                failure.retry == .safe
+            {
+                return retryPassing(request, origin)
+            }
+            origin.reply(response)
+        }
+    }
+
+    private func retryPassing(_ request: WireRequest, _ origin: RequestOrigin) {
+        let box = NIOLoopBound((self, origin), eventLoop: node.loop)
+        node.loop.scheduleTask(in: .milliseconds(50)) {
+            box.value.0.passToLeader(request, box.value.1)
+        }
+    }
+
+    static let notInitialized = AspenError(
+        .notInitialized,
+        "this node belongs to no cluster yet: run `aspen-cli cluster init` on the first node, or "
+            + "`aspen-cli cluster add-learner` on a member")
+
+    static let noLeader = AspenError(
+        .unavailable,
+        "no leader could be reached in time; nothing was carried out: are a majority of the nodes "
+            + "up? (`aspen-cli cluster status`)", retry: .safe)
+
+    // MARK: - Deadlines
+
+    /// Looks at what waits every `sweepInterval`, as long as anything does.
+    func armSweep() {
+        guard !isSweeping else { return }
+        isSweeping = true
+        let box = NIOLoopBound(self, eventLoop: node.loop)
+        node.loop.scheduleTask(in: Self.sweepInterval) {
+            box.value.isSweeping = false
+            box.value.sweep()
+        }
+    }
+
+    private func sweep() {
+        let now = RaftNode.now
+        sweepWrites(now)
+        sweepReads(now)
+        if writeCount > 0 || readCount > 0 { armSweep() } else { finishDrain() }
+    }
+
+    // MARK: - Drain
+
+    /// Refuses new requests; succeeds when those in flight are answered.
+    func drain() -> EventLoopFuture<Void> {
+        isDraining = true
+        let promise = node.loop.makePromise(of: Void.self)
+        drained = promise
+        if writeCount == 0, readCount == 0 { finishDrain() } else { armSweep() }
+        return promise.futureResult
+    }
+
+    func giveUpDrain() { finishDrain() }
+
+    private func finishDrain() {
+        let promise = drained
+        drained = nil
+        promise?.succeed()
+    }
+}
+
+/// The way back to a peer that passed a request on.
+private final class PeerSink: ReplySink {
+    private let channel: FrameChannel
+    init(_ channel: FrameChannel) { self.channel = channel }
+
+    func reply(_ response: WireResponse, to id: UInt64) {
+        guard let bytes: [UInt8] = try? response.serializedBytes() else { return }
+        channel.send { PeerFrame.response(id: id, bytes).write(to: &$0) }
+    }
+}
+
+// MARK: - What the node tells
+
+extension ClientService: RaftNodeClient {
+    func answered(_ round: UInt64, _ answers: [StateAnswer]) { finishReads(round, answers) }
+
+    func standingChanged(_ standing: RaftStanding) {
+        updateStatus()
+        scheduleExpiry()
+        onStandingChange(standing)
+        guard standing.leader != nil else { return }
+        proposeWaiting()
+        readWaiting()
+    }
+}

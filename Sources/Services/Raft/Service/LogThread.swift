@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import Glibc
+import NIOCore
+import RaftCore
+import RaftStorage
+
+/// What the node asks of its log.
+enum LogJob: Sendable {
+    case write(LogWrite)
+    /// Entries for a peer that is behind, or (nil) for our own state machine after a restart.
+    case fetch(for: NodeID?, from: LogIndex, upTo: LogIndex, bytesMax: Int)
+    /// Everything up to `upTo` is durable in the state; `upTo` and later entries may still be asked
+    /// for by peers.
+    case discard(upTo: LogIndex)
+    /// A snapshot has taken the place of the log.
+    case reset(to: LogIndex, term: Term)
+}
+
+/// What came of it, in the order of the jobs.
+enum LogEvent: Sendable {
+    case durable(DurabilityTicket)
+    case fetched(for: NodeID?, from: LogIndex, entries: [Entry])
+    case discarded(upTo: LogIndex, term: Term, firstIndex: LogIndex)
+    case reset(to: LogIndex, term: Term)
+    case failed(StorageError)
+}
+
+/// The log and the thread that may block on it. However many writes are queued, they share one
+/// fdatasync.
+///
+/// A sync that takes 30 µs is cheaper on the event loop than two thread wake-ups around it; one that
+/// takes 4 ms would hold up heartbeats. Which it will be is judged by the last ones: see
+/// `isInlineAllowed`.
+// SAFETY: `store` and `failure` are touched only while holding the worker; `slowUntil` and
+// `averageNanoseconds` only on the event loop.
+final class LogThread: @unchecked Sendable {
+    /// Payload above which a batch always goes to the thread, in bytes.
+    static let inlineBytesMax = 262_144
+    /// Average sync above which the loop does not wait for the disk, in nanoseconds.
+    static let inlineNanosecondsMax: UInt64 = 400_000
+    /// How long a single slow sync sends all work to the thread, in nanoseconds.
+    static let slowPauseNanoseconds: UInt64 = 100_000_000
+
+    private let store: any LogStore
+    private let loop: any EventLoop
+    private var failure: StorageError?
+    private var worker: WorkerThread<LogJob>?
+    private var averageNanoseconds: UInt64 = 50_000
+    private var slowUntil: UInt64 = 0
+
+    /// Called on the event loop with what came of the jobs.
+    var onEvents: ([LogEvent]) -> Void = { _ in }
+
+    init(store: any LogStore, loop: any EventLoop) {
+        self.store = store
+        self.loop = loop
+    }
+
+    func start() {
+        worker = WorkerThread { [self] jobs in
+            let events = carryOut(jobs)
+            loop.execute { self.onEvents(events) }
+        }
+    }
+
+    /// Carries out `jobs` in order: at once on this loop if the disk is quick and the thread idle,
+    /// else on the thread. Events are delivered on the loop either way.
+    func submit(_ jobs: [LogJob], bytes: Int) {
+        loop.assertInEventLoop()
+        if bytes <= Self.inlineBytesMax, isInlineAllowed {
+            var events: [LogEvent] = []
+            let begin = NIODeadline.now().uptimeNanoseconds
+            if worker?.runInline({ events = carryOut(jobs) }) == true {
+                note(NIODeadline.now().uptimeNanoseconds - begin)
+                return onEvents(events)
+            }
+        }
+        for job in jobs { worker?.submit(job) }
+    }
+
+    /// Only for reads and housekeeping, which may take their time.
+    func submitToThread(_ job: LogJob) { worker?.submit(job) }
+
+    private var isInlineAllowed: Bool {
+        averageNanoseconds <= Self.inlineNanosecondsMax
+            && (slowUntil == 0 || NIODeadline.now().uptimeNanoseconds >= slowUntil)
+    }
+
+    private func note(_ nanoseconds: UInt64) {
+        averageNanoseconds = (averageNanoseconds * 15 + nanoseconds) / 16
+        let isSlow = nanoseconds > 4 * Self.inlineNanosecondsMax
+        if isSlow {
+            slowUntil = NIODeadline.now().uptimeNanoseconds + Self.slowPauseNanoseconds
+            averageNanoseconds = min(averageNanoseconds, Self.inlineNanosecondsMax)
+        } else {
+            slowUntil = 0
+        }
+    }
+
+    private func carryOut(_ jobs: [LogJob]) -> [LogEvent] {
+        var events: [LogEvent] = []
+        if failure != nil { return events }
+        do {
+            var written: DurabilityTicket?
+            for job in jobs {
+                switch job {
+                case .write(let write):
+                    try store.write(write)
+                    written = write.ticket
+                default:
+                    try sync(&written, &events)
+                    events.append(try carryOut(job))
+                }
+            }
+            try sync(&written, &events)
+        } catch {
+            let failed = (error as? StorageError) ?? .disk("\(error)")
+            failure = failed
+            events.append(.failed(failed))
+        }
+        return events
+    }
+
+    private func sync(
+        _ written: inout DurabilityTicket?, _ events: inout [LogEvent]
+    ) throws {
+        guard let ticket = written else { return }
+        try store.sync()
+        events.append(.durable(ticket))
+        written = nil
+    }
+
+    private func carryOut(_ job: LogJob) throws -> LogEvent {
+        switch job {
+        case .write: preconditionFailure("writes are batched by the caller")
+        case .fetch(let peer, let from, let upTo, let bytesMax):
+            guard from >= store.firstIndex, upTo <= store.lastIndex, from <= upTo else {
+                return .fetched(for: peer, from: from, entries: [])
+            }
+            let entries = try store.read(from: from, upTo: upTo, bytesMax: bytesMax)
+            return .fetched(for: peer, from: from, entries: entries)
+        case .discard(let upTo):
+            let last = min(upTo, store.lastIndex)
+            guard last >= store.firstIndex,
+                let entry = try store.read(from: last, upTo: last, bytesMax: 1).first
+            else {
+                let before = store.firstIndex.previous
+                return .discarded(upTo: before, term: .zero, firstIndex: store.firstIndex)
+            }
+            try store.discard(upTo: last, term: entry.term)
+            return .discarded(upTo: last, term: entry.term, firstIndex: store.firstIndex)
+        case .reset(let index, let term):
+            try store.reset(to: index, term: term)
+            return .reset(to: index, term: term)
+        }
+    }
+
+    /// Finishes what is queued and closes the log. Blocks.
+    func stop() {
+        worker?.stop()
+        worker = nil
+        store.close()
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenDisk
+import AspenMachine
+import AspenTypes
+import AspenWire
+import Glibc
+import Logging
+import NIOCore
+import RaftCore
+import RaftStorage
+import ServiceKit
+
+/// `aspend-raft` as a whole.
+package enum RaftDaemon {
+    package static func start(
+        _ context: DaemonContext, _ sockets: inout ActivatedSockets, _ arguments: [String]
+    ) throws -> EventLoopFuture<RunningDaemon> {
+        let settings = try RaftSettings(arguments: arguments)
+        let clients = sockets.take("raft.sock")
+        let peers = sockets.take("raft.peer")
+        guard !clients.isEmpty else {
+            throw AspenError(
+                .invalidArgument,
+                "no socket 'raft.sock' was handed over: aspend-raft is started by systemd or "
+                    + "aspen-node")
+        }
+        // Recovery reads the whole log: more than the supervisor's usual patience.
+        Notifier.extendTimeout(.seconds(600))
+        let storage = try OpenedStorage.open(settings, logger: context.logger)
+        let loop = context.eventLoop
+        let server = RaftServer(
+            settings: settings, storage: storage, loop: loop, logger: context.logger,
+            transport: NetTransport(
+                eventLoop: loop, socketPath: settings.runtimeDirectory + "/net.sock"),
+            onFatal: { error in context.fail(error.text, error.exit) })
+        server.start()
+        let listening =
+            clients.map { server.listenToClients($0) } + peers.map { server.listenToPeers($0) }
+        return EventLoopFuture.andAllSucceed(listening, on: loop).map {
+            RunningDaemon { server.drain() }
+        }
+    }
+}
+
+extension StorageError {
+    /// For the log and `systemctl status`: what happened, and what to do.
+    var text: String {
+        switch self {
+        case .disk(let reason): "the disk failed: \(reason)"
+        case .corrupt(let reason): "stored data is damaged: \(reason)"
+        case .locked(let reason): "the data directory is in use: \(reason)"
+        case .newerVersion(let reason): "written by a newer program: \(reason)"
+        }
+    }
+
+    var exit: DaemonExit {
+        switch self {
+        case .disk: .ioError
+        case .corrupt: .dataError
+        case .locked: .unavailable
+        case .newerVersion: .configuration
+        }
+    }
+}
+
+/// One node with its listeners. Confined to its event loop.
+// SAFETY: confined to `loop`; futures and the drain closure only carry the reference.
+package final class RaftServer: @unchecked Sendable {
+    /// How long a stopping node waits for requests in flight.
+    static let drainTimeout = TimeAmount.seconds(2)
+    /// How long a stopping leader waits for its successor.
+    static let transferTimeout = TimeAmount.milliseconds(1500)
+
+    package let node: RaftNode
+    let service: ClientService
+    let links: PeerLinks
+    private let loop: any EventLoop
+    private let access = LocalAccess()
+    private let options: RaftNodeOptions
+    private var listeners: [any RunningListener] = []
+
+    package init(
+        settings: RaftSettings, storage: OpenedStorage, loop: any EventLoop, logger: Logger,
+        transport: any PeerTransport, onFatal: @escaping (StorageError) -> Void
+    ) {
+        self.loop = loop
+        options = settings.options
+        links = PeerLinks(
+            loop: loop, transport: transport,
+            identity: LocalIdentity(
+                cluster: storage.recovery.memberships.last?.membership.cluster,
+                node: settings.node, replica: storage.replica), logger: logger)
+        node = RaftNode(
+            options: options,
+            parts: RaftNodeParts(
+                loop: loop, logger: logger, log: storage.log, state: storage.state,
+                recovery: storage.recovery, seed: UInt64.random(in: 0...UInt64.max)),
+            links: links, onFatal: onFatal)
+        service = ClientService(node: node, links: links)
+    }
+
+    package func start() {
+        node.start()
+        service.updateStatus()
+    }
+
+    // MARK: - Listening
+
+    func listenToClients(_ descriptor: CInt) -> EventLoopFuture<Void> {
+        listen(descriptor) { server, channel in
+            try server.acceptClient(channel)
+        }
+    }
+
+    func listenToPeers(_ descriptor: CInt) -> EventLoopFuture<Void> {
+        listen(descriptor) { server, channel in try server.acceptStream(channel) }
+    }
+
+    private func listen(
+        _ descriptor: CInt,
+        _ accept: @escaping @Sendable (RaftServer, any Channel) throws -> Void
+    ) -> EventLoopFuture<Void> {
+        Listener.start(descriptor: descriptor, on: loop) { [unowned self] channel in
+            try accept(self, channel)
+        }.map { self.listeners.append($0) }
+    }
+
+    /// A local client.
+    package func acceptClient(_ channel: any Channel) throws {
+        let frames = FrameChannel()
+        try channel.pipeline.syncOperations.addHandler(frames)
+        service.accept(
+            frames, permission: access.permission(of: frames.peer), denial: Self.localDenial)
+    }
+
+    /// A stream that net hands over: whose it is stands in its first frame.
+    package func acceptStream(_ channel: any Channel) throws {
+        let frames = FrameChannel()
+        frames.onFrame = { [unowned self] frames, frame in route(frames, frame) }
+        try channel.pipeline.syncOperations.addHandler(frames)
+    }
+
+    private func route(_ frames: FrameChannel, _ frame: ByteBuffer) {
+        guard let principal = try? Principal(decoding: Array(buffer: frame)) else {
+            service.clientIsWrong("a stream without a principal")
+            return frames.close()
+        }
+        switch principal.alpn {
+        case .raft:
+            try? frames.channel?.syncOptions?.setOption(
+                .writeBufferWaterMark,
+                value: ChannelOptions.Types.WriteBufferWaterMark(
+                    low: OutgoingLane.controlBytesMax / 2, high: OutgoingLane.controlBytesMax))
+            links.accept(frames, principal)
+        case .client:
+            // Without tokens, being able to reach the node is being its administrator: make
+            // cluster binds loopback only and says so.
+            let permission: Permission = options.areTokensRequired ? .none : .admin
+            service.accept(frames, permission: permission, denial: Self.remoteDenial)
+        default:
+            service.clientIsWrong("a stream of \(principal.alpn.rawValue)")
+            frames.close()
+        }
+    }
+
+    private static let localDenial = AspenError(
+        .permissionDenied,
+        "your user may not use this socket: be a member of the group aspen, or of aspen-admin to "
+            + "administer")
+    private static let remoteDenial = AspenError(
+        .unauthenticated,
+        "this cluster wants a token from clients on other machines, and tokens are not supported "
+            + "yet: use the socket on a node, or start the nodes with --tokens-required false")
+
+    // MARK: - Stopping
+
+    /// Answers what is in flight, hands leadership over, makes the state durable.
+    package func drain() -> EventLoopFuture<Void> {
+        for listener in listeners { listener.close() }
+        let answered = service.drain()
+        let timer = loop.scheduleTask(in: Self.drainTimeout) { [self] in service.giveUpDrain() }
+        return answered.flatMap { [self] in
+            timer.cancel()
+            return handOver()
+        }.map { [self] in node.stop() }
+    }
+
+    private func handOver() -> EventLoopFuture<Void> {
+        let done = loop.makePromise(of: Void.self)
+        let status = node.core.peerStatus.filter { $0.isVoter && links.isReachable($0.node) }
+        guard let best = status.max(by: { $0.match < $1.match }) else {
+            done.succeed()
+            return done.futureResult
+        }
+        service.onStandingChange = { standing in
+            guard standing.leader != nil, standing.role != .leader else { return }
+            done.succeed()
+        }
+        loop.scheduleTask(in: Self.transferTimeout) { done.succeed() }
+        node.step(.transferLeadership(to: best.node))
+        return done.futureResult
+    }
+
+    /// Without any ceremony; for tests.
+    package func stop() {
+        for listener in listeners { listener.close() }
+        node.stop()
+    }
+}

@@ -1,0 +1,514 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import DequeModule
+import KVCore
+import Logging
+import NIOCore
+import RaftCore
+import RaftStorage
+import ServiceKit
+
+/// What the node tells the part that serves clients. Called on the event loop.
+protocol RaftNodeClient: AnyObject {
+    /// Answers to proposals of this process, in log order.
+    func applied(_ answers: [AppliedAnswer], batch: AppliedBatch)
+    func proposalFailed(_ number: UInt64, _ failure: ProposalFailure)
+    /// The reads of that round may be answered from what is applied.
+    func readReady(_ round: UInt64)
+    func readFailed(_ round: UInt64)
+    func answered(_ round: UInt64, _ answers: [StateAnswer])
+    func standingChanged(_ standing: RaftStanding)
+    /// What was proposed in this turn is given to the core now.
+    func willPropose(in term: Term)
+    /// A snapshot took the place of entries; answers among them are lost.
+    func skipped()
+}
+
+/// The hands of a `RaftCore`: carries its effects out and tells it what came of them. Everything
+/// here happens on one event loop; the log and the state have a thread each to block on.
+///
+/// One turn of the loop takes in all that the sockets hold, then, in this order: proposals and reads
+/// of the turn are given to the core as one; messages leave; what must be written is written and
+/// synced once; what is committed is applied as one transaction. So batches grow with load by
+/// themselves, and followers sync while the leader does.
+// SAFETY: confined to `loop`; the closures that cross threads only carry the reference.
+package final class RaftNode: @unchecked Sendable {
+    /// Payload bytes given to the core as one list of proposals.
+    static let proposeBytesMax = 1_000_000
+    /// Payload bytes read from the log in one piece to be applied after a restart.
+    static let replayBytesMax = 4_000_000
+    /// Entries applied between two looks at whether a checkpoint is due.
+    static let maintenanceEntries = 512
+
+    package let loop: any EventLoop
+    let logger: Logger
+    let options: RaftNodeOptions
+    /// Distinguishes the proposals of this process from those of one before it.
+    let incarnation: UInt64
+    let log: LogThread
+    let state: StateThread
+    let links: PeerLinks
+    weak var client: (any RaftNodeClient)?
+
+    private(set) var core: RaftCore
+    private var random: RandomSource
+    private var effects: [RaftEffect] = []
+    private var isCarryingOut = false
+    private(set) var isStopped = false
+    private var isPaused = false
+    private let onFatal: (StorageError) -> Void
+
+    private var armedFor: MonotonicInstant?
+    private var timer: Scheduled<Void>?
+
+    private(set) var standing: RaftStanding
+    private(set) var membership: Membership?
+    private(set) var applied: AppliedBatch
+    /// The index of the last membership entry applied.
+    private(set) var membershipAppliedIndex = LogIndex.zero
+    private(set) var firstLogIndex: LogIndex
+
+    // What this turn has gathered.
+    private var proposals: [Proposal] = []
+    private var isReadWanted = false
+    private var nextRound: UInt64 = 1
+    private var isTurnScheduled = false
+    private var writes: [LogJob] = []
+    private var writeBytes = 0
+    private var isDiskScheduled = false
+
+    private var committed = ApplyQueue()
+    private var isApplyScheduled = false
+    private var maintenanceCountdown = RaftNode.maintenanceEntries
+    private var nextProposal: UInt64 = 1
+    /// Read rounds that wait until an index is applied, ascending by round.
+    private var roundsToApply: [(round: UInt64, index: LogIndex)] = []
+
+    lazy var snapshots = SnapshotTransfers(node: self)
+
+    init(
+        options: RaftNodeOptions, parts: RaftNodeParts, links: PeerLinks,
+        onFatal: @escaping (StorageError) -> Void
+    ) {
+        loop = parts.loop
+        logger = parts.logger
+        self.options = options
+        self.links = links
+        self.onFatal = onFatal
+        var random = RandomSource(seed: parts.seed)
+        incarnation = random.next()
+        self.random = random.split()
+        log = LogThread(store: parts.log, loop: loop)
+        state = StateThread(
+            store: parts.state, loop: loop, node: options.raft.node, incarnation: incarnation)
+        let recovery = parts.recovery
+        core = RaftCore(
+            configuration: options.raft, recovery: recovery, now: Self.now, random: &random)
+        standing = core.standing
+        membership = recovery.memberships.last?.membership
+        firstLogIndex = parts.log.firstIndex
+        applied = AppliedBatch(
+            index: parts.state.appliedIndex, term: parts.state.appliedTerm,
+            revision: parts.state.revision, byteCount: parts.state.byteCount, answers: [],
+            membershipIndex: nil)
+        membershipAppliedIndex = parts.state.membership?.index ?? .zero
+    }
+
+    /// Starts threads, links and timers; call on the loop.
+    func start() {
+        log.onEvents = { [unowned self] in take($0) }
+        state.onEvents = { [unowned self] in take($0) }
+        log.start()
+        state.start()
+        links.delegate = self
+        links.update(membership)
+        links.start()
+        armTimer()
+    }
+
+    static var now: MonotonicInstant {
+        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
+    }
+
+    // MARK: - Steps
+
+    /// Gives the core one input and carries out what it wants. Inputs that arise meanwhile are taken
+    /// in at once; their effects queue behind those that are being carried out.
+    func step(_ input: consuming RaftInput) {
+        if isStopped { return }
+        core.step(input, now: Self.now, random: &random, into: &effects)
+        if isCarryingOut { return }
+        isCarryingOut = true
+        var next = 0
+        while next < effects.count {
+            let effect = effects[next]
+            next += 1
+            carryOut(effect)
+        }
+        effects.removeAll(keepingCapacity: true)
+        isCarryingOut = false
+        armTimer()
+    }
+
+    private func carryOut(_ effect: RaftEffect) {
+        switch effect {
+        case .write(let write):
+            writes.append(.write(write))
+            for entry in write.entries { writeBytes += entry.payload.count }
+            scheduleDisk()
+        case .send(let message, let after): links.send(message, after: after)
+        case .commit(let entries, _):
+            committed.append(entries)
+            scheduleApply()
+        case .commitFromLog(let from, let upTo):
+            committed.append(from: from, upTo: upTo)
+            scheduleApply()
+        case .readReady(let id, let index): readReady(id.number, index)
+        case .readFailed(let id): client?.readFailed(id.number)
+        case .proposalFailed(let id, let failure):
+            guard id.incarnation == incarnation else { return }
+            client?.proposalFailed(id.number, failure)
+        case .standing(let standing): changed(standing)
+        case .membership(let membership): changed(membership)
+        case .fetch(let peer, let from, let upTo, let bytesMax):
+            log.submitToThread(.fetch(for: peer, from: from, upTo: upTo, bytesMax: bytesMax))
+        case .sendSnapshot(let peer): snapshots.send(to: peer)
+        case .regressed(let peer, let acknowledged, let found):
+            logger.error(
+                """
+                a peer has lost entries that it had acknowledged and is no longer believed: remove \
+                it from the cluster and add it again with an empty data directory
+                """,
+                metadata: [
+                    "peer": "\(peer)", "acknowledged": "\(acknowledged)", "found": "\(found)",
+                ])
+        }
+    }
+
+    private func changed(_ standing: RaftStanding) {
+        let before = self.standing
+        self.standing = standing
+        if standing.leader != before.leader || standing.term != before.term,
+            let leader = standing.leader
+        {
+            logger.info(
+                leader == options.raft.node ? "became the leader" : "follows a leader",
+                metadata: ["leader": "\(leader)", "term": "\(standing.term)"])
+        } else if standing.leader == nil, before.leader != nil {
+            logger.info("has no leader", metadata: ["term": "\(standing.term)"])
+        }
+        snapshots.standingChanged(standing)
+        client?.standingChanged(standing)
+    }
+
+    private func changed(_ membership: Membership) {
+        // An empty one: the entry that founded the cluster was cut off again.
+        self.membership = membership.members.isEmpty ? nil : membership
+        logger.info(
+            "membership",
+            metadata: [
+                "voters": "\(membership.voters)", "learners": "\(membership.learners)",
+                "joint": "\(membership.isJoint)",
+            ])
+        links.update(self.membership)
+    }
+
+    private func armTimer() {
+        guard let deadline = core.deadline, !isStopped, !isPaused else { return }
+        // One that fires too early only looks again: cheaper than moving it with each heartbeat.
+        if let armedFor, armedFor <= deadline { return }
+        timer?.cancel()
+        armedFor = deadline
+        timer = loop.scheduleTask(deadline: .uptimeNanoseconds(deadline.nanoseconds)) { [self] in
+            armedFor = nil
+            timer = nil
+            if let deadline = core.deadline, deadline <= Self.now, !isPaused {
+                step(.timeout)
+            } else {
+                armTimer()
+            }
+        }
+    }
+
+    // MARK: - Proposals and reads of a turn
+
+    func proposalID() -> ProposalID {
+        defer { nextProposal += 1 }
+        return ProposalID(
+            node: options.raft.node, incarnation: incarnation, number: nextProposal)
+    }
+
+    /// Proposes a command at the end of this turn. Its answer comes under the number returned.
+    func propose(_ payload: [UInt8]) -> UInt64 {
+        let id = proposalID()
+        proposals.append(Proposal(id: id, payload: payload))
+        scheduleTurn()
+        return id.number
+    }
+
+    /// The read round that begins at the end of this turn.
+    func read() -> UInt64 {
+        isReadWanted = true
+        scheduleTurn()
+        return nextRound
+    }
+
+    private func scheduleTurn() {
+        guard !isTurnScheduled else { return }
+        isTurnScheduled = true
+        loop.execute { [self] in
+            isTurnScheduled = false
+            endTurn()
+        }
+    }
+
+    private func endTurn() {
+        if isReadWanted {
+            isReadWanted = false
+            let round = nextRound
+            nextRound += 1
+            step(.read(ReadID(round)))
+        }
+        guard !proposals.isEmpty else { return }
+        client?.willPropose(in: core.term)
+        var rest: [Proposal] = []
+        swap(&rest, &proposals)
+        var total = 0
+        for proposal in rest { total += proposal.payload.count }
+        if total <= Self.proposeBytesMax { return step(.propose(rest)) }
+        var begin = 0
+        var bytes = 0
+        for place in rest.indices {
+            bytes += rest[place].payload.count
+            if bytes >= Self.proposeBytesMax || place == rest.count - 1 {
+                step(.propose(Array(rest[begin...place])))
+                begin = place + 1
+                bytes = 0
+            }
+        }
+    }
+
+    private func readReady(_ round: UInt64, _ index: LogIndex) {
+        if index <= applied.index { client?.readReady(round) } else {
+            roundsToApply.append((round, index))
+        }
+    }
+
+    private func releaseRounds() {
+        guard !roundsToApply.isEmpty else { return }
+        let ready = roundsToApply.filter { $0.index <= applied.index }
+        guard !ready.isEmpty else { return }
+        roundsToApply.removeAll { $0.index <= applied.index }
+        for (round, _) in ready { client?.readReady(round) }
+    }
+
+    // MARK: - The log
+
+    private func scheduleDisk() {
+        guard !isDiskScheduled else { return }
+        isDiskScheduled = true
+        // Behind the flushes of this turn: peers are to sync while we do.
+        loop.execute { [self] in
+            isDiskScheduled = false
+            var jobs: [LogJob] = []
+            swap(&jobs, &writes)
+            let bytes = writeBytes
+            writeBytes = 0
+            if !jobs.isEmpty { log.submit(jobs, bytes: bytes) }
+        }
+    }
+
+    /// Everything written so far, then nothing but the place where a snapshot ends.
+    func resetLog(to index: LogIndex, term: Term) {
+        writes.append(.reset(to: index, term: term))
+        scheduleDisk()
+    }
+
+    private func take(_ events: [LogEvent]) {
+        if isStopped { return }
+        for event in events {
+            switch event {
+            case .durable(let ticket):
+                links.durable(ticket)
+                step(.durable(ticket))
+            case .fetched(nil, let from, let entries): replay(entries, from: from)
+            case .fetched(let peer?, let from, let entries):
+                step(.fetched(for: peer, from: from, entries: entries))
+            case .discarded(let upTo, let term, let firstIndex):
+                firstLogIndex = firstIndex
+                if term != .zero { step(.logDiscarded(upTo: upTo, term: term)) }
+            case .reset(let index, _):
+                firstLogIndex = index.next
+                snapshots.logWasReset()
+            case .failed(let error): fatal(error)
+            }
+        }
+    }
+
+    func fatal(_ error: StorageError) {
+        guard !isStopped else { return }
+        isStopped = true
+        onFatal(error)
+    }
+
+    // MARK: - Applying
+
+    private func scheduleApply() {
+        guard !isApplyScheduled else { return }
+        isApplyScheduled = true
+        // A write of the same turn goes first: others wait for its acknowledgement.
+        loop.execute { [self] in
+            if isDiskScheduled {
+                isApplyScheduled = false
+                return scheduleApply()
+            }
+            isApplyScheduled = false
+            applyCommitted()
+        }
+    }
+
+    private func applyCommitted() {
+        while !isStopped, let action = committed.next() { carryOut(action) }
+    }
+
+    private func carryOut(_ action: ApplyQueue.Action) {
+        switch action {
+        case .apply(let entries, let bytes): state.apply(entries, bytes: bytes)
+        case .fetch(let from, let upTo):
+            log.submitToThread(
+                .fetch(for: nil, from: from, upTo: upTo, bytesMax: Self.replayBytesMax))
+        }
+    }
+
+    /// A piece of the log that the core no longer has in memory.
+    private func replay(_ entries: [Entry], from: LogIndex) {
+        guard !entries.isEmpty else {
+            return fatal(.corrupt("the log has no entry \(from), which is committed"))
+        }
+        if let action = committed.fetched(entries, from: from) { carryOut(action) }
+        scheduleApply()
+    }
+
+    private func take(_ events: [StateEvent]) {
+        if isStopped { return }
+        for event in events {
+            switch event {
+            case .applied(let batch): didApply(batch)
+            case .answered(let round, let answers): client?.answered(round, answers)
+            case .performed(let then): then()
+            case .failed(let error): fatal(error)
+            }
+        }
+    }
+
+    private func didApply(_ batch: AppliedBatch) {
+        let count = Int(batch.index.rawValue - applied.index.rawValue)
+        applied = batch
+        if let index = batch.membershipIndex { membershipAppliedIndex = index }
+        committed.applied(batch.index)
+        scheduleApply()
+        step(.applied(batch.index))
+        client?.applied(batch.answers, batch: batch)
+        releaseRounds()
+        maintenanceCountdown -= count
+        if maintenanceCountdown <= 0 {
+            maintenanceCountdown = Self.maintenanceEntries
+            maintain()
+        }
+    }
+
+    /// A snapshot of somebody else's state has taken the place of ours.
+    func installed(_ batch: AppliedBatch, _ meta: SnapshotMeta) {
+        applied = batch
+        membershipAppliedIndex = batch.membershipIndex ?? membershipAppliedIndex
+        committed.clear()
+        step(.snapshotInstalled(meta))
+        client?.skipped()
+        client?.applied([], batch: batch)
+        releaseRounds()
+    }
+
+    /// Between the moment a snapshot is put in force and the core's knowing it, the core neither
+    /// hears messages nor campaigns: whatever it appended then would be swept away.
+    func pause() { isPaused = true }
+
+    func resume() {
+        isPaused = false
+        armTimer()
+    }
+
+    // MARK: - Housekeeping
+
+    private func maintain() {
+        state.perform { [self] store in
+            let durable = try store.checkpointIfDue()
+            return { [self] in if let durable { discardLog(durable: durable) } }
+        }
+    }
+
+    /// Gives back log that neither this node (its state is durable up to `durable`) nor a peer that
+    /// is a little behind will ask for.
+    func discardLog(durable: LogIndex) {
+        let tail = UInt64(options.logTailEntries)
+        guard durable.rawValue > tail else { return }
+        var upTo = LogIndex(durable.rawValue - tail)
+        if let needed = snapshots.oldestNeeded, needed < upTo { upTo = needed }
+        guard upTo >= firstLogIndex else { return }
+        log.submitToThread(.discard(upTo: upTo))
+    }
+
+    /// Stops the machine and waits for the disk. Nothing is answered afterwards.
+    package func stop() {
+        isStopped = true
+        timer?.cancel()
+        links.stop()
+        log.stop()
+        state.stop()
+    }
+}
+
+extension RaftNode: PeerLinksDelegate {
+    func received(_ message: Message) {
+        switch message.body {
+        case .snapshotChunk(let chunk): snapshots.received(chunk, from: message)
+        case .snapshotReply(let id, let received, let installed, let refused):
+            snapshots.answered(
+                id: id, by: message.from, received: received, installed: installed,
+                refused: refused)
+        // While a snapshot takes the place of the log, messages are lost, as messages may be.
+        default: if !isPaused { take(message) }
+        }
+    }
+
+    private func take(_ message: Message) {
+        // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
+        // by the same leader: so whoever applies an entry of a later term knows that its proposal
+        // is lost (see `ClientService.proposeLost`).
+        if case .forward(let proposals) = message.body, message.term < core.term {
+            let answer = Message(
+                from: message.to, to: message.from, term: core.term,
+                body: .forwardRejected(numbers: proposals.map(\.id)))
+            return links.send(answer, after: nil)
+        }
+        step(.received(message))
+    }
+
+    func linkLost(_ node: NodeID) {
+        step(.linkLost(node))
+    }
+
+    func linkRestored(_ node: NodeID) {
+        step(.linkRestored(node))
+        snapshots.linkRestored(node)
+    }
+
+    func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }
+    func ownNet(isConnected: Bool) { step(isConnected ? .ownNetRestored : .ownNetLost) }
+
+    func asked(_ request: [UInt8], id: UInt64, by node: NodeID, on channel: FrameChannel) {
+        guard let service = client as? ClientService else { return }
+        service.peerAsked(request, id: id, on: channel)
+    }
+}

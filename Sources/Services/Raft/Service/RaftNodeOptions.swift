@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import AspenWire
+import Logging
+import NIOCore
+import RaftCore
+import RaftStorage
+import ServiceKit
+
+/// What a node is told at its start.
+package struct RaftNodeOptions: Sendable {
+    package var raft: RaftConfiguration
+    /// Entries kept in the log behind the last checkpoint, for peers that were away for a while.
+    package var logTailEntries = 10_000
+    /// Whether clients from other machines have to show a token.
+    package var areTokensRequired = true
+
+    package init(raft: RaftConfiguration) { self.raft = raft }
+}
+
+/// What a node is made of.
+package struct RaftNodeParts {
+    package var loop: any EventLoop
+    package var logger: Logger
+    package var log: any LogStore
+    package var state: any StateStore
+    package var recovery: RaftRecovery
+    /// Random: the beginning of everything random in this process but for keys.
+    package var seed: UInt64
+
+    package init(
+        loop: any EventLoop, logger: Logger, log: any LogStore, state: any StateStore,
+        recovery: RaftRecovery, seed: UInt64
+    ) {
+        self.loop = loop
+        self.logger = logger
+        self.log = log
+        self.state = state
+        self.recovery = recovery
+        self.seed = seed
+    }
+}
+
+/// The settings of `aspend-raft`: flags, or ASPEN_* in the environment.
+package struct RaftSettings: Sendable {
+    package enum Backend: Sendable { case persistent, inMemory }
+
+    package var node: NodeID
+    package var stateDirectory: String
+    package var runtimeDirectory: String
+    package var backend: Backend
+    package var options: RaftNodeOptions
+    /// Test builds only: where the recorder of writes and syncs puts its trace.
+    package var storageTrace: String?
+
+    static let known: Set<String> = [
+        "node-id", "state-dir", "runtime-dir", "storage-backend", "heartbeat-interval-ms",
+        "election-timeout-min-ms", "election-timeout-max-ms", "tokens-required", "storage-trace",
+        "log-tail-entries",
+    ]
+
+    package init(arguments: [String]) throws(AspenError) {
+        let settings = try ServiceSettings(arguments: arguments, known: Self.known)
+        guard let id = try settings.integer("node-id", in: 1...Int.max) else {
+            throw AspenError(
+                .invalidArgument,
+                "--node-id (ASPEN_NODE_ID) is missing: a number of 1 or more, different on each "
+                    + "node of a cluster")
+        }
+        node = NodeID(UInt64(id))
+        stateDirectory = settings.string("state-dir") ?? "/var/lib/aspen/raft"
+        runtimeDirectory = settings.string("runtime-dir") ?? "/run/aspen"
+        switch settings.string("storage-backend") ?? "persistent" {
+        case "persistent", "redb": backend = .persistent
+        case "inmemory": backend = .inMemory
+        case let other:
+            throw AspenError(
+                .invalidArgument,
+                "--storage-backend must be persistent or inmemory, not '\(other)'")
+        }
+        options = RaftNodeOptions(raft: try Self.raft(settings, node))
+        options.areTokensRequired = try settings.flag("tokens-required") ?? true
+        if let tail = try settings.integer("log-tail-entries", in: 0...10_000_000) {
+            options.logTailEntries = tail
+        }
+        storageTrace = settings.string("storage-trace")
+        #if !ASPEN_TEST_BUILD
+            if storageTrace != nil {
+                throw AspenError(.invalidArgument, "--storage-trace works in test builds only")
+            }
+        #endif
+    }
+
+    private static func raft(
+        _ settings: ServiceSettings, _ node: NodeID
+    ) throws(AspenError) -> RaftConfiguration {
+        var raft = RaftConfiguration(node: node)
+        func duration(_ name: String, _ value: inout Duration) throws(AspenError) {
+            if let milliseconds = try settings.integer(name, in: 1...3_600_000) {
+                value = .milliseconds(milliseconds)
+            }
+        }
+        try duration("heartbeat-interval-ms", &raft.heartbeatInterval)
+        try duration("election-timeout-min-ms", &raft.electionTimeoutMin)
+        try duration("election-timeout-max-ms", &raft.electionTimeoutMax)
+        guard raft.heartbeatInterval * 2 <= raft.electionTimeoutMin,
+            raft.electionTimeoutMin < raft.electionTimeoutMax
+        else {
+            throw AspenError(
+                .invalidArgument,
+                "the election timeout must be at least twice the heartbeat interval, and its "
+                    + "minimum below its maximum")
+        }
+        return raft
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import AspenWire
+
+/// What a caller may do; each level includes those before it.
+enum Permission: Int, Comparable, Sendable {
+    case none = 0
+    case read
+    case use
+    case admin
+
+    static func < (left: Permission, right: Permission) -> Bool {
+        left.rawValue < right.rawValue
+    }
+
+    var name: String {
+        switch self {
+        case .none: "nothing"
+        case .read: "reading"
+        case .use: "reading and writing"
+        case .admin: "administration"
+        }
+    }
+}
+
+/// One row of the table of requests: everything about a request that is not what it does.
+struct RequestRule: Sendable {
+    /// As in the protocol, for logs and error texts.
+    let name: String
+    let permission: Permission
+    /// Passed on to the leader when this node is another one. (Writes and reads are not: they reach
+    /// the leader as proposals and read rounds.)
+    let isForLeader: Bool
+    let handler: @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
+
+    init(
+        _ name: String, _ permission: Permission, isForLeader: Bool = false,
+        _ handler: @escaping @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
+    ) {
+        self.name = name
+        self.permission = permission
+        self.isForLeader = isForLeader
+        self.handler = handler
+    }
+}
+
+extension WireRequest.OneOf_Request {
+    /// Its row in the table below.
+    var row: Int {
+        switch self {
+        case .getHealth: 0
+        case .getClusterStatus: 1
+        case .getLeader: 2
+        case .getNodeInfo: 3
+        case .getClusterTicket: 4
+        case .initCluster: 5
+        case .addLearner: 6
+        case .changeMembership: 7
+        case .writeKey: 8
+        case .readKey: 9
+        case .deleteKey: 10
+        case .scanKeys: 11
+        case .openSession: 12
+        case .keepSessionAlive: 13
+        case .closeSession: 14
+        case .transaction: 15
+        case .triggerSnapshot: 16
+        }
+    }
+}
+
+extension ClientService {
+    /// In the order of `OneOf_Request.row`.
+    static let requestTable: [RequestRule] = [
+        RequestRule("GetHealth", .read) { service, _, origin in service.getHealth(origin) },
+        RequestRule("GetClusterStatus", .read) { service, _, origin in
+            service.getClusterStatus(origin)
+        },
+        RequestRule("GetLeader", .read) { service, _, origin in service.getLeader(origin) },
+        RequestRule("GetNodeInfo", .read) { service, _, origin in service.getNodeInfo(origin) },
+        RequestRule("GetClusterTicket", .read) { service, _, origin in
+            service.getClusterTicket(origin)
+        },
+        RequestRule("InitCluster", .admin) { service, _, origin in service.initCluster(origin) },
+        RequestRule("AddLearner", .admin, isForLeader: true) { service, request, origin in
+            if case .addLearner(let body) = request { service.addLearner(body, origin) }
+        },
+        RequestRule("ChangeMembership", .admin, isForLeader: true) { service, request, origin in
+            if case .changeMembership(let body) = request {
+                service.changeMembership(body, origin)
+            }
+        },
+        RequestRule("WriteKey", .use) { service, request, origin in
+            if case .writeKey(let body) = request { service.writeKey(body, origin) }
+        },
+        RequestRule("ReadKey", .read) { service, request, origin in
+            if case .readKey(let body) = request { service.readKey(body, origin) }
+        },
+        RequestRule("DeleteKey", .use) { service, request, origin in
+            if case .deleteKey(let body) = request { service.deleteKey(body, origin) }
+        },
+        RequestRule("ScanKeys", .read) { service, request, origin in
+            if case .scanKeys(let body) = request { service.scanKeys(body, origin) }
+        },
+        RequestRule("OpenSession", .use) { service, _, origin in service.openSession(origin) },
+        RequestRule("KeepSessionAlive", .use) { service, request, origin in
+            if case .keepSessionAlive(let body) = request {
+                service.keepSessionAlive(SessionID(body.session), origin)
+            }
+        },
+        RequestRule("CloseSession", .use) { service, request, origin in
+            if case .closeSession(let body) = request {
+                service.closeSession(SessionID(body.session), origin)
+            }
+        },
+        RequestRule("Transaction", .use) { service, request, origin in
+            if case .transaction(let body) = request { service.transaction(body, origin) }
+        },
+        RequestRule("TriggerSnapshot", .admin) { service, _, origin in
+            service.triggerSnapshot(origin)
+        },
+    ]
+}

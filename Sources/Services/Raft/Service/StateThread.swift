@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import NIOCore
+import RaftCore
+import RaftStorage
+
+/// One question to the state.
+enum StateQuery: Sendable {
+    case get([UInt8])
+    case range(RangeRequest)
+}
+
+enum StateAnswer: Sendable {
+    case value(KeyValue?, revision: Revision)
+    case range(RangeOutcome)
+}
+
+/// The answer to a proposal of this process, found in the log by its number.
+struct AppliedAnswer: Sendable {
+    var number: UInt64
+    var index: LogIndex
+    var term: Term
+    var result: CommandResult
+}
+
+/// What the state is after a batch.
+struct AppliedBatch: Sendable {
+    var index: LogIndex
+    var term: Term
+    var revision: Revision
+    var byteCount: UInt64
+    var answers: [AppliedAnswer]
+    /// The newest membership of the batch, if it has one.
+    var membershipIndex: LogIndex?
+}
+
+enum StateJob: Sendable {
+    /// All applies that are queued one after the other become one transaction.
+    case apply([Entry])
+    case read(round: UInt64, [StateQuery])
+    /// Anything else: runs on the thread, and what it returns runs on the loop.
+    case perform(@Sendable (any StateStore) throws -> @Sendable () -> Void)
+}
+
+enum StateEvent: Sendable {
+    case applied(AppliedBatch)
+    case answered(round: UInt64, [StateAnswer])
+    case performed(@Sendable () -> Void)
+    case failed(StorageError)
+}
+
+/// The applied state and the thread that may block on it.
+// SAFETY: `store` and `failure` are touched only while holding the worker; `onEvents` only on the
+// event loop.
+final class StateThread: @unchecked Sendable {
+    /// Entries up to which the loop applies by itself when the thread is idle: a wake-up there and
+    /// back costs about as much as three entries.
+    static let inlineEntriesMax = 4
+    static let inlineBytesMax = 65_536
+    /// Entries in one transaction: bounds how long a reader waits behind it.
+    static let batchEntriesMax = 4096
+    /// Queries up to which the loop answers by itself, when each looks up one key.
+    static let inlineReadsMax = 64
+
+    private let store: any StateStore
+    private let loop: any EventLoop
+    private let node: NodeID
+    private let incarnation: UInt64
+    private var failure: StorageError?
+    private var worker: WorkerThread<StateJob>?
+
+    var onEvents: ([StateEvent]) -> Void = { _ in }
+
+    /// - Parameter incarnation: answers are reported for entries that this process proposed.
+    init(store: any StateStore, loop: any EventLoop, node: NodeID, incarnation: UInt64) {
+        self.store = store
+        self.loop = loop
+        self.node = node
+        self.incarnation = incarnation
+    }
+
+    func start() {
+        worker = WorkerThread { [self] jobs in
+            let events = carryOut(jobs)
+            loop.execute { self.onEvents(events) }
+        }
+    }
+
+    func apply(_ entries: [Entry], bytes: Int) {
+        loop.assertInEventLoop()
+        let isSmall = entries.count <= Self.inlineEntriesMax && bytes <= Self.inlineBytesMax
+        run(.apply(entries), inline: isSmall)
+    }
+
+    /// - Parameter isCheap: every query looks up one key.
+    func read(round: UInt64, _ queries: [StateQuery], isCheap: Bool) {
+        loop.assertInEventLoop()
+        run(
+            .read(round: round, queries),
+            inline: isCheap && queries.count <= Self.inlineReadsMax)
+    }
+
+    func perform(_ body: @escaping @Sendable (any StateStore) throws -> @Sendable () -> Void) {
+        worker?.submit(.perform(body))
+    }
+
+    private func run(_ job: StateJob, inline isSmall: Bool) {
+        if isSmall {
+            var events: [StateEvent] = []
+            if worker?.runInline({ events = carryOut([job]) }) == true { return onEvents(events) }
+        }
+        worker?.submit(job)
+    }
+
+    private func carryOut(_ jobs: [StateJob]) -> [StateEvent] {
+        var events: [StateEvent] = []
+        if failure != nil { return events }
+        do {
+            var waiting: [Entry] = []
+            for job in jobs {
+                if case .apply(let entries) = job {
+                    if waiting.isEmpty { waiting = entries } else { waiting += entries }
+                    if waiting.count >= Self.batchEntriesMax { try apply(&waiting, &events) }
+                    continue
+                }
+                try apply(&waiting, &events)
+                events.append(try carryOut(job))
+            }
+            try apply(&waiting, &events)
+        } catch {
+            let failed = (error as? StorageError) ?? .disk("\(error)")
+            failure = failed
+            events.append(.failed(failed))
+        }
+        return events
+    }
+
+    private func carryOut(_ job: StateJob) throws -> StateEvent {
+        switch job {
+        case .apply: preconditionFailure("applies are batched by the caller")
+        case .read(let round, let queries):
+            var answers: [StateAnswer] = []
+            answers.reserveCapacity(queries.count)
+            for query in queries {
+                switch query {
+                case .get(let key):
+                    answers.append(
+                        .value(try store.get(key, at: nil), revision: store.revision))
+                case .range(let request): answers.append(.range(try store.range(request)))
+                }
+            }
+            return .answered(round: round, answers)
+        case .perform(let body): return .performed(try body(store))
+        }
+    }
+
+    private func apply(_ entries: inout [Entry], _ events: inout [StateEvent]) throws {
+        guard let last = entries.last else { return }
+        let results = try store.apply(entries)
+        precondition(results.count == entries.count, "one result an entry")
+        var answers: [AppliedAnswer] = []
+        var membershipIndex: LogIndex?
+        for (entry, result) in zip(entries, results) {
+            if entry.kind == .membership { membershipIndex = entry.index }
+            guard let origin = entry.origin, origin.node == node,
+                origin.incarnation == incarnation
+            else { continue }
+            answers.append(
+                AppliedAnswer(
+                    number: origin.number, index: entry.index, term: entry.term, result: result))
+        }
+        events.append(
+            .applied(
+                AppliedBatch(
+                    index: last.index, term: last.term, revision: store.revision,
+                    byteCount: store.byteCount, answers: answers,
+                    membershipIndex: membershipIndex)))
+        entries.removeAll(keepingCapacity: true)
+    }
+
+    /// Finishes what is queued, writes a last checkpoint and closes the state. Blocks.
+    func stop() {
+        worker?.submit(
+            .perform { store in
+                _ = try store.checkpoint()
+                return {}
+            })
+        worker?.stop()
+        worker = nil
+        store.close()
+    }
+}

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenDisk
+import AspenTypes
+import RaftCore
+
+/// How a log lays itself out on the disk.
+package struct LogConfiguration: Sendable {
+    /// Size of a segment, at least 16 KiB. A larger record gets a segment of its own.
+    package var segmentBytes = 16 << 20
+    /// Most discarded segments kept for use again; more are removed.
+    package var sparesMax = 2
+    /// Most bytes of records held in memory until the next sync.
+    package var bufferBytesMax = 4 << 20
+    /// Bugs to switch on; honoured in test builds only.
+    package var plantedBugs: Set<PlantedBug> = []
+
+    package init() {}
+}
+
+/// The log in segments of prepared blocks (DESIGN §6).
+///
+/// A batch is encoded into one buffer, written by one call over blocks that already exist, and made
+/// durable by one fdatasync; no file grows, no name changes. When a segment is full the log goes over
+/// into the one prepared before: that costs a second fdatasync. Hard states and truncations are
+/// records among the entries, so that the same sync covers them.
+///
+/// Call `prepareNextIfNeeded` (or run `preparation()` elsewhere) when there is nothing else to do:
+/// otherwise the log has to prepare its next segment in the middle of a write.
+package final class SegmentedLog: LogStore {
+    package private(set) var recovery: RaftRecovery
+    let disk: any Disk
+    let configuration: LogConfiguration
+
+    private let salt: UInt64
+    let seed: UInt32
+    var map: LogMap
+    private var hardState: HardState
+    private var lastTime: ClusterTime
+    private var chain: UInt32
+    private var epoch: UInt32
+    private(set) var untrustedBelow: LogIndex
+
+    /// Records from `bufferStart` to the end of the current segment that are not yet written.
+    private let buffer = RecordBuffer(capacity: 64 << 10)
+    private var bufferStart = SegmentHeader.byteCount
+    /// The current segment is durable below this.
+    private var syncedTo = SegmentHeader.byteCount
+    private var isSynced = true
+
+    var nextGeneration: UInt64
+    /// Ready to be gone over into.
+    var prepared: LogSegment?
+    /// Somebody is running a preparation.
+    var isPreparing = false
+    /// Generations of the discarded segments kept for use again.
+    var spares: [UInt64] = []
+    /// Set aside after damage; removed once the log is trusted again.
+    var setAside: [UInt64] = []
+    /// Once set, nothing works any more.
+    var failure: StorageError?
+
+    /// Opens the log in `disk`, or begins one.
+    ///
+    /// - Parameter salt: random; used when a log begins, read from the disk afterwards.
+    /// - Throws: `.corrupt` if nothing can be told from what is there, `.newerVersion`, `.disk`. A
+    ///   damaged log that can be repaired by peers is not an error: see `recovery.isTailTrusted`.
+    package init(
+        disk: any Disk, configuration: LogConfiguration = LogConfiguration(), salt: UInt64
+    ) throws(StorageError) {
+        precondition(configuration.segmentBytes >= 16 << 10, "segments hold at least 16 KiB")
+        var acceptsRecycled = false
+        #if ASPEN_TEST_BUILD
+            acceptsRecycled = configuration.plantedBugs.contains(.acceptRecycledRecord)
+        #endif
+        let found = try LogRecovery(disk: disk, acceptsRecycled: acceptsRecycled).run()
+        self.disk = disk
+        self.configuration = configuration
+        let fresh = SegmentHeader.first(salt: salt)
+        var replay = found.replay ?? LogReplay(fresh)
+        if let damage = found.damage { replay.accept(damage) }
+        (self.salt, seed, map) = (replay.salt, replay.seed, replay.map)
+        (hardState, lastTime) = (replay.hardState, replay.lastTime)
+        (chain, untrustedBelow) = (replay.chain, replay.untrustedBelow)
+        epoch = max(found.epochMax, replay.epoch) + 1
+        nextGeneration = found.generationMax + 1
+        setAside = found.setAside
+        recovery = try replay.recovery()
+        try clean(unused: found.unused)
+        try reopen(isDamaged: found.damage != nil)
+        try sync()
+        try putAside()
+    }
+
+    package var firstIndex: LogIndex { map.base.next }
+    package var lastIndex: LogIndex { map.lastIndex }
+
+    private var current: LogSegment {
+        guard let last = map.segments.last else { preconditionFailure("a log has a segment") }
+        return last
+    }
+
+    /// False from when a segment is begun until the next sync.
+    var isHeaderDurable: Bool { syncedTo >= SegmentHeader.byteCount }
+
+    // MARK: - Writing
+
+    package func write(_ write: LogWrite) throws(StorageError) {
+        if let failure { throw failure }
+        if let cut = write.truncateAfter, cut < map.lastIndex { try truncate(after: cut) }
+        for entry in write.entries {
+            try append(
+                .entry, flags: EntryBody.flags(entry), index: entry.index, term: entry.term,
+                bodyByteCount: EntryBody.byteCount(entry)
+            ) { EntryBody.write(entry, to: $0) }
+            map.append(entry.index, term: entry.term, at: lastOffset)
+            lastTime = max(lastTime, entry.time)
+            if entry.index >= untrustedBelow { untrustedBelow = .zero }
+        }
+        if let state = write.hardState {
+            precondition(state.term >= hardState.term, "terms do not go back")
+            hardState = state
+            try append(
+                .hardState, index: map.lastIndex, term: state.term,
+                bodyByteCount: HardStateBody.byteCount
+            ) { HardStateBody.write(state.votedFor, to: $0) }
+        }
+    }
+
+    private func truncate(after index: LogIndex) throws(StorageError) {
+        guard let term = map.term(at: index) else {
+            preconditionFailure("entry \(index) has been discarded: it cannot be in conflict")
+        }
+        try append(.truncation, index: index, term: term, bodyByteCount: 0) { _ in }
+        map.truncate(after: index, term: term)
+    }
+
+    package func sync() throws(StorageError) {
+        if let failure { throw failure }
+        try flush()
+        guard !isSynced else { return }
+        let segment = current
+        try attempt { () throws(DiskError) in try segment.file.sync() }
+        isSynced = true
+        syncedTo = segment.end
+        try writeMark()
+    }
+
+    /// Where the record appended last begins.
+    private var lastOffset = 0
+
+    private func append(
+        _ kind: RecordKind, flags: UInt8 = 0, index: LogIndex, term: Term, bodyByteCount: Int,
+        fill: (UnsafeMutableRawBufferPointer) -> Void
+    ) throws(StorageError) {
+        let byteCount = RecordHead.padded(bodyByteCount)
+        try makeRoom(byteCount)
+        let segment = current
+        let region = buffer.extend(by: byteCount)
+        region.storeBytes(
+            of: 0, toByteOffset: byteCount - RecordHead.alignment, as: UInt64.self)
+        fill(
+            UnsafeMutableRawBufferPointer(
+                rebasing: region[RecordHead.byteCount..<RecordHead.byteCount + bodyByteCount]))
+        let head = head(
+            kind, flags: flags, index: index, term: term, bodyByteCount: bodyByteCount)
+        chain = head.seal(into: region, salt: seed)
+        lastOffset = segment.end
+        segment.end += byteCount
+    }
+
+    private func head(
+        _ kind: RecordKind, flags: UInt8, index: LogIndex, term: Term, bodyByteCount: Int
+    ) -> RecordHead {
+        RecordHead(
+            kind: kind, flags: flags, generation: current.generation, epoch: epoch,
+            syncedTo: UInt32(syncedTo), index: index, term: term, previous: chain,
+            bodyByteCount: bodyByteCount)
+    }
+
+    private func makeRoom(_ byteCount: Int) throws(StorageError) {
+        let segment = current
+        if segment.end + byteCount > segment.byteCount {
+            if segment.end > SegmentHeader.byteCount {
+                try beginSegment(after: segment)
+            }
+            current.byteCount = max(current.byteCount, current.end + byteCount)
+        } else if buffer.count > 0, buffer.count + byteCount > configuration.bufferBytesMax {
+            try flush()
+        }
+    }
+
+    /// Hands what is buffered to the disk; not durable yet.
+    private func flush() throws(StorageError) {
+        guard buffer.count > 0 else { return }
+        let (segment, start) = (current, UInt64(bufferStart))
+        try attempt { () throws(DiskError) in
+            try segment.file.write(raw: buffer.bytes, at: start)
+        }
+        bufferStart += buffer.count
+        buffer.removeAll()
+        isSynced = false
+    }
+
+    /// Says that everything before it is durable. It costs no sync: it only has to be there when
+    /// the log is found damaged later (see `LogRecovery`).
+    private func writeMark() throws(StorageError) {
+        let segment = current
+        guard segment.end + RecordHead.byteCount <= segment.byteCount else { return }
+        let region = buffer.extend(by: RecordHead.byteCount)
+        defer { buffer.removeAll() }
+        let head = head(.mark, flags: 0, index: map.lastIndex, term: map.lastTerm, bodyByteCount: 0)
+        _ = head.seal(into: region, salt: seed)
+        try attempt { () throws(DiskError) in
+            try segment.file.write(raw: buffer.bytes, at: UInt64(segment.end))
+        }
+    }
+
+    // MARK: - Segments
+
+    /// Goes over into the next segment. The one before is made durable first: a header promises it.
+    ///
+    /// - Parameter previous: nil if nothing of the log so far counts any more.
+    func beginSegment(after previous: LogSegment?) throws(StorageError) {
+        if previous != nil {
+            try flush()
+            if !isSynced, let previous {
+                try attempt { () throws(DiskError) in try previous.file.sync() }
+            }
+        } else {
+            buffer.removeAll()
+        }
+        if prepared == nil { try failing { () throws(StorageError) in try prepareNext() } }
+        guard let segment = prepared else { preconditionFailure("a segment was prepared") }
+        prepared = nil
+        precondition(
+            segment.generation > previous?.generation ?? 0 && segment.generation < nextGeneration,
+            "generations ascend")
+        map.add(segment)
+        bufferStart = 0
+        // Nothing is durable here yet, not even the header.
+        syncedTo = 0
+        let header = SegmentHeader(
+            generation: segment.generation, previousGeneration: previous?.generation ?? 0,
+            previousEnd: UInt64(previous?.end ?? 0), salt: salt, epoch: epoch, chain: chain,
+            lastIndex: map.lastIndex, lastTerm: map.lastTerm, lastTime: lastTime,
+            hardState: hardState, untrustedBelow: untrustedBelow)
+        header.write(to: buffer.extend(by: SegmentHeader.byteCount))
+    }
+
+    /// Begins a new epoch at the end of the log: no record behind it, left over from a torn batch,
+    /// can continue what is written from now on. What is behind a damaged place is not written over.
+    private func reopen(isDamaged: Bool) throws(StorageError) {
+        guard let segment = map.segments.last else { return try beginSegment(after: nil) }
+        // What a killed process has written may not have reached the disk.
+        try attempt { () throws(DiskError) in try segment.file.sync() }
+        bufferStart = segment.end
+        syncedTo = segment.end
+        if isDamaged || segment.end + RecordHead.padded(8) > segment.byteCount {
+            return try beginSegment(after: segment)
+        }
+        let untrusted = untrustedBelow.rawValue.littleEndian
+        try append(.opening, index: map.lastIndex, term: map.lastTerm, bodyByteCount: 8) {
+            $0.storeBytes(of: untrusted, as: UInt64.self)
+        }
+    }
+
+    package func reset(to index: LogIndex, term: Term) throws(StorageError) {
+        if let failure { throw failure }
+        let old = map.segments
+        map = LogMap(base: index, term: term)
+        if index >= untrustedBelow { untrustedBelow = .zero }
+        try beginSegment(after: nil)
+        try sync()
+        for segment in old { try recycle(segment) }
+    }
+
+    // MARK: - Reading
+
+    /// Entries as they were written; each one's checksum is verified. Empty if `from` has been
+    /// discarded or not been written; `upTo` may lie beyond the end.
+    package func read(
+        from: LogIndex, upTo: LogIndex, bytesMax: Int
+    ) throws(StorageError) -> [Entry] {
+        if let failure { throw failure }
+        guard from > map.base, from <= upTo, from <= map.lastIndex else { return [] }
+        try flush()
+        var entries: [Entry] = []
+        var (index, byteCount) = (from, 0)
+        let last = min(upTo, map.lastIndex)
+        while index <= last {
+            let segment = map.segment(of: index)
+            let end = min(last, segment.lastEntry ?? last)
+            let isFull = try read(
+                index, through: end, in: segment, bytesMax: bytesMax, &byteCount, &entries)
+            if isFull { break }
+            index = end.next
+        }
+        return entries
+    }
+
+    package func close() {
+        for segment in map.segments { segment.file.close() }
+        prepared?.file.close()
+        failure = .disk("the log is closed")
+    }
+
+    // MARK: - Errors
+
+    /// After a failed write or sync nobody knows what the disk holds: nothing works any more.
+    func attempt<Result>(
+        _ body: () throws(DiskError) -> Result
+    ) throws(StorageError) -> Result {
+        try failing { () throws(StorageError) in try onDisk(body) }
+    }
+
+    func failing<Result>(
+        _ body: () throws(StorageError) -> Result
+    ) throws(StorageError) -> Result {
+        do throws(StorageError) {
+            return try body()
+        } catch {
+            failure = error
+            throw error
+        }
+    }
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftCore
+
+/// The state in memory: for the `inmemory` backend, where it is gone with the process, and for the
+/// simulator, which keeps `copy()`s to play a disk.
+package final class MemoryState: StateStore {
+    /// Entries between two checkpoints of `checkpointIfDue`.
+    package static let checkpointInterval: UInt64 = 1000
+
+    private var machine: KVMachine<MemoryTables>
+    private var checkpointed: LogIndex
+    package private(set) var membership: (index: LogIndex, membership: Membership)?
+
+    package convenience init() {
+        self.init(machine: KVMachine(tables: MemoryTables(), meta: StateMeta()))
+    }
+
+    private init(machine: KVMachine<MemoryTables>) {
+        self.machine = machine
+        checkpointed = machine.meta.appliedIndex
+        membership = nil
+    }
+
+    package var appliedIndex: LogIndex { machine.meta.appliedIndex }
+    package var appliedTerm: Term { machine.meta.appliedTerm }
+    package var revision: Revision { machine.meta.revision }
+    package var time: ClusterTime { machine.meta.time }
+    package var byteCount: UInt64 { machine.tables.byteCount }
+    package var meta: StateMeta { machine.meta }
+
+    package func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult] {
+        let results = machine.apply(try CommittedEntry.translate(entries))
+        if machine.meta.membershipIndex != (membership?.index ?? .zero) {
+            membership = try machine.meta.decodedMembership()
+        }
+        return results
+    }
+
+    package func get(_ key: [UInt8], at revision: Revision?) -> KeyValue? {
+        guard case .value(let entry) = machine.get(key, at: revision) else { return nil }
+        return entry
+    }
+
+    package func range(_ request: RangeRequest) -> RangeOutcome {
+        RangeOutcome(machine.range(request))
+    }
+
+    package func nextSessionExpiry() -> ClusterTime? { machine.nextSessionExpiry() }
+
+    package func checkpointIfDue() -> LogIndex? {
+        guard appliedIndex.rawValue >= checkpointed.rawValue + Self.checkpointInterval else {
+            return nil
+        }
+        return checkpoint()
+    }
+
+    package func checkpoint() -> LogIndex {
+        checkpointed = appliedIndex
+        return appliedIndex
+    }
+
+    package func contentHash() -> UInt64 { machine.meta.contentHash }
+
+    package func recomputeContentHash() -> UInt64 {
+        var meta = machine.meta
+        var rows = machine.tables.rows()
+        meta.rowHash = KVMachine<MemoryTables>.rowHash(of: &rows)
+        return meta.contentHash
+    }
+
+    /// An independent state with the same content; costs nothing until one of the two changes.
+    package func copy() -> MemoryState {
+        let copy = MemoryState(machine: machine)
+        copy.membership = membership
+        return copy
+    }
+
+    package func makeSnapshot() throws(StorageError) -> any SnapshotReader {
+        guard let membership else {
+            throw .corrupt("a state without a membership has no snapshot")
+        }
+        let meta = machine.meta
+        return MemorySnapshotReader(
+            meta: SnapshotMeta(
+                index: meta.appliedIndex, term: meta.appliedTerm,
+                membership: membership.membership, time: meta.time),
+            stream: StateStreamWriter(meta: meta, rows: machine.tables.rows()))
+    }
+
+    package func receiveSnapshot(_ meta: SnapshotMeta) -> any SnapshotWriter {
+        MemorySnapshotWriter(into: self, meta: meta)
+    }
+
+    fileprivate func replace(
+        by machine: KVMachine<MemoryTables>,
+        membership: (index: LogIndex, membership: Membership)?
+    ) {
+        self.machine = machine
+        self.membership = membership
+        checkpointed = machine.meta.appliedIndex
+    }
+
+    package func close() {}
+}
+
+private final class MemorySnapshotReader: SnapshotReader {
+    let meta: SnapshotMeta
+    private var stream: StateStreamWriter<MemoryTables.Rows>
+
+    init(meta: SnapshotMeta, stream: StateStreamWriter<MemoryTables.Rows>) {
+        self.meta = meta
+        self.stream = stream
+    }
+
+    func next() throws(StorageError) -> [UInt8]? {
+        stream.next(bytesMax: Limits.snapshotChunkBytesMax)
+    }
+
+    func close() {}
+}
+
+private final class MemorySnapshotWriter: SnapshotWriter {
+    private let state: MemoryState
+    private let meta: SnapshotMeta
+    private var intake = SnapshotIntake(tables: MemoryTables())
+
+    init(into state: MemoryState, meta: SnapshotMeta) {
+        self.state = state
+        self.meta = meta
+    }
+
+    func append(_ bytes: [UInt8]) throws(StorageError) {
+        try intake.append(bytes) { _ in preconditionFailure("memory does not fail") }
+    }
+
+    func finish() throws(StorageError) {
+        let (tables, stateMeta) = try intake.finish(expecting: meta) { _ in
+            preconditionFailure("memory does not fail")
+        }
+        state.replace(
+            by: KVMachine(tables: tables, meta: stateMeta),
+            membership: try stateMeta.decodedMembership())
+    }
+
+    func abandon() {}
+}

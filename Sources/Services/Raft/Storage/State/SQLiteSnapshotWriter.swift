@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftCore
+import SQLiteKit
+
+/// Builds a database out of a snapshot beside the one in force and, when all of it is there and
+/// sound, puts it in its place.
+final class SQLiteSnapshotWriter: SnapshotWriter {
+    private let state: SQLiteState
+    private let meta: SnapshotMeta
+    /// Nil once finished or abandoned.
+    private var intake: SnapshotIntake<SQLiteTables>?
+
+    init(into state: SQLiteState, meta: SnapshotMeta) throws(StorageError) {
+        self.state = state
+        self.meta = meta
+        try SQLiteState.removeIncoming(in: state.directory)
+        var options = Database.Options()
+        options.cacheKiB = state.options.cacheKiB
+        // Nothing in this file counts until it is synced as a whole and renamed.
+        options.isJournaled = false
+        do {
+            let database = try Database(
+                path: state.directory + "/" + SQLiteState.incomingName, options: options)
+            try database.execute("BEGIN IMMEDIATE; \(SQLiteTables.schema)")
+            intake = SnapshotIntake(tables: try SQLiteTables(database))
+        } catch { throw SQLiteState.explain(error) }
+    }
+
+    func append(_ bytes: [UInt8]) throws(StorageError) {
+        guard var intake else { throw .corrupt("the snapshot was given up") }
+        self.intake = nil
+        // Left out on an error: what was taken in so far is of no use.
+        try intake.append(bytes, storage: SQLiteState.explain)
+        self.intake = intake
+    }
+
+    func finish() throws(StorageError) {
+        guard var intake else { throw .corrupt("the snapshot was given up") }
+        self.intake = nil
+        do {
+            let (tables, _) = try intake.finish(expecting: meta, storage: SQLiteState.explain)
+            try tables.commitTransaction()
+        } catch let error as SQLiteError {
+            throw SQLiteState.explain(error)
+        } catch let error as StorageError {
+            throw error
+        } catch { preconditionFailure("nothing else is thrown") }
+        // Closes the file.
+        _ = consume intake
+        try SQLiteState.syncFile(state.directory + "/" + SQLiteState.incomingName)
+        try state.replaceByIncoming()
+    }
+
+    func abandon() {
+        guard intake != nil else { return }
+        intake = nil
+        // What stays behind is removed at the next snapshot or start.
+        try? SQLiteState.removeIncoming(in: state.directory)
+    }
+}

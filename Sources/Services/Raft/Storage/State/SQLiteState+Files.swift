@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import CAspenVFS
+import Glibc
+import SQLiteKit
+
+// Names and errors: what SQLite and the file system say, in the words of `StorageError`.
+
+extension SQLiteState {
+    static func explain(_ error: SQLiteError) -> StorageError {
+        if error.isCorruption { return .corrupt("\(fileName): \(error)") }
+        if error.isLocked {
+            return .locked("\(fileName) is open in another process; stop that one first")
+        }
+        if error.isFull {
+            return .disk("\(fileName): no space left on the device; free some and start again")
+        }
+        if error.isNewerSchema { return .newerVersion("\(fileName): \(error.message)") }
+        return .disk("\(fileName): \(error)")
+    }
+
+    static func newerSchema(_ version: Int64) -> SQLiteError {
+        SQLiteError(
+            code: SQLiteError.schemaCode,
+            message: "it has version \(version), this program knows versions up to"
+                + " \(SQLiteTables.schemaVersion): install a newer aspend-raft")
+    }
+
+    static func syncDirectory(_ path: String) throws(StorageError) {
+        try check(aspen_vfs_sync_directory(path), "sync \(path)")
+    }
+
+    static func syncFile(_ path: String) throws(StorageError) {
+        try check(aspen_vfs_sync_file(path), "sync \(path)")
+    }
+
+    static func rename(_ from: String, _ to: String) throws(StorageError) {
+        try check(aspen_vfs_rename(from, to), "rename \(from)")
+    }
+
+    /// It is no error if there is no such file.
+    static func remove(_ path: String) throws(StorageError) {
+        let code = aspen_vfs_remove(path)
+        if code != ENOENT { try check(code, "remove \(path)") }
+    }
+
+    static func removeIncoming(in directory: String) throws(StorageError) {
+        for suffix in ["", "-wal", "-journal"] {
+            try remove(directory + "/" + incomingName + suffix)
+        }
+    }
+
+    private static func check(_ code: Int32, _ operation: String) throws(StorageError) {
+        guard code != 0 else { return }
+        throw .disk("\(operation): \(String(cString: strerror(code)))")
+    }
+
+    static func byteCount(of path: String) -> UInt64 {
+        var status = stat()
+        return stat(path, &status) == 0 ? UInt64(status.st_size) : 0
+    }
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import CAspenVFS
+import KVCore
+import RaftCore
+import SQLiteKit
+
+/// The state in one SQLite file, `state.db`, in the data directory. Everything in it can be rebuilt
+/// from the log behind `checkpoint()`'s answer, so that applying costs no sync.
+///
+/// One thread at a time applies, reads and checkpoints: commit and checkpoint exclude each other by
+/// that (Debian's SQLite 3.40.1 loses committed rows when a writer runs beside a checkpoint loop).
+/// Only a snapshot reads beside it, through a connection of its own.
+///
+/// After any storage error every further call throws that error: what is on disk is then unknown.
+package final class SQLiteState: StateStore {
+    /// Pages in the WAL that make a checkpoint due.
+    package static let checkpointPages = 1000
+    /// Pages in the WAL that make applying wait for a snapshot that is being spooled: 256 MiB.
+    package static let walPagesMax = 65_536
+    /// Free pages given back to the file system with a checkpoint.
+    private static let vacuumPages = 256
+
+    static let fileName = "state.db"
+    static let incomingName = "state.db.incoming"
+
+    package struct Options: Sendable {
+        /// Memory for pages, in KiB.
+        package var cacheKiB = 8192
+        package init() {}
+    }
+
+    /// Absolute.
+    let directory: String
+    let options: Options
+    /// Nil once closed, and while a snapshot takes its place.
+    private var opened: KVMachine<SQLiteTables>?
+    private(set) package var meta: StateMeta
+    /// Pages that were in the WAL when a checkpoint was last tried.
+    private var pagesAtCheckpoint = 0
+    /// The applied index that the database file is known to hold.
+    private var durableIndex: LogIndex
+    private var failure: StorageError?
+    /// Snapshots that still hold a read transaction.
+    private var spools: [SnapshotSpool] = []
+    package private(set) var membership: (index: LogIndex, membership: Membership)?
+
+    /// Opens the state in `directory`, or makes an empty one.
+    /// - Throws: `corrupt` if the file cannot be used: then `rebuildEmpty` and a replay of the log, or
+    ///   a snapshot from a peer, is the way on. `newerVersion` if a newer program wrote it. `locked`
+    ///   if another process has it open.
+    package init(directory: String, options: Options = Options()) throws(StorageError) {
+        self.directory = directory
+        self.options = options
+        try Self.removeIncoming(in: directory)
+        let machine: KVMachine<SQLiteTables>
+        do { machine = try Self.open(directory + "/" + Self.fileName, options) } catch {
+            throw Self.explain(error)
+        }
+        try Self.syncDirectory(directory)
+        opened = machine
+        meta = machine.meta
+        durableIndex = .zero
+        membership = try machine.meta.decodedMembership()
+        // What recovery found in the WAL goes into the file before anybody relies on it.
+        _ = try checkpoint()
+    }
+
+    /// Puts an empty state in the place of one that cannot be used. The caller replays the log, if
+    /// that begins with the first entry, or fetches a snapshot.
+    package static func rebuildEmpty(
+        directory: String, options: Options = Options()
+    ) throws(StorageError) -> SQLiteState {
+        for suffix in ["-wal", "-journal", ""] {
+            try remove(directory + "/" + fileName + suffix)
+        }
+        try syncDirectory(directory)
+        return try SQLiteState(directory: directory, options: options)
+    }
+
+    private static func open(
+        _ path: String, _ options: Options
+    ) throws(SQLiteError) -> KVMachine<SQLiteTables> {
+        var databaseOptions = Database.Options()
+        databaseOptions.cacheKiB = options.cacheKiB
+        let database = try Database(path: path, options: databaseOptions)
+        let version = try database.integer("PRAGMA user_version") ?? 0
+        if version == 0 {
+            // New, or made by a process that died while it made it.
+            try database.execute("BEGIN IMMEDIATE; \(SQLiteTables.schema) COMMIT")
+        } else {
+            guard try database.integer("PRAGMA application_id") == SQLiteTables.applicationID else {
+                throw SQLiteTables.damaged("the file is some other program's database")
+            }
+            guard version <= SQLiteTables.schemaVersion else { throw newerSchema(version) }
+        }
+        let tables = try SQLiteTables(database)
+        let meta = try SQLiteTables.storedMeta(database)
+        guard meta.activeVersion <= KVVersion.supported else {
+            throw newerSchema(Int64(meta.activeVersion))
+        }
+        return KVMachine(tables: tables, meta: meta)
+    }
+
+    // MARK: Standing
+
+    package var appliedIndex: LogIndex { meta.appliedIndex }
+    package var appliedTerm: Term { meta.appliedTerm }
+    package var revision: Revision { meta.revision }
+    package var time: ClusterTime { meta.time }
+
+    package var byteCount: UInt64 {
+        Self.byteCount(of: directory + "/" + Self.fileName)
+            + Self.byteCount(of: directory + "/" + Self.fileName + "-wal")
+    }
+
+    // MARK: Applying and reading
+
+    package func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult] {
+        guard !entries.isEmpty else { return [] }
+        let commands: [CommittedEntry]
+        do { commands = try CommittedEntry.translate(entries) } catch {
+            failure = error
+            throw error
+        }
+        try waitForSpoolsIfNeeded()
+        let results = try storing { machine throws(SQLiteError) in
+            try machine.tables.beginTransaction()
+            let results = try machine.apply(commands)
+            try machine.tables.commitTransaction()
+            return results
+        }
+        if meta.membershipIndex != (membership?.index ?? .zero) {
+            membership = try meta.decodedMembership()
+        }
+        return results
+    }
+
+    package func get(_ key: [UInt8], at revision: Revision?) throws(StorageError) -> KeyValue? {
+        let outcome = try storing { machine throws(SQLiteError) in
+            try machine.get(key, at: revision)
+        }
+        guard case .value(let entry) = outcome else { return nil }
+        return entry
+    }
+
+    package func range(_ request: RangeRequest) throws(StorageError) -> RangeOutcome {
+        RangeOutcome(
+            try storing { machine throws(SQLiteError) in try machine.range(request) })
+    }
+
+    package func nextSessionExpiry() throws(StorageError) -> ClusterTime? {
+        try storing { machine throws(SQLiteError) in try machine.nextSessionExpiry() }
+    }
+
+    package func contentHash() throws(StorageError) -> UInt64 {
+        if let failure { throw failure }
+        return meta.contentHash
+    }
+
+    package func recomputeContentHash() throws(StorageError) -> UInt64 {
+        var meta = meta
+        meta.rowHash = try storing { machine throws(SQLiteError) in
+            var rows = try SQLiteRows(machine.tables.database, includingVersions: true)
+            return try KVMachine<SQLiteTables>.rowHash(of: &rows)
+        }
+        return meta.contentHash
+    }
+
+    // MARK: Checkpoint
+
+    package func checkpointIfDue() throws(StorageError) -> LogIndex? {
+        let pages = try storing { machine throws(SQLiteError) in
+            machine.tables.database.walFrameCount
+        }
+        // While a reader keeps the WAL from being started over, it is due every so many pages still.
+        let since = pages < pagesAtCheckpoint ? pages : pages - pagesAtCheckpoint
+        guard since >= Self.checkpointPages else { return nil }
+        let before = durableIndex
+        let after = try checkpoint()
+        try storing { machine throws(SQLiteError) in try Self.vacuum(machine.tables.database) }
+        return after > before ? after : nil
+    }
+
+    package func checkpoint() throws(StorageError) -> LogIndex {
+        // Read before the checkpoint: what is committed after it is not in it.
+        let applied = meta.appliedIndex
+        let isComplete = try storing { machine throws(SQLiteError) in
+            pagesAtCheckpoint = machine.tables.database.walFrameCount
+            return try machine.tables.database.checkpoint(.passive)
+        }
+        if isComplete { durableIndex = applied }
+        return durableIndex
+    }
+
+    /// Gives free pages back to the file system, a few at a time, when a quarter of the file is
+    /// free: less than that will be used again.
+    private static func vacuum(_ database: Database) throws(SQLiteError) {
+        let free = try database.integer("PRAGMA freelist_count") ?? 0
+        let all = try database.integer("PRAGMA page_count") ?? 0
+        guard free > max(Int64(4 * vacuumPages), all / 4) else { return }
+        try database.execute("PRAGMA incremental_vacuum(\(vacuumPages))")
+    }
+
+    // MARK: Snapshots
+
+    package func makeSnapshot() throws(StorageError) -> any SnapshotReader {
+        if let failure { throw failure }
+        guard let membership else {
+            throw .corrupt("a state without a membership has no snapshot")
+        }
+        let meta = SnapshotMeta(
+            index: meta.appliedIndex, term: meta.appliedTerm, membership: membership.membership,
+            time: meta.time)
+        let spool = try SnapshotSpool(
+            meta: meta, state: self.meta, database: directory + "/" + Self.fileName,
+            directory: directory)
+        spools.removeAll { !$0.isReadingDatabase }
+        spools.append(spool)
+        return spool
+    }
+
+    package func receiveSnapshot(_ meta: SnapshotMeta) throws(StorageError) -> any SnapshotWriter {
+        if let failure { throw failure }
+        return try SQLiteSnapshotWriter(into: self, meta: meta)
+    }
+
+    /// Puts the finished file `state.db.incoming` in the place of the database.
+    ///
+    /// The old WAL goes first: over another database it would be poison. Should the machine fail
+    /// right after, the old database without its WAL is an older state that the log still continues.
+    func replaceByIncoming() throws(StorageError) {
+        do throws(StorageError) {
+            for spool in spools { spool.waitUntilRead() }
+            spools = []
+            opened = nil
+            let path = directory + "/" + Self.fileName
+            try Self.remove(path + "-wal")
+            try Self.syncDirectory(directory)
+            try Self.rename(directory + "/" + Self.incomingName, path)
+            try Self.syncDirectory(directory)
+            let machine: KVMachine<SQLiteTables>
+            do { machine = try Self.open(path, options) } catch { throw Self.explain(error) }
+            opened = machine
+            meta = machine.meta
+            membership = try meta.decodedMembership()
+            pagesAtCheckpoint = 0
+            durableIndex = .zero
+            _ = try checkpoint()
+        } catch {
+            failure = error
+            throw error
+        }
+    }
+
+    /// A snapshot that is being spooled keeps the WAL from being started over. That takes as long as
+    /// reading the database once; a WAL that gets too long meanwhile has to wait for it.
+    private func waitForSpoolsIfNeeded() throws(StorageError) {
+        guard !spools.isEmpty else { return }
+        spools.removeAll { !$0.isReadingDatabase }
+        guard pagesAtCheckpoint > Self.walPagesMax else { return }
+        for spool in spools { spool.waitUntilRead() }
+        spools = []
+    }
+
+    // MARK: Errors
+
+    private func storing<Result>(
+        _ body: (inout KVMachine<SQLiteTables>) throws(SQLiteError) -> Result
+    ) throws(StorageError) -> Result {
+        if let failure { throw failure }
+        guard var machine = opened else { preconditionFailure("a closed state is not used") }
+        // Not kept here as well while it changes: two owners would mean copies.
+        opened = nil
+        defer { opened = machine }
+        do {
+            let result = try body(&machine)
+            meta = machine.meta
+            return result
+        } catch {
+            let explained = Self.explain(error)
+            failure = explained
+            throw explained
+        }
+    }
+
+    package func close() {
+        for spool in spools { spool.waitUntilRead() }
+        spools = []
+        opened = nil
+    }
+}

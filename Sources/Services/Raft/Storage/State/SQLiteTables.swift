@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import AspenTypes
+import KVCore
+import SQLiteKit
+
+/// The tables in one SQLite file.
+///
+/// Values lie in `changes`, a rowid table whose key only grows: an insert appends to the last leaf,
+/// however random the user's keys are, values of any size lie in leaves or overflow pages (the rows
+/// of a WITHOUT ROWID table also fill inner pages), and history costs no copying. The user's order
+/// of keys is kept by `versions`, whose rows are small, so that random inserts touch a tree of tens
+/// of bytes a key instead of hundreds. `number DESC` puts the newest version first. The price is a
+/// second look-up in each read. The alternative, a table of current rows beside one of history,
+/// reads faster and writes every value twice, and cannot give changes in the order of revisions.
+final class SQLiteTables: StateTables {
+    typealias Failure = SQLiteError
+
+    /// "aspn"; in the file's header, so that a foreign database is not taken for ours.
+    static let applicationID: Int64 = 0x6173_706e
+    /// Grows with every change of the schema.
+    static let schemaVersion: Int64 = 1
+
+    static let schema = """
+        CREATE TABLE meta(id INTEGER PRIMARY KEY CHECK (id = 1), bytes BLOB NOT NULL);
+        CREATE TABLE changes(
+            number INTEGER PRIMARY KEY, create_revision INTEGER NOT NULL, version INTEGER NOT NULL,
+            previous INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL);
+        CREATE TABLE versions(
+            key BLOB NOT NULL, number INTEGER NOT NULL, create_revision INTEGER NOT NULL,
+            version INTEGER NOT NULL, PRIMARY KEY (key, number DESC)) WITHOUT ROWID;
+        CREATE TABLE sessions(
+            id INTEGER PRIMARY KEY, last_active INTEGER NOT NULL,
+            acknowledged_below INTEGER NOT NULL, answers BLOB NOT NULL);
+        CREATE TABLE answers(
+            session INTEGER NOT NULL, number INTEGER NOT NULL, bytes BLOB NOT NULL,
+            PRIMARY KEY (session, number)) WITHOUT ROWID;
+        PRAGMA application_id = \(applicationID);
+        PRAGMA user_version = \(schemaVersion);
+        """
+
+    let database: Database
+    private let begin: Statement
+    private let commit: Statement
+    private let newestVersion: Statement
+    private let scanTo: Statement
+    private let scanOn: Statement
+    private let selectValue: Statement
+    private let selectChange: Statement
+    private let selectHeaders: Statement
+    private let insertChange: Statement
+    private let insertVersion: Statement
+    private let deleteChange: Statement
+    private let deleteVersion: Statement
+    private let selectSession: Statement
+    private let replaceSession: Statement
+    private let deleteSession: Statement
+    private let silentSessions: Statement
+    private let oldestSession: Statement
+    private let selectAnswer: Statement
+    private let replaceAnswer: Statement
+    private let deleteAnswer: Statement
+    private let replaceMeta: Statement
+
+    /// The schema must be there.
+    init(_ database: Database) throws(SQLiteError) {
+        self.database = database
+        begin = try database.prepare("BEGIN IMMEDIATE")
+        commit = try database.prepare("COMMIT")
+        newestVersion = try database.prepare(
+            """
+            SELECT number, create_revision, version FROM versions
+            WHERE key = ?1 AND number <= ?2 ORDER BY number DESC LIMIT 1
+            """)
+        scanTo = try database.prepare(
+            """
+            SELECT key, number, create_revision, version FROM versions
+            WHERE key >= ?1 AND key < ?2 ORDER BY key, number DESC
+            """)
+        scanOn = try database.prepare(
+            """
+            SELECT key, number, create_revision, version FROM versions
+            WHERE key >= ?1 ORDER BY key, number DESC
+            """)
+        selectValue = try database.prepare("SELECT value FROM changes WHERE number = ?1")
+        selectChange = try database.prepare(
+            """
+            SELECT number, create_revision, version, previous, key, value FROM changes
+            WHERE number = ?1
+            """)
+        selectHeaders = try database.prepare(
+            """
+            SELECT number, create_revision, version, previous, key FROM changes
+            WHERE number > ?1 AND number <= ?2 ORDER BY number LIMIT ?3
+            """)
+        insertChange = try database.prepare("INSERT INTO changes VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+        insertVersion = try database.prepare("INSERT INTO versions VALUES (?1, ?2, ?3, ?4)")
+        deleteChange = try database.prepare("DELETE FROM changes WHERE number = ?1")
+        deleteVersion = try database.prepare("DELETE FROM versions WHERE key = ?1 AND number = ?2")
+        selectSession = try database.prepare(
+            "SELECT last_active, acknowledged_below, answers FROM sessions WHERE id = ?1")
+        replaceSession = try database.prepare("REPLACE INTO sessions VALUES (?1, ?2, ?3, ?4)")
+        deleteSession = try database.prepare("DELETE FROM sessions WHERE id = ?1")
+        silentSessions = try database.prepare(
+            "SELECT id FROM sessions WHERE last_active < ?1 ORDER BY id")
+        oldestSession = try database.prepare("SELECT min(last_active) FROM sessions")
+        selectAnswer = try database.prepare(
+            "SELECT bytes FROM answers WHERE session = ?1 AND number = ?2")
+        replaceAnswer = try database.prepare("REPLACE INTO answers VALUES (?1, ?2, ?3)")
+        deleteAnswer = try database.prepare(
+            "DELETE FROM answers WHERE session = ?1 AND number = ?2")
+        replaceMeta = try database.prepare("REPLACE INTO meta VALUES (1, ?1)")
+    }
+
+    func beginTransaction() throws(SQLiteError) { try begin.run() }
+    func commitTransaction() throws(SQLiteError) { try commit.run() }
+
+    // MARK: Versions
+
+    func version(
+        of key: [UInt8], upTo limit: ChangeNumber
+    ) throws(SQLiteError) -> VersionRow? {
+        try withUnsafeBytes(key) { key throws(SQLiteError) in
+            newestVersion.bind(1, unowned: key)
+            newestVersion.bind(2, Int64(bitPattern: limit.rawValue))
+            guard try newestVersion.step() else {
+                newestVersion.reset()
+                return nil
+            }
+            let row = Self.versionRow(newestVersion, at: 0)
+            newestVersion.reset()
+            return row
+        }
+    }
+
+    func versions(
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int
+    ) throws(SQLiteError) -> [KeyVersion] {
+        var found: [KeyVersion] = []
+        found.reserveCapacity(min(count, 64))
+        var start: [UInt8]? = from
+        while let from = start, found.count < count {
+            start = try withUnsafeBytes(from) { from throws(SQLiteError) in
+                guard let to else {
+                    scanOn.bind(1, unowned: from)
+                    defer { scanOn.reset() }
+                    return try scan(scanOn, limit, count, &found)
+                }
+                return try withUnsafeBytes(to) { to throws(SQLiteError) in
+                    scanTo.bind(1, unowned: from)
+                    scanTo.bind(2, unowned: to)
+                    defer { scanTo.reset() }
+                    return try scan(scanTo, limit, count, &found)
+                }
+            }
+        }
+        return found
+    }
+
+    /// Old versions that are stepped over one by one before a new search is cheaper.
+    private static let stepsBeforeSearch = 16
+
+    /// Adds to `found`; returns where to search again if a key has many versions that are not
+    /// wanted.
+    private func scan(
+        _ statement: borrowing Statement, _ limit: ChangeNumber, _ count: Int,
+        _ found: inout [KeyVersion]
+    ) throws(SQLiteError) -> [UInt8]? {
+        // The key whose remaining versions are older than the one that was wanted.
+        var done: [UInt8] = []
+        var isDone = false
+        var steps = 0
+        var newer = 0
+        while try statement.step() {
+            if isDone, statement.withBytes(0, { $0.elementsEqual(done) }) {
+                steps += 1
+                if steps > Self.stepsBeforeSearch { return done + [0] }
+                continue
+            }
+            isDone = false
+            var row = Self.versionRow(statement, at: 1)
+            if row.change > limit {
+                newer += 1
+                if newer <= Self.stepsBeforeSearch { continue }
+                guard let older = try version(of: statement.bytes(0), upTo: limit) else {
+                    return statement.bytes(0) + [0]
+                }
+                row = older
+                steps = Self.stepsBeforeSearch
+            } else {
+                steps = 0
+            }
+            done = statement.bytes(0)
+            isDone = true
+            newer = 0
+            if !row.isTombstone {
+                found.append(KeyVersion(key: done, row: row))
+                if found.count == count { return nil }
+            }
+        }
+        return nil
+    }
+
+    @inline(__always)
+    static func versionRow(_ statement: borrowing Statement, at column: Int32) -> VersionRow
+    {
+        VersionRow(
+            change: ChangeNumber(UInt64(bitPattern: statement.integer(column))),
+            createRevision: Revision(UInt64(bitPattern: statement.integer(column + 1))),
+            version: UInt64(bitPattern: statement.integer(column + 2)))
+    }
+
+    // MARK: Changes
+
+    func value(of change: ChangeNumber) throws(SQLiteError) -> [UInt8] {
+        selectValue.bind(1, Int64(bitPattern: change.rawValue))
+        defer { selectValue.reset() }
+        guard try selectValue.step() else { throw Self.damaged("a version has no change") }
+        return selectValue.bytes(0)
+    }
+
+    func changes(
+        after: ChangeNumber, upTo: ChangeNumber, count: Int
+    ) throws(SQLiteError) -> [ChangeHeader] {
+        selectHeaders.bind(1, Int64(bitPattern: after.rawValue))
+        selectHeaders.bind(2, Int64(bitPattern: upTo.rawValue))
+        selectHeaders.bind(3, Int64(count))
+        defer { selectHeaders.reset() }
+        var found: [ChangeHeader] = []
+        while try selectHeaders.step() { found.append(Self.header(selectHeaders)) }
+        return found
+    }
+
+    func insert(_ change: Change) throws(SQLiteError) {
+        let header = change.header
+        let number = Int64(bitPattern: header.number.rawValue)
+        let createRevision = Int64(bitPattern: header.createRevision.rawValue)
+        let version = Int64(bitPattern: header.version)
+        try withUnsafeBytes(header.key) { key throws(SQLiteError) in
+            try withUnsafeBytes(change.value) { value throws(SQLiteError) in
+                insertChange.bind(1, number)
+                insertChange.bind(2, createRevision)
+                insertChange.bind(3, version)
+                insertChange.bind(4, Int64(bitPattern: header.previous.rawValue))
+                insertChange.bind(5, unowned: key)
+                insertChange.bind(6, unowned: value)
+                try insertChange.run()
+            }
+            insertVersion.bind(1, unowned: key)
+            insertVersion.bind(2, number)
+            insertVersion.bind(3, createRevision)
+            insertVersion.bind(4, version)
+            try insertVersion.run()
+        }
+    }
+
+    func remove(_ number: ChangeNumber) throws(SQLiteError) -> Change? {
+        let id = Int64(bitPattern: number.rawValue)
+        selectChange.bind(1, id)
+        guard try selectChange.step() else {
+            selectChange.reset()
+            return nil
+        }
+        let change = Self.change(selectChange)
+        selectChange.reset()
+        deleteChange.bind(1, id)
+        try deleteChange.run()
+        try withUnsafeBytes(change.header.key) { key throws(SQLiteError) in
+            deleteVersion.bind(1, unowned: key)
+            deleteVersion.bind(2, id)
+            try deleteVersion.run()
+        }
+        return change
+    }
+
+    static func header(_ statement: borrowing Statement) -> ChangeHeader {
+        ChangeHeader(
+            number: ChangeNumber(UInt64(bitPattern: statement.integer(0))),
+            key: statement.bytes(4),
+            createRevision: Revision(UInt64(bitPattern: statement.integer(1))),
+            version: UInt64(bitPattern: statement.integer(2)),
+            previous: ChangeNumber(UInt64(bitPattern: statement.integer(3))))
+    }
+
+    static func change(_ statement: borrowing Statement) -> Change {
+        Change(header: header(statement), value: statement.bytes(5))
+    }
+
+    // MARK: Sessions
+
+    func session(_ id: SessionID) throws(SQLiteError) -> SessionRow? {
+        selectSession.bind(1, Int64(bitPattern: id.rawValue))
+        defer { selectSession.reset() }
+        guard try selectSession.step() else { return nil }
+        return try Self.session(id, selectSession, at: 0)
+    }
+
+    static func session(
+        _ id: SessionID, _ statement: borrowing Statement, at column: Int32
+    ) throws(SQLiteError) -> SessionRow {
+        var reader = ByteReader(statement.bytes(column + 2))
+        let answers: [SessionRow.Answer]
+        do {
+            answers = try SessionAnswersCodec.decode(from: &reader)
+            try reader.end()
+        } catch { throw damaged("a session cannot be read: \(error)") }
+        return SessionRow(
+            id: id,
+            lastActive: ClusterTime(milliseconds: UInt64(bitPattern: statement.integer(column))),
+            acknowledgedBelow: UInt64(bitPattern: statement.integer(column + 1)), answers: answers)
+    }
+
+    func sessions(lastActiveBefore time: ClusterTime) throws(SQLiteError) -> [SessionID] {
+        silentSessions.bind(1, Int64(clamping: time.milliseconds))
+        defer { silentSessions.reset() }
+        var found: [SessionID] = []
+        while try silentSessions.step() {
+            found.append(SessionID(UInt64(bitPattern: silentSessions.integer(0))))
+        }
+        return found
+    }
+
+    func oldestSessionActivity() throws(SQLiteError) -> ClusterTime? {
+        defer { oldestSession.reset() }
+        guard try oldestSession.step(), !oldestSession.isNull(0) else { return nil }
+        return ClusterTime(milliseconds: UInt64(bitPattern: oldestSession.integer(0)))
+    }
+
+    func store(_ session: SessionRow) throws(SQLiteError) {
+        let answers = SessionAnswersCodec.encode(session.answers)
+        try withUnsafeBytes(answers) { answers throws(SQLiteError) in
+            replaceSession.bind(1, Int64(bitPattern: session.id.rawValue))
+            replaceSession.bind(2, Int64(clamping: session.lastActive.milliseconds))
+            replaceSession.bind(3, Int64(bitPattern: session.acknowledgedBelow))
+            replaceSession.bind(4, unowned: answers)
+            try replaceSession.run()
+        }
+    }
+
+    func removeSession(_ id: SessionID) throws(SQLiteError) {
+        deleteSession.bind(1, Int64(bitPattern: id.rawValue))
+        try deleteSession.run()
+    }
+
+    func answer(of session: SessionID, number: UInt64) throws(SQLiteError) -> [UInt8]? {
+        selectAnswer.bind(1, Int64(bitPattern: session.rawValue))
+        selectAnswer.bind(2, Int64(bitPattern: number))
+        defer { selectAnswer.reset() }
+        return try selectAnswer.step() ? selectAnswer.bytes(0) : nil
+    }
+
+    func store(_ answer: AnswerRow) throws(SQLiteError) {
+        try withUnsafeBytes(answer.bytes) { bytes throws(SQLiteError) in
+            replaceAnswer.bind(1, Int64(bitPattern: answer.session.rawValue))
+            replaceAnswer.bind(2, Int64(bitPattern: answer.number))
+            replaceAnswer.bind(3, unowned: bytes)
+            try replaceAnswer.run()
+        }
+    }
+
+    func removeAnswer(of session: SessionID, number: UInt64) throws(SQLiteError) {
+        deleteAnswer.bind(1, Int64(bitPattern: session.rawValue))
+        deleteAnswer.bind(2, Int64(bitPattern: number))
+        try deleteAnswer.run()
+    }
+
+    // MARK: Meta
+
+    /// As in a new state if nothing has been applied yet.
+    static func storedMeta(_ database: Database) throws(SQLiteError) -> StateMeta {
+        let select = try database.prepare("SELECT bytes FROM meta WHERE id = 1")
+        guard try select.step() else { return StateMeta() }
+        do { return try StateMeta(decoding: select.bytes(0)) } catch {
+            throw damaged("the meta row cannot be read: \(error)")
+        }
+    }
+
+    func store(_ meta: StateMeta) throws(SQLiteError) {
+        try withUnsafeBytes(meta.encoded()) { bytes throws(SQLiteError) in
+            replaceMeta.bind(1, unowned: bytes)
+            try replaceMeta.run()
+        }
+    }
+
+    /// What SQLite would say, had it noticed.
+    static func damaged(_ text: String) -> SQLiteError {
+        SQLiteError(code: SQLiteError.corruptCode, message: text)
+    }
+}
+
+/// `Array.withUnsafeBytes` with a typed error.
+@inline(__always)
+private func withUnsafeBytes<Result>(
+    _ array: [UInt8], _ body: (UnsafeRawBufferPointer) throws(SQLiteError) -> Result
+) throws(SQLiteError) -> Result {
+    var failure: SQLiteError?
+    let result = array.withUnsafeBytes { bytes -> Result? in
+        do throws(SQLiteError) { return try body(bytes) } catch {
+            failure = error
+            return nil
+        }
+    }
+    if let failure { throw failure }
+    guard let result else { preconditionFailure("a result or an error") }
+    return result
+}

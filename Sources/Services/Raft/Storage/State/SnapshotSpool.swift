@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import CAspenVFS
+import Glibc
+import KVCore
+import RaftCore
+import SQLiteKit
+
+/// A snapshot of the database on its way out. A thread of its own reads the rows, through a second
+/// connection and in one read transaction, as fast as the disk allows, into a file without a name;
+/// whoever sends the snapshot takes its pieces from there and may be as slow as its peer. So the
+/// read transaction, which keeps the WAL from being started over, is bounded by the disk and not by
+/// the network.
+///
+/// `next` waits for the spooling thread when it has to, at most for one piece.
+final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
+    // SAFETY: `progress` is only touched with `mutex` held; `sent` only by the one thread that uses
+    // the reader; everything else never changes after `init`.
+
+    private struct Progress {
+        var byteCount: UInt64 = 0
+        var isReading = true
+        var isCancelled = false
+        var failure: StorageError?
+    }
+
+    let meta: SnapshotMeta
+    private let descriptor: Int32
+    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+    private let changed: UnsafeMutablePointer<pthread_cond_t>
+    private var progress = Progress()
+    private var sent: UInt64 = 0
+
+    /// - Parameters:
+    ///   - state: what the database holds now; nobody may commit before this returns.
+    ///   - directory: where the spool file lies.
+    init(
+        meta: SnapshotMeta, state: StateMeta, database path: String, directory: String
+    ) throws(StorageError) {
+        self.meta = meta
+        descriptor = aspen_vfs_unnamed_file(directory)
+        mutex = .allocate(capacity: 1)
+        changed = .allocate(capacity: 1)
+        pthread_mutex_init(mutex, nil)
+        pthread_cond_init(changed, nil)
+        guard descriptor >= 0 else {
+            throw .disk("spool file in \(directory): \(String(cString: strerror(-descriptor)))")
+        }
+        let rows: SQLiteRows
+        let database: Database
+        do throws(SQLiteError) {
+            var options = Database.Options()
+            options.isReadOnly = true
+            options.cacheKiB = 512
+            database = try Database(path: path, options: options)
+            // The first read fixes what the transaction sees.
+            try database.execute("BEGIN")
+            let stored = try SQLiteTables.storedMeta(database)
+            guard stored == state else {
+                throw SQLiteTables.damaged("the database does not hold what was committed")
+            }
+            rows = try SQLiteRows(database, includingVersions: false)
+        } catch { throw SQLiteState.explain(error) }
+        start(SpoolWork(spool: self, database: database, state: state, rows: rows))
+    }
+
+    deinit {
+        if descriptor >= 0 { Glibc.close(descriptor) }
+        pthread_cond_destroy(changed)
+        pthread_mutex_destroy(mutex)
+        mutex.deallocate()
+        changed.deallocate()
+    }
+
+    // MARK: Reader
+
+    func next() throws(StorageError) -> [UInt8]? {
+        let wanted = UInt64(Limits.snapshotChunkBytesMax)
+        pthread_mutex_lock(mutex)
+        while progress.isReading, progress.byteCount < sent + wanted {
+            pthread_cond_wait(changed, mutex)
+        }
+        let (available, failure) = (progress.byteCount, progress.failure)
+        pthread_mutex_unlock(mutex)
+        if let failure { throw failure }
+        let count = Int(min(wanted, available - sent))
+        guard count > 0 else { return nil }
+        var done = 0
+        let offset = sent
+        let piece = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
+            while done < count {
+                let place = UnsafeMutableRawBufferPointer(buffer)[done...]
+                let got = pread(
+                    descriptor, UnsafeMutableRawBufferPointer(rebasing: place).baseAddress,
+                    place.count, Int(offset) + done)
+                if got < 0 && errno == EINTR { continue }
+                guard got > 0 else { break }
+                done += got
+            }
+            initialized = done
+        }
+        guard done == count else { throw .disk("the spool file cannot be read") }
+        sent += UInt64(count)
+        return piece
+    }
+
+    /// Ends the spooling; does not wait for it.
+    func close() {
+        pthread_mutex_lock(mutex)
+        progress.isCancelled = true
+        pthread_mutex_unlock(mutex)
+    }
+
+    // MARK: For the state
+
+    var isReadingDatabase: Bool {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return progress.isReading
+    }
+
+    func waitUntilRead() {
+        pthread_mutex_lock(mutex)
+        while progress.isReading { pthread_cond_wait(changed, mutex) }
+        pthread_mutex_unlock(mutex)
+    }
+
+    // MARK: Spooling thread
+
+    private func start(_ work: SpoolWork) {
+        var thread = pthread_t()
+        var attributes = pthread_attr_t()
+        pthread_attr_init(&attributes)
+        pthread_attr_setdetachstate(&attributes, Int32(PTHREAD_CREATE_DETACHED))
+        let context = Unmanaged.passRetained(work)
+        let code = pthread_create(
+            &thread, &attributes,
+            { context in
+                guard let context else { return nil }
+                Unmanaged<SpoolWork>.fromOpaque(context).takeRetainedValue().run()
+                return nil
+            }, context.toOpaque())
+        pthread_attr_destroy(&attributes)
+        guard code == 0 else {
+            context.release()
+            ended(.disk("no thread for the snapshot: \(String(cString: strerror(code)))"))
+            return
+        }
+    }
+
+    /// - Returns: whether to go on.
+    fileprivate func append(_ bytes: [UInt8], at offset: UInt64) throws(StorageError) -> Bool {
+        var done = 0
+        while done < bytes.count {
+            let wrote = bytes.withUnsafeBytes {
+                pwrite(
+                    descriptor, UnsafeRawBufferPointer(rebasing: $0[done...]).baseAddress,
+                    bytes.count - done, Int(offset) + done)
+            }
+            if wrote < 0 && errno == EINTR { continue }
+            guard wrote > 0 else {
+                throw .disk("spool file: \(String(cString: strerror(errno)))")
+            }
+            done += wrote
+        }
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        progress.byteCount += UInt64(bytes.count)
+        pthread_cond_broadcast(changed)
+        return !progress.isCancelled
+    }
+
+    /// The read transaction is over.
+    fileprivate func ended(_ failure: StorageError?) {
+        pthread_mutex_lock(mutex)
+        progress.isReading = false
+        progress.failure = failure
+        pthread_cond_broadcast(changed)
+        pthread_mutex_unlock(mutex)
+    }
+}
+
+/// What the spooling thread owns.
+private final class SpoolWork {
+    private let spool: SnapshotSpool
+    private var database: Database?
+    private var stream: StateStreamWriter<SQLiteRows>?
+
+    init(spool: SnapshotSpool, database: Database, state: StateMeta, rows: SQLiteRows) {
+        self.spool = spool
+        self.database = database
+        stream = StateStreamWriter(meta: state, rows: rows)
+    }
+
+    func run() {
+        let failure = copy()
+        // The connection is closed, and with it the read transaction, before anybody hears of it.
+        stream = nil
+        database = nil
+        spool.ended(failure)
+    }
+
+    private func copy() -> StorageError? {
+        var offset: UInt64 = 0
+        do {
+            while let piece = try stream?.next(bytesMax: 262_144) {
+                guard try spool.append(piece, at: offset) else {
+                    return .disk("the snapshot was closed")
+                }
+                offset += UInt64(piece.count)
+            }
+            return nil
+        } catch let error as SQLiteError {
+            return SQLiteState.explain(error)
+        } catch let error as StorageError {
+            return error
+        } catch {
+            preconditionFailure("nothing else is thrown")
+        }
+    }
+}

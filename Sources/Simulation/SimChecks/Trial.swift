@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import RaftCore
+import RaftStorage
+import SimFaults
+import SimKit
+
+/// One run of one seed, judged.
+package struct Trial: Sendable {
+    package var seed: UInt64
+    package var violation: Violation?
+    package var hash: TraceHash
+    package var steps: UInt64
+    package var operations: Int
+    package var statistics: World.Statistics
+
+    /// Runs once.
+    package static func run(
+        _ scenario: Scenario, strictness: Oracle.Strictness = .rules,
+        sink: ((String) -> Void)? = nil
+    ) -> Trial {
+        let oracle = Oracle(nodes: scenario.nodes, strictness: strictness)
+        let world = World(scenario, observer: oracle, sink: sink)
+        var violation: Violation?
+        do throws(Violation) {
+            do throws(Violation) { try world.run() } catch {
+                // Clients may have seen it too; what broke first is what is told.
+                world.finishHistory()
+                throw error
+            }
+            world.finishHistory()
+            try judge(world)
+        } catch {
+            violation = error
+        }
+        return Trial(
+            seed: scenario.seed, violation: violation, hash: world.traceHash, steps: world.step,
+            operations: world.history.count, statistics: world.statistics)
+    }
+
+    /// Runs twice; a second run that differs is a violation of its own.
+    package static func runTwice(
+        _ scenario: Scenario, strictness: Oracle.Strictness = .rules
+    ) -> Trial {
+        var first = run(scenario, strictness: strictness)
+        let second = run(scenario, strictness: strictness)
+        if first.hash != second.hash || first.steps != second.steps {
+            first.violation = Violation(
+                .safety, "determinism",
+                "one seed gave two runs: \(first.hash.hex) after \(first.steps) events, "
+                    + "\(second.hash.hex) after \(second.steps)")
+        }
+        return first
+    }
+
+    // MARK: - At the end
+
+    private static func judge(_ world: World) throws(Violation) {
+        try compareStates(world)
+        try RevisionOrder.check(world.history)
+        switch Linearizability.check(world.history) {
+        case .linearizable: break
+        case .violated(let key, let culprit):
+            throw Violation(
+                .safety, "linearizability", "key \(key): no order explains \(culprit)")
+        case .undecided(let key):
+            throw Violation(.safety, "linearizability", "key \(key): too many orders to try")
+        }
+    }
+
+    private static func compareStates(_ world: World) throws(Violation) {
+        var first: (id: NodeID, hash: UInt64)?
+        for shell in world.finalStates {
+            let hash = shell.state.contentHash()
+            guard hash == shell.state.recomputeContentHash() else {
+                throw Violation(
+                    .safety, "equal state", "n\(shell.nodeID): the hash is not that of the rows")
+            }
+            if let first, first.hash != hash {
+                throw Violation(
+                    .safety, "equal state", "n\(first.id) and n\(shell.nodeID) end differently")
+            }
+            first = first ?? (shell.nodeID, hash)
+        }
+    }
+}
+
+/// Writes across all keys, in one line: the store's revision grows with each, and one that ended
+/// before another began has the smaller one.
+package enum RevisionOrder {
+    package static func check(_ history: [ClientOperation]) throws(Violation) {
+        let writes = history.filter { $0.revision != nil && $0.end != nil }
+            .sorted { ($0.revision ?? 0) < ($1.revision ?? 0) }
+        var latestBegin: UInt64 = 0
+        var previous: UInt64?
+        for write in writes {
+            if write.revision == previous {
+                throw Violation(
+                    .safety, "one revision, one write", "two writes got \(write.revision ?? 0)")
+            }
+            previous = write.revision
+            if let end = write.end, end < latestBegin {
+                throw Violation(
+                    .safety, "revisions follow time",
+                    "\(write) ended before a write of a smaller revision began")
+            }
+            latestBegin = max(latestBegin, write.begin)
+        }
+    }
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import RaftCore
+import RaftStorage
+
+extension LogStore {
+    /// What the core starts from: the log as it was found, and what the state knows. A state that
+    /// is ahead of the log (its checkpoint was durable before the log's last entries were) lets the
+    /// log start anew behind it: everything applied is committed, and others have it.
+    func recovery(joining state: any StateStore) throws(StorageError) -> RaftRecovery {
+        var recovery = self.recovery
+        if state.appliedIndex > lastIndex {
+            try reset(to: state.appliedIndex, term: state.appliedTerm)
+            recovery.snapshotIndex = state.appliedIndex
+            recovery.snapshotTerm = state.appliedTerm
+            recovery.lastIndex = state.appliedIndex
+            recovery.termStarts = []
+            recovery.memberships = []
+            if recovery.untrustedBelow <= state.appliedIndex { recovery.isTailTrusted = true }
+        }
+        recovery.appliedIndex = state.appliedIndex
+        recovery.lastTime = max(recovery.lastTime, state.time)
+        if let known = state.membership {
+            recovery.memberships.removeAll { $0.index <= known.index }
+            recovery.memberships.insert(known, at: 0)
+        }
+        return recovery
+    }
+}
+
+extension World {
+    func openLog(_ node: SimNode) throws(StorageError) -> any LogStore {
+        var configuration = LogConfiguration()
+        configuration.segmentBytes = scenario.segmentBytes
+        configuration.plantedBugs = scenario.planted
+        return try SegmentedLog(
+            disk: node.disk, configuration: configuration, salt: bootRandom.next())
+    }
+}

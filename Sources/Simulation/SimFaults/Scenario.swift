@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import RaftCore
+import SimKit
+
+/// What one seed lives through: sizes, times, and which kinds of trouble at which rates. Drawn like a
+/// swarm (Groce and others, 2012): each run leaves most kinds out, so that those it has are not
+/// drowned by the others.
+package struct Scenario: Sendable {
+    package enum Trouble: String, Sendable, CaseIterable {
+        /// One raft daemon is killed; its net stays.
+        case killRaft
+        /// One net daemon is killed.
+        case killNet
+        /// Both daemons of a node are killed; the machine goes on.
+        case killNode
+        /// One machine loses power.
+        case cutPower
+        /// All machines lose power, at once or one after the other.
+        case cutAllPower
+        /// Some directions between nodes pass nothing for a while.
+        case partition
+        /// One connection is reset.
+        case reset
+        /// One raft daemon stands still for a while, its clock doesn't.
+        case pause
+        /// One disk syncs slowly for a while.
+        case slowDisk
+        /// One sync fails.
+        case failSync
+        /// One disk takes no more bytes for a while.
+        case fullDisk
+    }
+
+    package struct Rate: Sendable {
+        package var trouble: Trouble
+        /// Mean time between two of them.
+        package var interval: Duration
+    }
+
+    package var seed: UInt64
+    package var planted: Set<PlantedBug> = []
+    /// Nodes that found the cluster, and those that wait to be added.
+    package var founders = 3
+    package var spares = 0
+    /// Events in the part with trouble.
+    package var steps = 4000
+
+    package var heartbeatInterval = Duration.milliseconds(500)
+    package var electionTimeoutMin = Duration.milliseconds(1500)
+    package var electionTimeoutMax = Duration.milliseconds(3000)
+    package var appendBytesMax = 1_000_000
+    package var appendsInFlightMax = 64
+    package var cacheBytesMax = 16_000_000
+
+    package var network = SimNetwork.Conditions()
+    package var redialGrace = Duration.milliseconds(300)
+    /// After this long without a word a connection is given up.
+    package var idleTimeout = Duration.seconds(2)
+    package var clockDriftPPMMax: Int64 = 0
+
+    package var syncLatencyMin = Duration.microseconds(50)
+    package var syncLatencyMax = Duration.microseconds(500)
+    package var applyLatencyMax = Duration.microseconds(300)
+    package var applyBatchMax = 64
+    package var segmentBytes = 16_384
+    /// Entries between two checkpoints of the state.
+    package var checkpointInterval: UInt64 = 200
+    /// Entries kept in the log behind a checkpoint.
+    package var logTail: UInt64 = 20
+    package var snapshotChunkBytes = 4096
+
+    package var clients = 4
+    package var keys = 3
+    package var valueBytesMax = 16
+    package var thinkTimeMax = Duration.milliseconds(100)
+    package var requestTimeout = Duration.seconds(2)
+    /// In a hundred operations.
+    package var readPercent = 40
+    package var swapPercent = 15
+    package var deletePercent = 5
+    /// In a hundred clients: those who write without a session.
+    package var sessionlessPercent = 0
+
+    package var rates: [Rate] = []
+    package var downtimeMax = Duration.seconds(1)
+    package var troubleMax = Duration.seconds(3)
+    /// In a hundred, trouble picks the leader.
+    package var leaderHuntPercent: UInt64 = 50
+    /// Mean time between membership changes and transfers; nil: none.
+    package var operatorInterval: Duration?
+
+    package var nodes: Int { founders + spares }
+}
+
+extension Scenario {
+    /// - Parameter founders: overrides what the seed says.
+    package init(
+        seed: UInt64, founders: Int? = nil, steps: Int? = nil, planted: Set<PlantedBug> = []
+    ) {
+        // Every concern draws from its own stream: adding a draw to one leaves the others alone.
+        var source = RandomSource(seed: seed)
+        var sizes = source.split()
+        var times = source.split()
+        var net = source.split()
+        var storage = source.split()
+        var work = source.split()
+        var trouble = source.split()
+
+        self.seed = seed
+        self.planted = planted
+        drawSizes(&sizes)
+        drawTimes(&times)
+        drawNetwork(&net)
+        drawStorage(&storage)
+        drawWork(&work)
+        drawTrouble(&trouble)
+        if let founders { self.founders = founders }
+        if let steps { self.steps = steps }
+    }
+
+    private mutating func drawSizes(_ random: inout RandomSource) {
+        founders = random.chance(1, in: 4) ? 5 : 3
+        spares = random.chance(1, in: 3) ? random.uniform(1..<3) : 0
+        steps = random.uniform(2000..<5000)
+        if random.chance(1, in: 3) { appendBytesMax = random.uniform(1..<400) }
+        if random.chance(1, in: 3) { appendsInFlightMax = random.uniform(1..<5) }
+        if random.chance(1, in: 2) { cacheBytesMax = random.uniform(0..<3000) }
+    }
+
+    private mutating func drawTimes(_ random: inout RandomSource) {
+        if random.chance(2, in: 3) {
+            // Fast clusters see ten times as many elections in as many events.
+            heartbeatInterval = .milliseconds(50)
+            electionTimeoutMin = .milliseconds(150)
+            electionTimeoutMax = .milliseconds(300)
+            redialGrace = .milliseconds(50)
+            idleTimeout = .milliseconds(random.uniform(200..<1000))
+            requestTimeout = .milliseconds(random.uniform(200..<1000))
+            downtimeMax = .milliseconds(random.uniform(50..<600))
+            troubleMax = .milliseconds(random.uniform(100..<1500))
+            thinkTimeMax = .milliseconds(random.uniform(1..<60))
+        } else {
+            idleTimeout = .milliseconds(random.uniform(1000..<5000))
+            downtimeMax = .milliseconds(random.uniform(50..<4000))
+            troubleMax = .milliseconds(random.uniform(300..<8000))
+            thinkTimeMax = .milliseconds(random.uniform(10..<300))
+        }
+        clockDriftPPMMax = random.chance(1, in: 2) ? 0 : Int64(random.uniform(100..<50_000))
+    }
+
+    private mutating func drawNetwork(_ random: inout RandomSource) {
+        let slow = random.chance(1, in: 4)
+        network.delayMin = .microseconds(random.uniform(20..<200))
+        network.delayMax = .microseconds(random.uniform(200..<(slow ? 40_000 : 3000)))
+        if random.chance(1, in: 3) { network.spikePerMille = random.uniform(1..<UInt64(40)) }
+        network.spikeMax = .milliseconds(random.uniform(5..<200))
+        if random.chance(1, in: 2) { network.splitPerMille = random.uniform(1..<UInt64(300)) }
+        if random.chance(1, in: 6) {
+            network.isDatagram = true
+            network.lossPerMille = random.uniform(0..<UInt64(80))
+            network.duplicatePerMille = random.uniform(0..<UInt64(80))
+        }
+    }
+
+    private mutating func drawStorage(_ random: inout RandomSource) {
+        if random.chance(1, in: 3) { syncLatencyMax = .milliseconds(random.uniform(1..<30)) }
+        segmentBytes = 16_384 << random.uniform(0..<2)
+        checkpointInterval = UInt64(random.uniform(5..<300))
+        logTail = UInt64(random.uniform(0..<60))
+        applyBatchMax = random.uniform(1..<64)
+        snapshotChunkBytes = random.uniform(200..<8000)
+    }
+
+    private mutating func drawWork(_ random: inout RandomSource) {
+        clients = random.uniform(2..<7)
+        keys = random.uniform(1..<6)
+        readPercent = random.uniform(10..<70)
+        swapPercent = random.uniform(0..<30)
+        deletePercent = random.uniform(0..<15)
+        valueBytesMax = random.chance(1, in: 4) ? 1500 : 40
+        if !network.isDatagram, random.chance(1, in: 3) { sessionlessPercent = 40 }
+        if random.chance(1, in: 2) {
+            operatorInterval = electionTimeoutMax * random.uniform(1..<12)
+        }
+    }
+
+    private mutating func drawTrouble(_ random: inout RandomSource) {
+        leaderHuntPercent = random.uniform(20..<90)
+        // One in twenty lives in peace: then only the protocol itself can be at fault.
+        guard !random.chance(1, in: 20) else { return }
+        for kind in Trouble.allCases {
+            let isRare: Bool
+            switch kind {
+            case .failSync, .fullDisk, .slowDisk: isRare = true
+            default: isRare = false
+            }
+            let interval = electionTimeoutMax * Double(random.uniform(5..<60)) / 10
+            if random.chance(isRare ? 1 : 2, in: 5) {
+                rates.append(Rate(trouble: kind, interval: isRare ? interval * 3 : interval))
+            }
+        }
+    }
+}

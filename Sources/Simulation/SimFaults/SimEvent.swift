@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftCore
+import SimKit
+
+/// Something that happens in a world at one moment. `node`s are positions; `life` says for which
+/// incarnation of a raft daemon it is meant: for a later one it never happens.
+enum SimEvent {
+    case segment(SimNetwork.Segment)
+    // One raft daemon.
+    case wake(node: Int, life: UInt64)
+    case synced(node: Int, life: UInt64)
+    case apply(node: Int, life: UInt64)
+    case fetch(node: Int, life: UInt64, peer: NodeID, from: LogIndex, upTo: LogIndex, bytesMax: Int)
+    case link(node: Int, life: UInt64, change: LinkChange, peer: Int)
+    case snapshotTimeout(node: Int, life: UInt64, transfer: UInt64)
+    case request(ClientRequest)
+    case startRaft(node: Int)
+    // Net daemons.
+    case startNet(node: Int)
+    case dial(Int, Int)
+    /// One side learns that its connection is gone.
+    case connectionLost(node: Int, peer: Int, connection: UInt64)
+    case graceOver(node: Int, peer: Int, connection: UInt64)
+    case idle(Int, Int, blockade: UInt64)
+    // Clients.
+    case act(client: Int)
+    case answer(client: Int, attempt: UInt64, ClientAnswer)
+    case requestTimeout(client: Int, attempt: UInt64)
+    // Fate.
+    case trouble(Int)
+    case heal(blocks: [(from: Int, to: Int)])
+    case loosePower(node: Int)
+    case quickDisk(node: Int)
+    case spaciousDisk(node: Int)
+    case operate
+    case endOfPatience
+
+    enum LinkChange: UInt8 {
+        case restored = 1
+        case lost
+        case serviceGone
+        case ownNetLost
+        case ownNetRestored
+    }
+}
+
+/// What a client asks of a node.
+struct ClientRequest {
+    enum Body {
+        case propose([UInt8])
+        case read(key: [UInt8])
+    }
+
+    var client: Int
+    var attempt: UInt64
+    var node: Int
+    var body: Body
+}
+
+enum ClientAnswer {
+    case result(CommandResult)
+    case value(KeyValue?)
+    /// Not carried out, and never will be.
+    case unavailable
+    /// The connection broke after the request was sent.
+    case lost
+}
+
+extension SimEvent {
+    /// For the trace: what kind of event, and whom it concerns.
+    var label: (kind: UInt8, subject: Int) {
+        switch self {
+        case .segment(let segment): (1, segment.to)
+        case .wake(let node, _): (2, node)
+        case .synced(let node, _): (3, node)
+        case .apply(let node, _): (4, node)
+        case .fetch(let node, _, _, _, _, _): (5, node)
+        case .link(let node, _, let change, let peer):
+            (6, node << 16 | peer << 8 | Int(change.rawValue))
+        case .snapshotTimeout(let node, _, _): (7, node)
+        case .request(let request): (8, request.node << 8 | request.client)
+        case .startRaft(let node): (9, node)
+        case .startNet(let node): (10, node)
+        case .dial(let one, let other): (11, one << 8 | other)
+        case .connectionLost(let node, let peer, _): (12, node << 8 | peer)
+        case .graceOver(let node, let peer, _): (13, node << 8 | peer)
+        case .idle(let one, let other, _): (14, one << 8 | other)
+        case .act(let client): (15, client)
+        case .answer(let client, _, _): (16, client)
+        case .requestTimeout(let client, _): (17, client)
+        case .trouble(let number): (18, number)
+        case .heal(let blocks): (19, blocks.count)
+        case .loosePower(let node): (20, node)
+        case .quickDisk(let node): (21, node)
+        case .spaciousDisk(let node): (22, node)
+        case .operate: (23, 0)
+        case .endOfPatience: (24, 0)
+        }
+    }
+
+    /// The raft daemon that has to be running (and not standing still) for this to happen.
+    var daemon: (node: Int, life: UInt64?)? {
+        switch self {
+        case .wake(let node, let life), .synced(let node, let life), .apply(let node, let life),
+            .fetch(let node, let life, _, _, _, _), .link(let node, let life, _, _),
+            .snapshotTimeout(let node, let life, _):
+            (node, life)
+        case .request(let request): (request.node, nil)
+        default: nil
+        }
+    }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import RaftCore
+import RaftStorage
+import SimKit
+
+/// One machine: its disk and clock outlive the daemons on it.
+package final class SimNode {
+    package let index: Int
+    package let id: NodeID
+    package let disk: SimDisk
+    let clock: SimClock
+    let member: Membership.Member
+    /// What a checkpoint made durable: the state falls back to it when the raft daemon ends.
+    var checkpoint = MemoryState()
+    /// Nil while the raft daemon is down.
+    package internal(set) var shell: RaftShell?
+    /// Grows with each start of the raft daemon.
+    var life: UInt64 = 0
+    var isNetUp = true
+    /// The raft daemon stands still until then.
+    var pausedUntil = MonotonicInstant.zero
+    var isDiskSlow = false
+
+    init(index: Int, disk: SimDisk, clock: SimClock) {
+        self.index = index
+        id = NodeID(UInt64(index + 1))
+        self.disk = disk
+        self.clock = clock
+        var key = [UInt8](repeating: 0, count: EndpointID.byteCount)
+        key[0] = UInt8(index + 1)
+        guard let endpoint = EndpointID(bytes: key) else { preconditionFailure("32 bytes") }
+        member = Membership.Member(
+            node: id, endpoint: endpoint, replica: ReplicaID(UInt64(index + 1) * 1000),
+            addresses: ["192.0.2.\(index + 1):7001"])
+    }
+}
+
+/// The shell of one raft daemon: what lives and dies with the process.
+package final class RaftShell {
+    enum Committed {
+        case entries([Entry])
+        case inLog(from: LogIndex, upTo: LogIndex)
+    }
+
+    /// A message and the write it waits for.
+    struct Held {
+        var message: Message
+        var after: DurabilityTicket?
+    }
+
+    struct WaitingRead {
+        var index: LogIndex
+        var number: UInt64
+    }
+
+    let node: SimNode
+    let life: UInt64
+    package internal(set) var core: RaftCore
+    let log: any LogStore
+    package let state: MemoryState
+    package var nodeID: NodeID { node.id }
+    var random: RandomSource
+
+    // Storage.
+    var writes: [LogWrite] = []
+    var syncing: [LogWrite]?
+    var durable = DurabilityTicket(0)
+    /// The end of the log as far as it has been synced.
+    var durableIndex: LogIndex
+    /// Messages held back, by peer and lane, in order.
+    var held: [[Held]]
+
+    // Applying.
+    var committed: [Committed] = []
+    var isApplyScheduled = false
+
+    // Clients.
+    var nextNumber: UInt64 = 1
+    var proposals: [UInt64: ClientRequest] = [:]
+    var reads: [UInt64: ClientRequest] = [:]
+    var waitingReads: [WaitingRead] = []
+
+    // Raft.
+    var wakeAt: MonotonicInstant?
+    package internal(set) var standing = RaftStanding(role: .follower, term: .zero, leader: nil)
+    package internal(set) var membership: Membership?
+    var outgoing: [SnapshotTransfer] = []
+    var incoming: SnapshotIntakeInProgress?
+
+    init(
+        node: SimNode, core: RaftCore, log: any LogStore, state: MemoryState,
+        random: RandomSource, peers: Int
+    ) {
+        self.node = node
+        life = node.life
+        self.core = core
+        self.log = log
+        self.state = state
+        self.random = random
+        durableIndex = log.lastIndex
+        held = Array(repeating: [], count: peers * Lane.allCases.count)
+    }
+}
+
+/// A snapshot on its way to a peer, one chunk at a time.
+struct SnapshotTransfer {
+    var id: UInt64
+    var peer: NodeID
+    var meta: SnapshotMeta
+    var bytes: [UInt8]
+    var sent = 0
+}
+
+/// A snapshot on its way in.
+struct SnapshotIntakeInProgress {
+    var id: UInt64
+    var from: NodeID
+    var meta: SnapshotMeta
+    var bytes: [UInt8] = []
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import RaftCore
+import SimKit
+
+/// Bad luck, by the rates of the scenario.
+extension World {
+    func beginTrouble() {
+        part = .trouble
+        troubleBegan = step
+        note("trouble begins")
+        for number in scenario.rates.indices { planTrouble(number) }
+        if let interval = scenario.operatorInterval { schedule(.operate, after: interval) }
+    }
+
+    private func planTrouble(_ number: Int) {
+        let interval = scenario.rates[number].interval
+        schedule(.trouble(number), after: fate.uniform(interval / 5, interval * 2))
+    }
+
+    func strike(_ number: Int) throws(Violation) {
+        guard part == .trouble else { return }
+        planTrouble(number)
+        statistics.troubles += 1
+        let victim = nodes[drawVictim()]
+        let downtime = fate.uniform(.milliseconds(5), scenario.downtimeMax)
+        let duration = fate.uniform(.milliseconds(10), scenario.troubleMax)
+        let kind = scenario.rates[number].trouble
+        note("trouble: \(kind.rawValue) n\(victim.id)")
+        switch kind {
+        case .killRaft: killRaft(victim, restartAfter: downtime)
+        case .killNet: killNet(victim, restartAfter: min(downtime, .milliseconds(400)))
+        case .killNode: killNode(victim, restartAfter: downtime)
+        case .cutPower: try losePower(victim)
+        case .cutAllPower:
+            let spread = fate.chance(1, in: 2) ? Duration.zero : Duration.milliseconds(20)
+            for node in nodes {
+                schedule(.loosePower(node: node.index), after: fate.uniform(.zero, spread))
+            }
+        case .partition: partition(around: victim.index, for: duration)
+        case .reset:
+            let other = fate.uniform(0..<nodes.count)
+            if other != victim.index {
+                note("n\(victim.id) x n\(nodes[other].id) reset")
+                cut(
+                    victim.index, other,
+                    noticeAfter: fate.uniform(.microseconds(100), .milliseconds(10)))
+            }
+        case .pause: victim.pausedUntil = max(victim.pausedUntil, now + duration)
+        case .slowDisk:
+            victim.isDiskSlow = true
+            schedule(.quickDisk(node: victim.index), after: duration)
+        case .failSync: victim.disk.failure = .nextSync
+        case .fullDisk:
+            victim.disk.failure = .full
+            schedule(.spaciousDisk(node: victim.index), after: duration)
+        }
+    }
+
+    private func drawVictim() -> Int {
+        let any = fate.uniform(0..<nodes.count)
+        guard fate.chance(scenario.leaderHuntPercent, in: 100), let leader else { return any }
+        return leader.node.index
+    }
+
+    private func partition(around victim: Int, for duration: Duration) {
+        var blocked: [(from: Int, to: Int)] = []
+        switch fate.uniform(0..<5) {
+        case 0:
+            for peer in nodes.indices where peer != victim {
+                blocked += [(victim, peer), (peer, victim)]
+            }
+        case 1: for peer in nodes.indices where peer != victim { blocked.append((victim, peer)) }
+        case 2: for peer in nodes.indices where peer != victim { blocked.append((peer, victim)) }
+        case 3:
+            let isLeft = nodes.map { $0.index == victim || fate.chance(1, in: 2) }
+            for one in nodes.indices {
+                for other in nodes.indices where isLeft[one] != isLeft[other] {
+                    blocked.append((one, other))
+                }
+            }
+        default:
+            let peer = fate.uniform(0..<nodes.count)
+            if peer != victim { blocked.append((victim, peer)) }
+        }
+        note("blocked \(blocked.map { "n\($0.from + 1)>n\($0.to + 1)" }.joined(separator: " "))")
+        block(blocked)
+        schedule(.heal(blocks: blocked), after: duration)
+    }
+}

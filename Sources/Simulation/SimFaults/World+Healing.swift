@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import RaftCore
+import RaftStorage
+import SimKit
+
+/// The end of a run: no more trouble, and everything must come right.
+extension World {
+    func advancePart() throws(Violation) {
+        if let misunderstanding { throw misunderstanding }
+        switch part {
+        case .founding, .over: break
+        case .trouble:
+            if step >= troubleBegan + UInt64(scenario.steps) { beginHealing() }
+        case .healing:
+            try giveErrands()
+            if isHealed() { part = .over }
+        }
+    }
+
+    private func beginHealing() {
+        note("trouble ends")
+        part = .healing
+        for node in nodes {
+            node.pausedUntil = .zero
+            node.isDiskSlow = false
+            node.disk.failure = nil
+        }
+        for slot in blockades.indices where blockades[slot] > 0 {
+            blockades[slot] = 0
+            network.unblock(from: slot / nodes.count, to: slot % nodes.count, now: now)
+        }
+        network.conditions.lossPerMille = 0
+        network.conditions.duplicatePerMille = 0
+        sendDepartures()
+        schedule(.endOfPatience, after: patience)
+    }
+
+    /// Once the membership is settled and everyone in it runs, each client writes through one node
+    /// and reads all keys through others.
+    private func giveErrands() throws(Violation) {
+        guard finalMembers == nil, let leader, let membership = leader.membership,
+            !membership.isJoint, leader.state.membership?.membership == membership
+        else { return }
+        let members = membership.members.compactMap { position($0.node) }
+        guard members.allSatisfy({ nodes[$0].shell != nil }) else { return }
+        finalMembers = members
+        note("errands through \(members.map { "n\($0 + 1)" }.joined(separator: " "))")
+        for client in clients {
+            func someone() -> Int { members[workRandom.uniform(0..<members.count)] }
+            client.errands = [.put(node: someone())]
+            for key in 0..<scenario.keys { client.errands.append(.get(node: someone(), key: key)) }
+            client.isDone = false
+            if client.pending == nil { schedule(.act(client: client.index), after: .zero) }
+        }
+    }
+
+    private func isHealed() -> Bool {
+        guard let members = finalMembers, clients.allSatisfy(\.isDone) else { return false }
+        let shells = members.compactMap { nodes[$0].shell }
+        guard shells.count == members.count, let first = shells.first else { return false }
+        return shells.allSatisfy { $0.state.appliedIndex == first.state.appliedIndex }
+    }
+
+    /// The members of the membership in which the run ends.
+    package var finalStates: [RaftShell] { (finalMembers ?? []).compactMap { nodes[$0].shell } }
+
+    func runOutOfPatience() throws(Violation) {
+        switch part {
+        case .founding:
+            throw Violation(.liveness, "founding", "the cluster was not founded: \(situation)")
+        case .healing:
+            let started = finalMembers == nil ? "no settled leadership" : "errands not done"
+            throw Violation(.liveness, "healing", "\(started): \(situation)")
+        case .trouble, .over: break
+        }
+    }
+
+    /// What clients still wait for when the run ends is of unknown outcome.
+    package func finishHistory() {
+        for client in clients {
+            guard let pending = client.pending, !pending.isRead,
+                case .operation(let operation) = pending.purpose
+            else { continue }
+            history.append(operation)
+            client.pending = nil
+        }
+    }
+
+    /// One line on where everyone stands.
+    package var situation: String {
+        let places = nodes.map { node in
+            guard let shell = node.shell else { return "n\(node.id) down" }
+            return "n\(node.id) \(shell.standing.role) t\(shell.standing.term) log "
+                + "\(shell.log.firstIndex)...\(shell.log.lastIndex) commit "
+                + "\(shell.core.commitIndex) applied \(shell.state.appliedIndex)"
+        }
+        let waiting = clients.filter { !$0.isDone }.map(\.index)
+        return places.joined(separator: "; ") + "; clients waiting \(waiting)"
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import RaftCore
+import RaftStorage
+
+/// The person who founds the cluster and changes its membership now and then.
+extension World {
+    /// Starts every daemon and makes the first node a cluster of one.
+    func found() throws(Violation) {
+        for node in nodes { try startRaft(node) }
+        for one in nodes.indices {
+            for other in nodes.indices where other > one {
+                schedule(.dial(one, other), after: netRandom.uniform(.zero, .milliseconds(5)))
+            }
+        }
+        guard let shell = nodes[0].shell else { preconditionFailure("it has just started") }
+        let membership = Membership(
+            cluster: ClusterID(UInt128(scenario.seed)), voters: [nodes[0].id],
+            members: [nodes[0].member])
+        try feed(
+            shell,
+            .initialize(
+                membership, wallTime: ClusterTime(milliseconds: 1_700_000_000_000),
+                id: proposalID(shell)))
+        for client in clients {
+            schedule(
+                .act(client: client.index),
+                after: workRandom.uniform(.milliseconds(1), scenario.thinkTimeMax))
+        }
+        schedule(.operate, after: .milliseconds(20))
+        schedule(.endOfPatience, after: patience)
+    }
+
+    /// How long a cluster without trouble may take to set itself right.
+    var patience: Duration { scenario.electionTimeoutMax * 30 + scenario.requestTimeout * 20 }
+
+    func proposalID(_ shell: RaftShell) -> ProposalID {
+        defer { shell.nextNumber += 1 }
+        return ProposalID(node: shell.node.id, incarnation: shell.life, number: shell.nextNumber)
+    }
+
+    /// The leader of the highest term, if it is running.
+    var leader: RaftShell? {
+        nodes.compactMap(\.shell).filter { $0.standing.role == .leader }
+            .max { $0.standing.term < $1.standing.term }
+    }
+
+    func operate() throws(Violation) {
+        switch part {
+        case .founding:
+            schedule(.operate, after: scenario.heartbeatInterval / 2)
+            let wanted = nodes[..<scenario.founders].map(\.id)
+            guard let leader, let membership = leader.membership, !membership.isJoint else { return }
+            if membership.voters == wanted {
+                if leader.state.membership?.membership != membership { return }
+                beginTrouble()
+            } else {
+                try change(leader, voters: wanted, learners: [])
+            }
+        case .trouble:
+            guard let interval = scenario.operatorInterval else { return }
+            schedule(.operate, after: fate.uniform(interval / 5, interval * 2))
+            guard let leader, let membership = leader.membership else { return }
+            try intervene(leader, membership)
+        case .healing, .over: break
+        }
+    }
+
+    private func intervene(
+        _ leader: RaftShell, _ membership: Membership
+    ) throws(Violation) {
+        if fate.chance(1, in: 3) {
+            let voters = membership.voters.filter { $0 != leader.node.id }
+            guard !voters.isEmpty else { return }
+            let target = voters[fate.uniform(0..<voters.count)]
+            note("operator: leadership to n\(target)")
+            try feed(leader, .transferLeadership(to: target))
+            return
+        }
+        var pool = nodes.map(\.id)
+        var voters: [NodeID] = []
+        let wanted = fate.uniform(max(1, scenario.founders - 2)..<min(pool.count, 5) + 1)
+        while voters.count < wanted {
+            voters.append(pool.remove(at: fate.uniform(0..<pool.count)))
+        }
+        let learners = pool.filter { _ in fate.chance(1, in: 2) }
+        try change(leader, voters: voters.sorted(), learners: learners)
+    }
+
+    private func change(
+        _ leader: RaftShell, voters: [NodeID], learners: [NodeID]
+    ) throws(Violation) {
+        note("operator: voters \(voters), learners \(learners)")
+        let members = nodes.map(\.member).filter {
+            voters.contains($0.node) || learners.contains($0.node)
+        }
+        try feed(
+            leader,
+            .changeMembership(
+                voters: voters, learners: learners, members: members, id: proposalID(leader)))
+    }
+}

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import AspenMachine
+import AspenTypes
+import KVCore
+import RaftCore
+import RaftStorage
+import SimKit
+
+/// How a raft daemon carries out what its core wants: the same orders as in production, in virtual
+/// time.
+extension World {
+    // MARK: - Stepping the core
+
+    func feed(_ shell: RaftShell, _ input: RaftInput) throws(Violation) {
+        precondition(effects.isEmpty, "a core is never stepped while it is being obeyed")
+        let (standing, committed) = (shell.standing, shell.core.commitIndex)
+        shell.core.step(
+            input, now: shell.node.clock.reading(at: now), random: &shell.random, into: &effects)
+        shell.core.checkInvariants()
+        let wanted = effects
+        effects.removeAll(keepingCapacity: true)
+        // Announced last, in force for the whole step.
+        for case .standing(let standing) in wanted { try changed(standing, shell) }
+        for effect in wanted { try obey(effect, shell) }
+        if shell.core.commitIndex > committed {
+            note("n\(shell.node.id) committed up to \(shell.core.commitIndex)")
+            trace.fold(shell.core.commitIndex.rawValue)
+            // Who commits its own removal steps down in the same step.
+            let leading = [shell.standing, standing].first { $0.role == .leader }
+            try observer.committed(
+                shell.node.index, upTo: shell.core.commitIndex, leading: leading?.term)
+        }
+        try startStorage(shell)
+        arrangeWake(shell)
+    }
+
+    private func obey(_ effect: RaftEffect, _ shell: RaftShell) throws(Violation) {
+        let index = shell.node.index
+        switch effect {
+        case .write(let write):
+            trace.fold(write.ticket.number)
+            try observer.wrote(index, write)
+            shell.writes.append(write)
+        case .send(let message, let after): try send(message, after: after, shell)
+        case .commit(let entries, let upTo):
+            trace.fold(upTo.rawValue)
+            shell.committed.append(.entries(entries))
+            scheduleApply(shell)
+        case .commitFromLog(let from, let upTo):
+            trace.fold(upTo.rawValue)
+            shell.committed.append(.inLog(from: from, upTo: upTo))
+            scheduleApply(shell)
+        case .readReady(let id, let readIndex):
+            shell.waitingReads.append(.init(index: readIndex, number: id.number))
+            answerReads(shell)
+        case .readFailed(let id):
+            if let request = shell.reads.removeValue(forKey: id.number) {
+                answer(request, .unavailable)
+            }
+        case .proposalFailed(let id, let failure):
+            note("n\(shell.node.id) proposal \(id.number) failed: \(failure)")
+            guard id.incarnation == shell.life else { break }
+            if let request = shell.proposals.removeValue(forKey: id.number) {
+                answer(request, .unavailable)
+            }
+        case .standing: break
+        case .membership(let membership):
+            statistics.memberships += 1
+            note("n\(shell.node.id) membership \(Self.brief(membership))")
+            shell.membership = membership
+            observer.membership(index, membership)
+        case .fetch(let peer, let from, let upTo, let bytesMax):
+            schedule(
+                .fetch(
+                    node: index, life: shell.life, peer: peer, from: from, upTo: upTo,
+                    bytesMax: bytesMax),
+                after: storageRandom.uniform(.microseconds(5), .microseconds(100)))
+        case .sendSnapshot(let peer): try startSnapshot(shell, to: peer)
+        case .regressed(let peer, let acknowledged, let found):
+            note("n\(shell.node.id) found n\(peer) at \(found), had acknowledged \(acknowledged)")
+            try observer.regressed(index, peer: peer, acknowledged: acknowledged, found: found)
+        }
+    }
+
+    private func changed(_ standing: RaftStanding, _ shell: RaftShell) throws(Violation) {
+        trace.fold(standing.term.rawValue << 3 | (standing.role == .leader ? 1 : 0))
+        if standing.role == .leader, shell.standing.role != .leader { statistics.elections += 1 }
+        shell.standing = standing
+        note(
+            "n\(shell.node.id) \(standing.role) in term \(standing.term), leader "
+                + (standing.leader.map { "n\($0)" } ?? "unknown"))
+        try observer.standing(shell.node.index, standing)
+    }
+
+    private func arrangeWake(_ shell: RaftShell) {
+        guard let deadline = shell.core.deadline else { return }
+        let time = shell.node.clock.time(showing: deadline, from: now)
+        if let planned = shell.wakeAt, planned <= time { return }
+        shell.wakeAt = time
+        heap.schedule(.wake(node: shell.node.index, life: shell.life), at: time)
+    }
+
+    func wake(_ shell: RaftShell) throws(Violation) {
+        if let planned = shell.wakeAt, planned > now { return }
+        shell.wakeAt = nil
+        if let deadline = shell.core.deadline, deadline <= shell.node.clock.reading(at: now) {
+            try feed(shell, .timeout)
+        } else {
+            arrangeWake(shell)
+        }
+    }
+
+    // MARK: - Messages
+
+    private func send(
+        _ message: Message, after: DurabilityTicket?, _ shell: RaftShell
+    ) throws(Violation) {
+        guard let peer = position(message.to) else { return }
+        let slot = peer * Lane.allCases.count + Int(message.lane.rawValue)
+        let waits = after.map { $0 > shell.durable } ?? false
+        // Order within a lane: behind one that waits, all wait.
+        if waits || !shell.held[slot].isEmpty {
+            shell.held[slot].append(.init(message: message, after: after))
+        } else {
+            try transmit(message, shell)
+        }
+    }
+
+    private func releaseHeld(_ shell: RaftShell) throws(Violation) {
+        for slot in shell.held.indices where !shell.held[slot].isEmpty {
+            var count = 0
+            for item in shell.held[slot] {
+                if let after = item.after, after > shell.durable { break }
+                try transmit(item.message, shell)
+                count += 1
+            }
+            shell.held[slot].removeFirst(count)
+        }
+    }
+
+    func transmit(_ message: Message, _ shell: RaftShell) throws(Violation) {
+        guard let peer = position(message.to) else { return }
+        statistics.messages += 1
+        var writer = ByteWriter(capacity: message.byteCountEstimate)
+        message.encode(into: &writer)
+        let bytes = writer.bytes
+        trace.fold(bytes)
+        note("n\(message.from) -> n\(message.to) t\(message.term) \(Self.brief(message.body))")
+        try observer.sent(shell.node.index, message)
+        network.send(
+            from: shell.node.index, to: peer, lane: Int(message.lane.rawValue), payload: bytes,
+            now: now)
+    }
+
+    func received(_ bytes: [UInt8], _ shell: RaftShell) throws(Violation) {
+        let message: Message
+        do {
+            var reader = ByteReader(bytes)
+            message = try Message.decode(&reader)
+            try reader.end()
+        } catch {
+            throw Violation(.safety, "codec", "a message sent is not understood: \(error)")
+        }
+        note("n\(message.to) <- n\(message.from) t\(message.term) \(Self.brief(message.body))")
+        switch message.body {
+        case .snapshotChunk(let chunk): try take(chunk, message, shell)
+        case .snapshotReply(let id, let received, let installed, let refused):
+            try snapshotReply(
+                shell, from: message.from, id: id, received: received, installed: installed,
+                refused: refused)
+        default: try feed(shell, .received(message))
+        }
+    }
+
+    func position(_ id: NodeID) -> Int? {
+        let position = Int(id.rawValue) - 1
+        return nodes.indices.contains(position) ? position : nil
+    }
+
+    // MARK: - Storage
+
+    /// One batch at a time: everything that has arrived while the last one was synced.
+    func startStorage(_ shell: RaftShell) throws(Violation) {
+        guard shell.syncing == nil, !shell.writes.isEmpty else { return }
+        let batch = shell.writes
+        shell.writes.removeAll(keepingCapacity: true)
+        do throws(StorageError) {
+            for write in batch { try shell.log.write(write) }
+        } catch {
+            try stop(shell, error)
+            return
+        }
+        shell.syncing = batch
+        var latency = storageRandom.uniform(scenario.syncLatencyMin, scenario.syncLatencyMax)
+        if shell.node.isDiskSlow { latency = latency * 30 }
+        schedule(.synced(node: shell.node.index, life: shell.life), after: latency)
+    }
+
+    func synced(_ shell: RaftShell) throws(Violation) {
+        guard let batch = shell.syncing, let last = batch.last else { return }
+        do throws(StorageError) { try shell.log.sync() } catch {
+            try stop(shell, error)
+            return
+        }
+        shell.syncing = nil
+        shell.durable = last.ticket
+        for write in batch {
+            if let cut = write.truncateAfter { shell.durableIndex = min(shell.durableIndex, cut) }
+            if let entry = write.entries.last { shell.durableIndex = entry.index }
+        }
+        try observer.synced(shell.node.index, batch)
+        try releaseHeld(shell)
+        try feed(shell, .durable(last.ticket))
+    }
+
+    func fetch(
+        _ shell: RaftShell, for peer: NodeID, from: LogIndex, upTo: LogIndex, bytesMax: Int
+    ) throws(Violation) {
+        var entries: [Entry] = []
+        if from >= shell.log.firstIndex, from <= shell.log.lastIndex {
+            do throws(StorageError) {
+                entries = try shell.log.read(
+                    from: from, upTo: min(upTo, shell.log.lastIndex), bytesMax: bytesMax)
+            } catch {
+                try stop(shell, error)
+                return
+            }
+        }
+        try feed(shell, .fetched(for: peer, from: from, entries: entries))
+    }
+
+    // MARK: - Applying
+
+    func scheduleApply(_ shell: RaftShell) {
+        guard !shell.isApplyScheduled, !shell.committed.isEmpty else { return }
+        shell.isApplyScheduled = true
+        schedule(
+            .apply(node: shell.node.index, life: shell.life),
+            after: storageRandom.uniform(.microseconds(1), scenario.applyLatencyMax))
+    }
+
+    func apply(_ shell: RaftShell) throws(Violation) {
+        shell.isApplyScheduled = false
+        let batch: [Entry]
+        let results: [CommandResult]
+        do throws(StorageError) {
+            batch = try nextBatch(shell)
+            if batch.isEmpty { return scheduleApply(shell) }
+            results = try shell.state.apply(batch)
+        } catch {
+            try stop(shell, error)
+            return
+        }
+        let hash = shell.state.contentHash()
+        trace.fold(hash)
+        try observer.applied(shell.node.index, batch, contentHash: hash)
+        for (entry, result) in zip(batch, results) {
+            guard let origin = entry.origin, origin.node == shell.node.id,
+                origin.incarnation == shell.life,
+                let request = shell.proposals.removeValue(forKey: origin.number)
+            else { continue }
+            try observer.answered(shell.node.index, entry)
+            answer(request, .result(result))
+        }
+        answerReads(shell)
+        try feed(shell, .applied(shell.state.appliedIndex))
+        try checkpointIfDue(shell)
+        scheduleApply(shell)
+    }
+
+    private func nextBatch(_ shell: RaftShell) throws(StorageError) -> [Entry] {
+        let next = shell.state.appliedIndex.next
+        guard let first = shell.committed.first else { return [] }
+        switch first {
+        case .entries(let entries):
+            // An installed snapshot may have overtaken some.
+            let left = entries.drop { $0.index < next }
+            let batch = Array(left.prefix(scenario.applyBatchMax))
+            if batch.count == left.count {
+                shell.committed.removeFirst()
+            } else {
+                shell.committed[0] = .entries(Array(left.dropFirst(batch.count)))
+            }
+            return batch
+        case .inLog(let from, let upTo):
+            let start = max(from, next)
+            guard start <= upTo else {
+                shell.committed.removeFirst()
+                return []
+            }
+            let last = min(upTo, start.advanced(by: scenario.applyBatchMax - 1))
+            let batch = try shell.log.read(from: start, upTo: last, bytesMax: .max)
+            if let end = batch.last?.index, end < upTo {
+                shell.committed[0] = .inLog(from: end.next, upTo: upTo)
+            } else {
+                shell.committed.removeFirst()
+            }
+            return batch
+        }
+    }
+
+    func answerReads(_ shell: RaftShell) {
+        let applied = shell.state.appliedIndex
+        guard shell.waitingReads.contains(where: { $0.index <= applied }) else { return }
+        let ready = shell.waitingReads.filter { $0.index <= applied }
+        shell.waitingReads.removeAll { $0.index <= applied }
+        for read in ready {
+            guard let request = shell.reads.removeValue(forKey: read.number),
+                case .read(let key) = request.body
+            else { continue }
+            answer(request, .value(shell.state.get(key, at: nil)))
+        }
+    }
+
+    private func checkpointIfDue(_ shell: RaftShell) throws(Violation) {
+        let applied = shell.state.appliedIndex
+        let due = shell.node.checkpoint.appliedIndex.rawValue + scenario.checkpointInterval
+        guard applied.rawValue >= due else { return }
+        shell.node.checkpoint = shell.state.copy()
+        let keep = scenario.logTail
+        let target = LogIndex(applied.rawValue > keep ? applied.rawValue - keep : 0)
+        let cut = min(target, shell.durableIndex)
+        guard cut >= shell.log.firstIndex, cut <= shell.log.lastIndex else { return }
+        let term: Term
+        do throws(StorageError) {
+            guard let entry = try shell.log.read(from: cut, upTo: cut, bytesMax: 1).first else {
+                return
+            }
+            term = entry.term
+            try shell.log.discard(upTo: cut, term: term)
+        } catch {
+            try stop(shell, error)
+            return
+        }
+        observer.discarded(shell.node.index, upTo: cut)
+        try feed(shell, .logDiscarded(upTo: cut, term: term))
+    }
+}

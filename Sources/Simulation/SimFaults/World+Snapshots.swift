@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import RaftCore
+import RaftStorage
+
+/// Snapshots are streamed by the shell, chunk by chunk, each asked for by the answer to the last.
+extension World {
+    private func snapshotPatience() -> Duration { scenario.electionTimeoutMax * 2 }
+
+    func startSnapshot(_ shell: RaftShell, to peer: NodeID) throws(Violation) {
+        shell.outgoing.removeAll { $0.peer == peer }
+        var bytes: [UInt8] = []
+        let meta: SnapshotMeta
+        do throws(StorageError) {
+            let reader = try shell.state.makeSnapshot()
+            meta = reader.meta
+            while let piece = try reader.next() { bytes += piece }
+            reader.close()
+        } catch {
+            try stop(shell, error)
+            return
+        }
+        let transfer = SnapshotTransfer(
+            id: shell.random.next(), peer: peer, meta: meta, bytes: bytes)
+        note("n\(shell.node.id) sends n\(peer) a snapshot at \(meta.index), \(bytes.count) bytes")
+        shell.outgoing.append(transfer)
+        try sendChunk(shell, transfer)
+    }
+
+    private func sendChunk(_ shell: RaftShell, _ transfer: SnapshotTransfer) throws(Violation) {
+        let end = min(transfer.sent + scenario.snapshotChunkBytes, transfer.bytes.count)
+        let chunk = SnapshotChunk(
+            id: transfer.id, meta: transfer.meta, offset: UInt64(transfer.sent),
+            bytes: Array(transfer.bytes[transfer.sent..<end]), isLast: end == transfer.bytes.count)
+        schedule(
+            .snapshotTimeout(
+                node: shell.node.index, life: shell.life,
+                transfer: transfer.id ^ UInt64(transfer.sent)),
+            after: snapshotPatience())
+        try transmit(
+            Message(
+                from: shell.node.id, to: transfer.peer, term: shell.standing.term,
+                body: .snapshotChunk(chunk)), shell)
+    }
+
+    func snapshotTimeout(_ shell: RaftShell, _ mark: UInt64) throws(Violation) {
+        guard let slot = shell.outgoing.firstIndex(where: { $0.id ^ UInt64($0.sent) == mark })
+        else { return }
+        let transfer = shell.outgoing.remove(at: slot)
+        try feed(
+            shell,
+            .snapshotSent(to: transfer.peer, index: transfer.meta.index, succeeded: false))
+    }
+
+    func snapshotReply(
+        _ shell: RaftShell, from: NodeID, id: UInt64, received: UInt64, installed: Bool,
+        refused: Bool
+    ) throws(Violation) {
+        guard let slot = shell.outgoing.firstIndex(where: { $0.id == id && $0.peer == from })
+        else { return }
+        let transfer = shell.outgoing[slot]
+        if installed || refused {
+            shell.outgoing.remove(at: slot)
+            try feed(
+                shell,
+                .snapshotSent(to: from, index: transfer.meta.index, succeeded: installed))
+            return
+        }
+        // An old answer asks for what has been sent already.
+        guard received > transfer.sent, received < transfer.bytes.count else { return }
+        shell.outgoing[slot].sent = Int(received)
+        try sendChunk(shell, shell.outgoing[slot])
+    }
+
+    func take(
+        _ chunk: SnapshotChunk, _ message: Message, _ shell: RaftShell
+    ) throws(Violation) {
+        if message.term < shell.standing.term {
+            try reply(shell, to: message, chunk, received: 0, refused: true)
+            return
+        }
+        if chunk.offset == 0 {
+            shell.incoming = SnapshotIntakeInProgress(
+                id: chunk.id, from: message.from, meta: chunk.meta)
+        }
+        guard var intake = shell.incoming, intake.id == chunk.id,
+            chunk.offset == UInt64(intake.bytes.count)
+        else { return }
+        intake.bytes += chunk.bytes
+        shell.incoming = intake
+        guard chunk.isLast else {
+            try reply(shell, to: message, chunk, received: UInt64(intake.bytes.count))
+            return
+        }
+        shell.incoming = nil
+        let isInstalled = try install(intake, shell)
+        guard shell.node.shell === shell else { return }
+        try reply(
+            shell, to: message, chunk, received: UInt64(intake.bytes.count),
+            installed: isInstalled, refused: !isInstalled)
+    }
+
+    private func install(
+        _ intake: SnapshotIntakeInProgress, _ shell: RaftShell
+    ) throws(Violation) -> Bool {
+        // What is on its way to the log goes first: the order of writes is the order of tickets.
+        try flush(shell)
+        guard shell.node.shell === shell, intake.meta.index > shell.state.appliedIndex,
+            shell.core.takesSnapshot(intake.meta)
+        else { return false }
+        do throws(StorageError) {
+            let writer = shell.state.receiveSnapshot(intake.meta)
+            try writer.append(intake.bytes)
+            try writer.finish()
+            // The state is durable before the log lets go of what it held.
+            shell.node.checkpoint = shell.state.copy()
+            try shell.log.reset(to: intake.meta.index, term: intake.meta.term)
+        } catch {
+            try stop(shell, error)
+            return false
+        }
+        statistics.snapshots += 1
+        shell.durableIndex = intake.meta.index
+        note("n\(shell.node.id) installed a snapshot at \(intake.meta.index)")
+        try observer.installed(
+            shell.node.index, intake.meta, contentHash: shell.state.contentHash())
+        answerReads(shell)
+        try feed(shell, .snapshotInstalled(intake.meta))
+        return true
+    }
+
+    /// Makes everything written so far durable.
+    private func flush(_ shell: RaftShell) throws(Violation) {
+        while shell.node.shell === shell, shell.syncing != nil || !shell.writes.isEmpty {
+            try startStorage(shell)
+            try synced(shell)
+        }
+    }
+
+    private func reply(
+        _ shell: RaftShell, to message: Message, _ chunk: SnapshotChunk, received: UInt64,
+        installed: Bool = false, refused: Bool = false
+    ) throws(Violation) {
+        try transmit(
+            Message(
+                from: shell.node.id, to: message.from, term: shell.standing.term,
+                body: .snapshotReply(
+                    id: chunk.id, received: received, installed: installed, refused: refused)),
+            shell)
+    }
+}

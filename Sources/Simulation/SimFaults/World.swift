@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import KVCore
+import RaftCore
+import RaftStorage
+import SimKit
+
+/// A cluster, its clients and its bad luck, in virtual time. Everything that happens is an event on
+/// one heap; one seed gives one run, byte for byte.
+///
+/// A run has three parts: the cluster is founded in peace; then for a number of events there is
+/// trouble; then all trouble ends, and within a bound everything outstanding must be answered, new
+/// requests must succeed and all members must hold the same state.
+package final class World {
+    package enum Part: UInt8, Sendable { case founding = 0, trouble, healing, over }
+
+    package let scenario: Scenario
+    package private(set) var now = MonotonicInstant.zero
+    /// Events so far.
+    package private(set) var step: UInt64 = 0
+    package internal(set) var part = Part.founding
+    package internal(set) var nodes: [SimNode] = []
+    package internal(set) var history: [ClientOperation] = []
+    package internal(set) var statistics = Statistics()
+
+    var trace: Trace
+    let observer: any WorldObserver
+    var heap = EventHeap<SimEvent>()
+    var network: SimNetwork
+    var connections: [Connection]
+    var nextEpoch: UInt64 = 1
+    /// How many partitions forbid a direction, by `from * nodes + to`.
+    var blockades: [Int]
+    var blockadeNumber: UInt64 = 0
+    var clients: [SimClient] = []
+    var nextValue: UInt64 = 1
+    var effects: [RaftEffect] = []
+    /// When the part with trouble began.
+    var troubleBegan: UInt64 = 0
+
+    /// The members through which the clients' last errands go.
+    var finalMembers: [Int]?
+    /// A client was told something that makes no sense.
+    var misunderstanding: Violation?
+
+    // A stream of randomness for each concern.
+    var fate: RandomSource
+    var storageRandom: RandomSource
+    var workRandom: RandomSource
+    var netRandom: RandomSource
+    var bootRandom: RandomSource
+
+    package struct Statistics: Equatable, Sendable {
+        package var messages = 0
+        package var elections = 0
+        package var answered = 0
+        package var unknown = 0
+        package var troubles = 0
+        package var recoveries = 0
+        package var untrustedTails = 0
+        package var snapshots = 0
+        package var memberships = 0
+        package var virtualTime = MonotonicInstant.zero
+    }
+
+    package init(
+        _ scenario: Scenario, observer: any WorldObserver, sink: ((String) -> Void)? = nil
+    ) {
+        var source = RandomSource(seed: scenario.seed ^ 0x5eed_0000_0000_0000)
+        self.scenario = scenario
+        self.observer = observer
+        trace = Trace(sink: sink)
+        network = SimNetwork(
+            nodes: scenario.nodes, lanes: Self.lanes, conditions: scenario.network,
+            random: source.split())
+        connections = Array(
+            repeating: Connection(), count: scenario.nodes * scenario.nodes)
+        blockades = Array(repeating: 0, count: scenario.nodes * scenario.nodes)
+        fate = source.split()
+        storageRandom = source.split()
+        workRandom = source.split()
+        netRandom = source.split()
+        bootRandom = source.split()
+        var hardware = source.split()
+        for index in 0..<scenario.nodes {
+            let drift = scenario.clockDriftPPMMax
+            let clock = SimClock(
+                offset: hardware.uniform(0..<1_000_000_000_000),
+                driftPPM: drift == 0 ? 0 : Int64(hardware.uniform(0..<Int(2 * drift))) - drift)
+            nodes.append(
+                SimNode(index: index, disk: SimDisk(seed: hardware.next()), clock: clock))
+        }
+        clients = (0..<scenario.clients).map { index in
+            SimClient(
+                index: index,
+                hasSession: hardware.uniform(0..<100) >= scenario.sessionlessPercent)
+        }
+    }
+
+    /// Runs to the end, or to the first broken promise.
+    package func run() throws(Violation) {
+        try found()
+        while part != .over {
+            guard let (at, event) = heap.pop() else {
+                throw Violation(.liveness, "still life", "nothing will ever happen again")
+            }
+            precondition(at >= now, "time never goes back")
+            now = at
+            if let postponed = postpone(event) {
+                heap.schedule(event, at: postponed)
+                continue
+            }
+            step += 1
+            let label = event.label
+            statistics.virtualTime = now
+            trace.event(now, kind: label.kind, subject: label.subject)
+            try handle(event)
+            sendDepartures()
+            try observer.afterEvent(self)
+            try advancePart()
+        }
+    }
+
+    package var traceHash: TraceHash { trace.hash }
+
+    /// A raft daemon that stands still sees nothing until it goes on.
+    private func postpone(_ event: SimEvent) -> MonotonicInstant? {
+        let target: Int
+        if let daemon = event.daemon {
+            target = daemon.node
+        } else if case .segment(let segment) = event, segment.lane != Self.netLane {
+            target = segment.to
+        } else {
+            return nil
+        }
+        let until = nodes[target].pausedUntil
+        return until > now ? until : nil
+    }
+
+    private func handle(_ event: SimEvent) throws(Violation) {
+        if let daemon = event.daemon {
+            guard let shell = nodes[daemon.node].shell else {
+                if case .request(let request) = event { refuse(request) }
+                return
+            }
+            if let life = daemon.life, life != shell.life { return }
+            try handle(event, shell)
+            return
+        }
+        switch event {
+        case .segment(let segment): try deliver(segment)
+        case .startRaft(let node): try startRaft(nodes[node])
+        case .startNet(let node): try startNet(nodes[node])
+        case .dial(let one, let other): dial(one, other)
+        case .connectionLost(let node, let peer, let connection):
+            connectionLost(node, peer, connection)
+        case .graceOver(let node, let peer, let connection):
+            try graceOver(node, peer, connection)
+        case .idle(let one, let other, let blockade): idle(one, other, blockade)
+        case .act(let client): act(clients[client])
+        case .answer(let client, let attempt, let answer):
+            answered(clients[client], attempt, answer)
+        case .requestTimeout(let client, let attempt):
+            timedOut(clients[client], attempt)
+        case .trouble(let number): try strike(number)
+        case .heal(let blocks): unblock(blocks)
+        case .loosePower(let node): try losePower(nodes[node])
+        case .quickDisk(let node): nodes[node].isDiskSlow = false
+        case .spaciousDisk(let node): nodes[node].disk.failure = nil
+        case .operate: try operate()
+        case .endOfPatience: try runOutOfPatience()
+        default: preconditionFailure("an event for a daemon has been handled above")
+        }
+    }
+
+    private func handle(_ event: SimEvent, _ shell: RaftShell) throws(Violation) {
+        switch event {
+        case .wake: try wake(shell)
+        case .synced: try synced(shell)
+        case .apply: try apply(shell)
+        case .fetch(_, _, let peer, let from, let upTo, let bytesMax):
+            try fetch(shell, for: peer, from: from, upTo: upTo, bytesMax: bytesMax)
+        case .link(_, _, let change, let peer): try link(shell, change, peer)
+        case .snapshotTimeout(_, _, let transfer): try snapshotTimeout(shell, transfer)
+        case .request(let request): try take(request, shell)
+        default: preconditionFailure("not an event for a raft daemon")
+        }
+    }
+
+    func schedule(_ event: SimEvent, after delay: Duration) {
+        heap.schedule(event, at: now + delay)
+    }
+
+    func sendDepartures() {
+        for departure in network.departures {
+            heap.schedule(.segment(departure.segment), at: departure.at)
+        }
+        network.departures.removeAll(keepingCapacity: true)
+    }
+
+    func note(_ text: @autoclosure () -> String) { trace.line(now, text()) }
+}

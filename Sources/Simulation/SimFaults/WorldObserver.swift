@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftCore
+import RaftStorage
+
+/// A promise that was not kept.
+package struct Violation: Error, Equatable, Sendable, CustomStringConvertible {
+    package enum Kind: String, Sendable { case safety, liveness }
+
+    package var kind: Kind
+    /// Which promise: "election safety".
+    package var name: String
+    package var detail: String
+
+    package init(_ kind: Kind, _ name: String, _ detail: String) {
+        self.kind = kind
+        self.name = name
+        self.detail = detail
+    }
+
+    package var description: String { "\(kind.rawValue): \(name): \(detail)" }
+}
+
+/// Watches a world from outside time and says when a promise is broken. `node` is a position in the
+/// world, not an id.
+package protocol WorldObserver: AnyObject {
+    /// A raft daemon has read its disk.
+    /// - Parameter entries: everything in its log.
+    func recovered(_ node: Int, _ recovery: RaftRecovery, entries: [Entry]) throws(Violation)
+    /// The process has ended: what was written and not synced may be there or not.
+    func ended(_ node: Int)
+    func wrote(_ node: Int, _ write: LogWrite) throws(Violation)
+    func synced(_ node: Int, _ writes: [LogWrite]) throws(Violation)
+    /// The membership in force on `node` has changed.
+    func membership(_ node: Int, _ membership: Membership)
+    func standing(_ node: Int, _ standing: RaftStanding) throws(Violation)
+    /// The core holds entries up to `index` for committed.
+    /// - Parameter leading: the term that it leads, or led when the step began.
+    func committed(_ node: Int, upTo index: LogIndex, leading: Term?) throws(Violation)
+    func applied(_ node: Int, _ entries: [Entry], contentHash: UInt64) throws(Violation)
+    /// The log of `node` now starts behind a snapshot.
+    func installed(_ node: Int, _ meta: SnapshotMeta, contentHash: UInt64) throws(Violation)
+    /// The state was ahead of the log, which starts anew behind it.
+    func restartedLog(_ node: Int, after index: LogIndex, term: Term) throws(Violation)
+    func discarded(_ node: Int, upTo index: LogIndex)
+    /// A client is told that its proposal is entry `index`.
+    func answered(_ node: Int, _ entry: Entry) throws(Violation)
+    func sent(_ node: Int, _ message: Message) throws(Violation)
+    func regressed(_ node: Int, peer: NodeID, acknowledged: LogIndex, found: LogIndex)
+        throws(Violation)
+    /// After each event.
+    func afterEvent(_ world: World) throws(Violation)
+}

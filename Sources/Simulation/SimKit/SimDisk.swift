@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenDisk
+import AspenMachine
+
+/// What a power cut leaves of writes that were never synced. A sector is never torn; everything
+/// larger is.
+package enum PowerLoss: UInt8, Sendable, CaseIterable {
+    /// All of it is gone.
+    case everything = 0
+    /// The device had been quick: all of it is there.
+    case nothing
+    /// Sectors reached the medium in the order of the writes, up to some point.
+    case prefix
+    /// Any sectors may be there and any missing.
+    case subset
+}
+
+/// A disk in memory that forgets as real ones do: writes are durable after `sync`, names after
+/// `syncDirectory`, and a power cut decides about the rest by `PowerLoss`. The end of one process
+/// loses nothing.
+///
+/// Latency is the simulator's affair: a call takes no virtual time.
+package final class SimDisk: Disk, @unchecked Sendable {
+    // SAFETY: a world and all that belongs to it is used by one thread at a time.
+
+    package static let sectorBytes = 512
+
+    /// Errors to answer with, until taken back.
+    package enum Failure: Sendable {
+        /// A file may not grow (ENOSPC); what exists can be overwritten and removed.
+        case full
+        /// The next sync fails with EIO. As on Linux the pages count as clean afterwards: they read
+        /// back as written, and some of them are not on the medium (Rebello and others, 2020).
+        case nextSync
+    }
+
+    enum NameChange {
+        case create(String, Inode)
+        case rename(String, String)
+        case remove(String)
+    }
+
+    package var failure: Failure?
+    package private(set) var syncs = 0
+    package private(set) var bytesWritten: UInt64 = 0
+    /// Grows with each end of the process that had files open; handles from before are dead.
+    private(set) var generation = 0
+
+    private var names: [String: Inode] = [:]
+    private var stableNames: [String: Inode] = [:]
+    private var changes: [NameChange] = []
+    private var random: RandomSource
+
+    package init(seed: UInt64) { random = RandomSource(seed: seed) }
+
+    package func open(_ name: String, create: Bool) throws(DiskError) -> any DiskFile {
+        if let inode = names[name] { return SimFile(name: name, inode: inode, disk: self) }
+        guard create else { throw DiskError(.notFound, operation: "open \(name)", errno: 2) }
+        if case .full = failure { throw DiskError(.full, operation: "open \(name)", errno: 28) }
+        let inode = Inode()
+        names[name] = inode
+        changes.append(.create(name, inode))
+        return SimFile(name: name, inode: inode, disk: self)
+    }
+
+    package func list() throws(DiskError) -> [String] { names.keys.sorted() }
+
+    package func rename(_ from: String, to: String) throws(DiskError) {
+        guard let inode = names.removeValue(forKey: from) else {
+            throw DiskError(.notFound, operation: "rename \(from)", errno: 2)
+        }
+        names[to] = inode
+        changes.append(.rename(from, to))
+    }
+
+    package func remove(_ name: String) throws(DiskError) {
+        guard names.removeValue(forKey: name) != nil else {
+            throw DiskError(.notFound, operation: "remove \(name)", errno: 2)
+        }
+        changes.append(.remove(name))
+    }
+
+    package func syncDirectory() throws(DiskError) {
+        for change in changes { Self.carryOut(change, on: &stableNames) }
+        changes.removeAll()
+    }
+
+    private static func carryOut(_ change: NameChange, on names: inout [String: Inode]) {
+        switch change {
+        case .create(let name, let inode): names[name] = inode
+        case .rename(let from, let to):
+            if let inode = names.removeValue(forKey: from) { names[to] = inode }
+        case .remove(let name): names[name] = nil
+        }
+    }
+
+    // MARK: - Faults
+
+    /// The process ended (kill -9): the page cache stays, open files are closed.
+    package func endProcess() { generation += 1 }
+
+    /// The machine lost power. Names changed since the last `syncDirectory` survive up to some
+    /// point in their order (the file system's journal); bytes as `loss` says.
+    package func losePower(_ loss: PowerLoss) {
+        generation += 1
+        let kept: Int
+        switch loss {
+        case .everything: kept = 0
+        case .nothing: kept = changes.count
+        case .prefix, .subset: kept = random.uniform(0..<changes.count + 1)
+        }
+        for change in changes[..<kept] { Self.carryOut(change, on: &stableNames) }
+        changes.removeAll()
+        names = stableNames
+        // In the order of names, so that equal seeds lose equal sectors.
+        for name in names.keys.sorted() { names[name]?.losePower(loss, random: &random) }
+    }
+
+    /// Flips one bit of what is on the medium (and in the cache).
+    /// - Returns: false if that file has no such byte.
+    package func flipBit(_ name: String, at offset: Int, bit: UInt8) -> Bool {
+        guard let inode = names[name], offset < inode.stable.count, offset < inode.cache.count
+        else { return false }
+        inode.cache[offset] ^= 1 << (bit & 7)
+        inode.stable[offset] ^= 1 << (bit & 7)
+        return true
+    }
+
+    // MARK: - For the files
+
+    func failsGrowth() -> Bool {
+        if case .full = failure { return true }
+        return false
+    }
+
+    func wrote(_ count: Int) { bytesWritten += UInt64(count) }
+
+    func sync(_ inode: Inode, name: String) throws(DiskError) {
+        syncs += 1
+        if case .nextSync = failure {
+            failure = nil
+            inode.settle(.subset, random: &random)
+            throw DiskError(.io, operation: "sync \(name)", errno: 5)
+        }
+        inode.settle(.nothing, random: &random)
+    }
+}

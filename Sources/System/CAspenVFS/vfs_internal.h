@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef ASPEN_VFS_INTERNAL_H
+#define ASPEN_VFS_INTERNAL_H
+
+#include <pthread.h>
+#include <sqlite3.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "CAspenVFS.h"
+
+typedef enum { FILE_OTHER = 0, FILE_DATABASE = 1, FILE_WAL = 2 } file_kind;
+
+/* What all connections of this process to one database share. */
+typedef struct shared {
+    struct shared *next;
+    char *path;
+    int references;
+    /* Holds the lock that keeps other processes out; -1 until a database file is open. */
+    int lock_descriptor;
+    pthread_mutex_t mutex;
+
+    /* File locks (sqlite3_io_methods.xLock), between our own connections. */
+    int sharers;
+    const void *reserver;
+    const void *pender;
+    const void *excluder;
+
+    /* The WAL index. */
+    void **regions;
+    int region_count;
+    struct {
+        int sharers;
+        const void *excluder;
+    } shm_locks[SQLITE_SHM_NLOCK];
+
+    /* For each WAL frame the checksum of its page; zero: not known. */
+    uint64_t *frames;
+    size_t frame_count;
+} shared;
+
+typedef struct {
+    sqlite3_file base;
+    file_kind kind;
+    shared *shared;
+    /* Lives as long as the file is open (SQLite promises this for names it passes to xOpen). */
+    const char *path;
+    int lock_level;
+    uint16_t shm_shared;
+    uint16_t shm_exclusive;
+    /* The system's VFS syncs the directory with the first sync of a new journal or WAL. */
+    int syncs_directory;
+    /* The system's own file follows in memory. */
+} aspen_file;
+
+/* shared.c */
+shared *shared_acquire(const char *database_path, size_t length);
+void shared_release(shared *s);
+/* Keeps other processes out: SQLITE_OK, SQLITE_BUSY or SQLITE_IOERR_LOCK. */
+int shared_exclude_others(shared *s);
+int shared_lock(aspen_file *f, int level);
+int shared_unlock(aspen_file *f, int level);
+int shared_is_reserved(aspen_file *f);
+int shared_shm_map(aspen_file *f, int region, int size, int extend, void volatile **out);
+int shared_shm_lock(aspen_file *f, int offset, int n, int flags);
+void shared_shm_unlock_all(aspen_file *f);
+void shared_shm_forget(shared *s);
+
+/* frames.c: checksums of pages, and of WAL frames */
+void page_seal(uint32_t page_number, unsigned char *page);
+int page_is_sound(uint32_t page_number, const unsigned char *page);
+int frames_wrote(shared *s, const void *bytes, int count, int64_t offset);
+int frames_read(shared *s, const void *bytes, int count, int64_t offset);
+void frames_truncated(shared *s, int64_t size);
+
+/* observe.c */
+extern atomic_int observers_present;
+int observe_before(const aspen_vfs_event *event);
+void observe_after(const aspen_vfs_event *event);
+
+#endif

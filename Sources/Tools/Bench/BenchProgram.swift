@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import ArgumentParser
+import AspenCLI
+import AspenClient
+import AspenTypes
+import AspenWire
+
+/// `aspen-bench`, from its arguments to its exit status.
+package enum BenchProgram {
+    package static func run(_ arguments: [String]) async -> Int32 {
+        let output = Output()
+        var status = ExitStatus.done
+        do {
+            var command = try BenchCommand.parseAsRoot(arguments)
+            guard let verb = command as? any LoadCommand else {
+                try command.run()
+                return ExitStatus.usage.rawValue
+            }
+            let plan = try verb.plan()
+            let report = try await LoadTest(plan).run()
+            output.write(verb.options.isJSON ? report.json.text + "\n" : report.text)
+            status = report.status
+        } catch let failure as CommandFailure {
+            let hint = failure.status == .usage ? "See 'aspen-bench --help'.\n" : ""
+            writeError("aspen-bench: \(failure.text)\n\(hint)")
+            status = failure.status
+        } catch let error as AspenError {
+            writeError("aspen-bench: \(CommandFailure(error).text)\n")
+            status = ExitStatus(error)
+        } catch {
+            let text = BenchCommand.fullMessage(for: error) + "\n"
+            if BenchCommand.exitCode(for: error) == .success {
+                output.write(text)
+            } else {
+                writeError("aspen-bench: " + text.droppingPrefix("Error: "))
+                status = .usage
+            }
+        }
+        do {
+            try output.flush()
+        } catch {
+            writeError("aspen-bench: cannot write the output: \(error)\n")
+            status = .failed
+        }
+        return status.rawValue
+    }
+}
+
+struct BenchCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "aspen-bench",
+        abstract: "Load a cluster and measure rate and latency.",
+        discussion: """
+            Each client sends its next request when the answer to the last one is here (a closed loop), \
+            so the rate says what so many clients get, not what they would like.
+
+            EXAMPLES
+              aspen-bench put --clients 64 --duration 10s
+              aspen-bench get --clients 64 --connections 8 --keys 100000 --stale
+              aspen-bench mixed --read-percent 90 --socket a/raft.sock --socket b/raft.sock
+            """,
+        version: "aspen-bench \(programVersion)",
+        subcommands: [PutLoad.self, GetLoad.self, MixedLoad.self, ScanLoad.self])
+}
+
+protocol LoadCommand: ParsableCommand {
+    var options: LoadOptions { get }
+    func plan() throws -> LoadPlan
+}
+
+struct PutLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "put", abstract: "Write random keys of the key space.")
+    @OptionGroup var options: LoadOptions
+    func plan() throws -> LoadPlan { try options.plan(.put) }
+}
+
+struct GetLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "get", abstract: "Read random keys, after all have been written once.")
+    @OptionGroup var options: LoadOptions
+    @OptionGroup var reading: ReadOptions
+    func plan() throws -> LoadPlan {
+        try options.plan(.get, isStale: reading.stale, isLoaded: !reading.noLoad)
+    }
+}
+
+struct MixedLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "mixed", abstract: "Read and write random keys.")
+    @OptionGroup var options: LoadOptions
+    @OptionGroup var reading: ReadOptions
+    @Option(help: "How many of a hundred requests read.")
+    var readPercent = 50
+    func plan() throws -> LoadPlan {
+        guard (0...100).contains(readPercent) else {
+            throw CommandFailure.usage("--read-percent is 0 to 100")
+        }
+        return try options.plan(
+            .mixed(readPercent: UInt64(readPercent)), isStale: reading.stale,
+            isLoaded: !reading.noLoad)
+    }
+}
+
+struct ScanLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "scan", abstract: "Read the first page of the key space.")
+    @OptionGroup var options: LoadOptions
+    @OptionGroup var reading: ReadOptions
+    @Option(help: "Keys a page.")
+    var limit = Limits.batchCountMax
+    func plan() throws -> LoadPlan {
+        guard (1...Limits.batchCountMax).contains(limit) else {
+            throw CommandFailure.usage("--limit is 1 to \(Limits.batchCountMax)")
+        }
+        return try options.plan(
+            .scan(limit: UInt32(limit)), isStale: reading.stale, isLoaded: !reading.noLoad)
+    }
+}
+
+struct ReadOptions: ParsableArguments {
+    @Flag(help: "Stale reads: answered by the node asked, from what it has.")
+    var stale = false
+    @Flag(help: "Do not write the keys first: they are there from an earlier run.")
+    var noLoad = false
+}

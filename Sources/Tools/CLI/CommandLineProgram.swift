@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import ArgumentParser
+import AspenClient
+import AspenTypes
+import Glibc
+
+/// `aspen-cli`, from its arguments to its exit status.
+package enum CommandLineProgram {
+    package static func run() async -> Int32 {
+        let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
+        let output = Output()
+        let status = await run(arguments, output)
+        do {
+            try output.flush()
+        } catch {
+            report(.failed("cannot write the output: \(error)"), asJSON: false)
+            return ExitStatus.failed.rawValue
+        }
+        return status.rawValue
+    }
+
+    private static func run(_ arguments: [String], _ output: Output) async -> ExitStatus {
+        var command: any ParsableCommand
+        do {
+            command = try AspenCommand.parseAsRoot(arguments)
+        } catch {
+            return finishParsing(error, output)
+        }
+        guard let verb = command as? any ClientCommand else {
+            return runWithoutCluster(&command, output)
+        }
+        do {
+            return try await run(verb, output)
+        } catch {
+            let failure = CommandFailure(error)
+            // Half a page may stand there already; what went wrong comes after it.
+            try? output.flush()
+            report(failure, asJSON: verb.global.isJSON)
+            return failure.status
+        }
+    }
+
+    private static func run(_ verb: any ClientCommand, _ output: Output) async throws -> ExitStatus
+    {
+        let target = try verb.global.target(environment: { getenv($0).map { String(cString: $0) } })
+        try verb.prepare()
+        var options = AspenClient.Options()
+        options.timeout = verb.global.timeout.duration
+        let client = try await AspenClient.connect(target, options: options)
+        let result: Result<ExitStatus, any Error>
+        do {
+            result = .success(
+                try await verb.run(CommandContext(client: client, output: output, verb.global)))
+        } catch {
+            result = .failure(error)
+        }
+        await client.close()
+        return try result.get()
+    }
+
+    /// Help and completion scripts go to stdout with status 0; an area without a verb and anything
+    /// that was not understood go to stderr with status 2.
+    private static func runWithoutCluster(
+        _ command: inout any ParsableCommand, _ output: Output
+    ) -> ExitStatus {
+        if let area = command as? any CommandArea {
+            writeError(AspenCommand.helpMessage(for: type(of: area)) + "\n")
+            return .usage
+        }
+        do {
+            try command.run()
+            return .done
+        } catch {
+            return finishParsing(error, output)
+        }
+    }
+
+    private static func finishParsing(_ error: any Error, _ output: Output) -> ExitStatus {
+        let text = AspenCommand.fullMessage(for: error)
+        guard AspenCommand.exitCode(for: error) != .success else {
+            output.write(text + "\n")
+            return .done
+        }
+        var hint = ""
+        if text.contains("Unknown option '-"), !text.contains("Unknown option '--") {
+            hint = "A key or value that begins with '-' goes after '--'.\n"
+        }
+        let body = text.droppingPrefix("Error: ")
+        writeError("aspen-cli: \(body)\n\(hint)")
+        return .usage
+    }
+
+    private static func report(_ failure: CommandFailure, asJSON: Bool) {
+        if asJSON, let error = failure.error {
+            writeError(
+                JSON.object([
+                    ("success", .bool(false)),
+                    (
+                        "error",
+                        .object([
+                            ("code", .string(error.code.name)), ("message", .string(error.message)),
+                            ("retry", .string("\(error.retry)")),
+                        ])
+                    ),
+                ]).text + "\n")
+        } else {
+            let hint = failure.status == .usage ? "See 'aspen-cli --help'.\n" : ""
+            writeError("aspen-cli: \(failure.text)\n\(hint)")
+        }
+    }
+
+    /// Global options may stand before the area: `aspen-cli --json kv get k`. The parser knows them
+    /// only behind the verb, so that is where they are moved.
+    static func hoistGlobalOptions(_ arguments: [String]) -> [String] {
+        var leading: [String] = []
+        var rest = arguments[...]
+        while let first = rest.first, first.hasPrefix("-") {
+            let name = String(first.prefix { $0 != "=" })
+            guard GlobalOptions.names.contains(name) || name.hasPrefix("-o") else {
+                return arguments
+            }
+            leading.append(rest.removeFirst())
+            // "--timeout 5s", but not "--timeout=5s" or "-ojson".
+            let takesValue = GlobalOptions.names.contains(first) && first != "--json"
+            if takesValue, let value = rest.popFirst() { leading.append(value) }
+        }
+        guard !leading.isEmpty else { return arguments }
+        return rest.prefix(2) + leading + rest.dropFirst(2)
+    }
+}
+
+/// The areas of `aspen-cli AREA VERB`.
+struct AspenCommand: ParsableCommand, CommandArea {
+    static let configuration = CommandConfiguration(
+        commandName: "aspen-cli",
+        abstract: "Administer and use an Aspen cluster.",
+        discussion: """
+            On a node it finds the local daemon by itself; elsewhere name the cluster with --ticket or \
+            ASPEN_TICKET.
+
+            EXAMPLES
+              aspen-cli cluster status
+              aspen-cli kv set greeting "hello world"
+              aspen-cli kv get greeting
+              aspen-cli kv scan --prefix gre --limit 100
+              aspen-cli kv set -f photo.jpg pic; aspen-cli kv get pic --raw > copy.jpg
+
+            EXIT STATUS
+              0 done                 4 not authorised
+              1 failed               5 precondition failed
+              2 usage                6 unavailable or timed out
+              3 not found
+
+            ENVIRONMENT
+              ASPEN_TICKET           the cluster, when --ticket is not given
+              ASPEN_SOCKET           the local daemon's socket, when --socket is not given
+              NO_COLOR               never use colours
+            """,
+        version: "aspen-cli \(programVersion)",
+        subcommands: [ClusterArea.self, KVArea.self])
+}
+
+/// A command that only groups others.
+protocol CommandArea: ParsableCommand {}
+
+/// A command that talks to a cluster.
+protocol ClientCommand: ParsableCommand {
+    var global: GlobalOptions { get }
+    /// Checks what needs no cluster, before one is dialled.
+    func prepare() throws
+    func run(_ context: CommandContext) async throws -> ExitStatus
+}
+
+extension ClientCommand {
+    func prepare() throws {}
+}
+
+/// What a verb works with.
+struct CommandContext {
+    let client: AspenClient
+    let output: Output
+    let isJSON: Bool
+
+    init(client: AspenClient, output: Output, _ global: GlobalOptions) {
+        self.client = client
+        self.output = output
+        self.isJSON = global.isJSON
+    }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import Glibc
+
+/// Standard output, buffered; errors of the kernel are kept and thrown by `flush`, so that a full
+/// disk never ends in status 0.
+package final class Output {
+    package struct WriteError: Error, CustomStringConvertible {
+        let code: CInt
+        package var description: String { String(cString: strerror(code)) }
+    }
+
+    private static let bufferBytesMax = 65_536
+    private var buffer: [UInt8] = []
+    private var failure: WriteError?
+    let isTerminal = isatty(STDOUT_FILENO) == 1
+
+    package init() {}
+
+    package func write(_ text: String) { write(Array(text.utf8)) }
+
+    package func write(_ bytes: [UInt8]) {
+        buffer += bytes
+        if buffer.count >= Self.bufferBytesMax { drain() }
+    }
+
+    /// Says something to the person, after the data written so far.
+    func note(_ text: String) {
+        drain()
+        writeError("aspen-cli: \(text)\n")
+    }
+
+    package func flush() throws(WriteError) {
+        drain()
+        if let failure { throw failure }
+    }
+
+    private func drain() {
+        var rest = buffer[...]
+        while failure == nil, !rest.isEmpty {
+            let count = rest.withUnsafeBytes {
+                Glibc.write(STDOUT_FILENO, $0.baseAddress, $0.count)
+            }
+            if count > 0 {
+                rest = rest.dropFirst(count)
+            } else if errno == EPIPE {
+                // The reader (`| head`) has seen enough: die of it quietly, as others do. The event
+                // loop had the signal ignored.
+                signal(SIGPIPE, SIG_DFL)
+                raise(SIGPIPE)
+            } else if errno != EINTR {
+                failure = WriteError(code: errno)
+            }
+        }
+        buffer.removeAll(keepingCapacity: true)
+    }
+}
+
+/// Standard error, unbuffered. If even that fails there is nobody left to tell.
+package func writeError(_ text: String) {
+    var rest = Array(text.utf8)[...]
+    while !rest.isEmpty {
+        let count = rest.withUnsafeBytes { Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
+        if count <= 0, errno != EINTR { return }
+        rest = rest.dropFirst(max(0, count))
+    }
+}
+
+/// Colours for a terminal, and for no one who does not want them (https://no-color.org).
+struct Style {
+    enum Colour: String {
+        case green = "32"
+        case yellow = "33"
+        case red = "31"
+    }
+
+    let isColoured: Bool
+
+    init(_ output: Output) {
+        let refusal = getenv("NO_COLOR").map { $0[0] != 0 } ?? false
+        let isDumb = getenv("TERM").map { String(cString: $0) == "dumb" } ?? true
+        isColoured = output.isTerminal && !refusal && !isDumb
+    }
+
+    func paint(_ text: String, _ colour: Colour?) -> String {
+        guard isColoured, let colour else { return text }
+        return "\u{1b}[\(colour.rawValue)m\(text)\u{1b}[0m"
+    }
+}
+
+extension String {
+    /// Without `prefix`, if it begins with that.
+    package func droppingPrefix(_ prefix: String) -> String {
+        hasPrefix(prefix) ? String(dropFirst(prefix.count)) : self
+    }
+}

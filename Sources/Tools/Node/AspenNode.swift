@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import ArgumentParser
+import AspenTypes
+import AspenWire
+import Glibc
+import ServiceKit
+
+/// `aspen-node`: one node in the foreground, without systemd.
+package struct AspenNode: ParsableCommand {
+    package static let configuration = CommandConfiguration(
+        commandName: "aspen-node",
+        abstract: "Run one Aspen node in the foreground: its daemons, supervised, without systemd.",
+        discussion: """
+            Starts aspend-net and aspend-raft with the sockets they need, restarts what dies, and \
+            prefixes their logs. SIGTERM or Ctrl-C stops all of it in order. Every option may also \
+            come from the environment: --data-dir is ASPEN_DATA_DIR.
+
+            EXAMPLE
+              aspen-node --node-id 1 --cookie-file cookie --listen 127.0.0.1:7701
+              aspen-cli --socket data/node-1/run/raft.sock cluster init
+            """,
+        version: ProtocolVersion.program)
+
+    @Option(help: "This node's number, unique in the cluster, at least 1.")
+    var nodeID: UInt64?
+    @Option(help: "The secret that the nodes share. Wiped from the process list at once.")
+    var cookie: String?
+    @Option(help: "A file that holds the cookie.")
+    var cookieFile: String?
+    @Option(help: "Where keys, log and state live (default: ./data/node-ID).")
+    var dataDir: String?
+    @Option(help: "'persistent' (default) or 'inmemory'.")
+    var storageBackend: String?
+    @Option(help: "UDP address of the QUIC endpoint (default: 127.0.0.1:7700).")
+    var listen: String?
+    @Option(help: "Address told to others (default: the one listened on).")
+    var advertise: String?
+    @Option(help: "A peer: NODE@ENDPOINT@ADDRESS, for example 2@…@127.0.0.1:7702; repeatable.")
+    var peers: [String] = []
+    @Option(help: "A ticket of the cluster, in place of --peers.")
+    var ticket: String?
+    @Option(help: "'false' lets clients in without a token; loopback addresses only.")
+    var tokensRequired: String?
+    @Option(help: "Milliseconds between heartbeats (500).")
+    var heartbeatIntervalMs: Int?
+    @Option(help: "Shortest election timeout in milliseconds (1500).")
+    var electionTimeoutMinMs: Int?
+    @Option(help: "Longest election timeout in milliseconds (3000).")
+    var electionTimeoutMaxMs: Int?
+    @Flag(help: "Print this node's endpoint id (made on first use), then exit.")
+    var printIdentity = false
+
+    package init() {}
+
+    package static func main() {
+        let arguments = Array(CommandLine.arguments.dropFirst())
+        ArgumentList.wipe(option: "--cookie")
+        main(arguments)
+    }
+
+    package func run() throws {
+        do throws(AspenError) {
+            let directory = try DaemonPrograms.directory()
+            if printIdentity { try execIdentity(directory) }
+            let options = try resolve()
+            unsetenv("ASPEN_COOKIE")
+            var supervisor = try Supervisor(options: options, programs: directory)
+            Glibc.exit(supervisor.run())
+        } catch {
+            Terminal.error("aspen-node: \(error.message)")
+            Glibc.exit(error.code == .invalidArgument ? DaemonExit.usage.rawValue : 1)
+        }
+    }
+
+    /// The identity is aspend-net's: it alone opens the key.
+    private func execIdentity(_ programs: String) throws(AspenError) -> Never {
+        guard let id = nodeID ?? Environment["ASPEN_NODE_ID"].flatMap(UInt64.init) else {
+            throw AspenError(.invalidArgument, "--print-identity needs --node-id or --data-dir")
+        }
+        let data = dataDir ?? Environment["ASPEN_DATA_DIR"] ?? "./data/node-\(id)"
+        let state = "\(data)/net"
+        try Directories.create(state)
+        let program = "\(programs)/aspend-net"
+        let words = [program, "--print-identity", "true", "--state-dir", state]
+        withCStrings(words) { _ = execv(program, $0) }
+        throw AspenError(.internal, "\(program) cannot be started")
+    }
+}
+
+enum Terminal {
+    static func error(_ line: String) {
+        let text = line + "\n"
+        _ = text.withCString { write(2, $0, strlen($0)) }
+    }
+}
+
+/// Calls `body` with a null-terminated array of C strings.
+func withCStrings<Result>(
+    _ words: [String], _ body: (UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>) -> Result
+) -> Result {
+    var pointers = words.map { strdup($0) }
+    pointers.append(nil)
+    defer { pointers.forEach { free($0) } }
+    return pointers.withUnsafeMutableBufferPointer { buffer in
+        guard let base = buffer.baseAddress else { preconditionFailure("the array is not empty") }
+        return body(base)
+    }
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import ArgumentParser
+import AspenTypes
+import CAspenSystem
+import Glibc
+import ServiceKit
+
+/// What `aspen-node` is asked to run. Each option is also an environment variable
+/// (`--data-dir`: ASPEN_DATA_DIR); flags go before the environment.
+struct NodeOptions {
+    var nodeID: UInt64
+    var dataDirectory: String
+    var cookie: [UInt8]
+    var listenHost: String
+    var listenPort: UInt16
+    /// Passed on to the daemons as environment.
+    var settings: [String: String]
+}
+
+extension AspenNode {
+    /// Joins flags, environment and defaults.
+    func resolve() throws(AspenError) -> NodeOptions {
+        guard let id = nodeID ?? Environment["ASPEN_NODE_ID"].flatMap(UInt64.init), id > 0 else {
+            throw AspenError(
+                .invalidArgument,
+                "a node needs a number that no other node of the cluster has: --node-id 1 (or "
+                    + "ASPEN_NODE_ID), at least 1")
+        }
+        let backend = storageBackend ?? setting("storage-backend") ?? "persistent"
+        guard ["persistent", "inmemory", "redb"].contains(backend) else {
+            throw AspenError(
+                .invalidArgument,
+                "--storage-backend is 'persistent' or 'inmemory', not '\(backend)'")
+        }
+        let (host, port) = try Self.parseListen(listen ?? setting("listen") ?? "127.0.0.1:7700")
+        var settings = ["ASPEN_NODE_ID": String(id), "ASPEN_STORAGE_BACKEND": backend]
+        let peers = peers.isEmpty ? setting("peers") : peers.joined(separator: ",")
+        settings["ASPEN_PEERS"] = peers
+        settings["ASPEN_TICKET"] = ticket ?? setting("ticket")
+        settings["ASPEN_ADVERTISE"] = advertise ?? setting("advertise")
+        settings["ASPEN_TOKENS_REQUIRED"] = tokensRequired ?? setting("tokens-required")
+        settings["ASPEN_HEARTBEAT_INTERVAL_MS"] =
+            heartbeatIntervalMs.map(String.init) ?? setting("heartbeat-interval-ms")
+        settings["ASPEN_ELECTION_TIMEOUT_MIN_MS"] =
+            electionTimeoutMinMs.map(String.init) ?? setting("election-timeout-min-ms")
+        settings["ASPEN_ELECTION_TIMEOUT_MAX_MS"] =
+            electionTimeoutMaxMs.map(String.init) ?? setting("election-timeout-max-ms")
+        settings["ASPEN_LOG_LEVEL"] = setting("log-level")
+        return NodeOptions(
+            nodeID: id, dataDirectory: dataDir ?? setting("data-dir") ?? "./data/node-\(id)",
+            cookie: try readCookie(), listenHost: host, listenPort: port, settings: settings)
+    }
+
+    private func setting(_ name: String) -> String? {
+        Environment[ServiceSettings.variable(for: name)].flatMap { $0.isEmpty ? nil : $0 }
+    }
+
+    static func parseListen(_ text: String) throws(AspenError) -> (String, UInt16) {
+        let problem = AspenError(
+            .invalidArgument,
+            "--listen is a numeric address and a UDP port, as 127.0.0.1:7700 or [::1]:7700, "
+                + "not '\(text)'")
+        guard let colon = text.lastIndex(of: ":"),
+            let port = UInt16(text[text.index(after: colon)...])
+        else { throw problem }
+        var host = String(text[..<colon])
+        if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
+        guard !host.isEmpty else { throw problem }
+        return (host, port)
+    }
+
+    private func readCookie() throws(AspenError) -> [UInt8] {
+        var bytes: [UInt8]
+        if let path = cookieFile ?? setting("cookie-file") {
+            bytes = try Self.readSecret(path)
+        } else {
+            bytes = Array((cookie ?? setting("cookie") ?? "").utf8)
+        }
+        if bytes.last == UInt8(ascii: "\n") { bytes.removeLast() }
+        guard !bytes.isEmpty, bytes != Array("aspen-cookie".utf8) else {
+            throw AspenError(
+                .invalidArgument,
+                "a node needs the cluster's cookie, a secret of your own that all its nodes share: "
+                    + "--cookie-file FILE (or --cookie, ASPEN_COOKIE). To make one: "
+                    + "head -c 32 /dev/urandom | base64 > cookie")
+        }
+        return bytes
+    }
+
+    private static func readSecret(_ path: String) throws(AspenError) -> [UInt8] {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else {
+            throw AspenError(
+                .invalidArgument,
+                "the cookie file '\(path)' cannot be opened: \(String(cString: strerror(errno)))")
+        }
+        defer { close(descriptor) }
+        var buffer = [UInt8](repeating: 0, count: Secret.bytesMax + 1)
+        let count = read(descriptor, &buffer, buffer.count)
+        guard count >= 0, count <= Secret.bytesMax else {
+            throw AspenError(.invalidArgument, "the cookie file is over \(Secret.bytesMax) bytes")
+        }
+        return Array(buffer.prefix(count))
+    }
+}
+
+/// Overwrites the cookie in this process's own argument list, before anything else happens.
+enum ArgumentList {
+    static func wipe(option: String) {
+        let arguments = CommandLine.unsafeArgv
+        for index in 1..<max(1, Int(CommandLine.argc)) {
+            guard let argument = arguments[index] else { continue }
+            let text = String(cString: argument)
+            if text == option, index + 1 < Int(CommandLine.argc) {
+                wipe(index + 1)
+            } else if text.hasPrefix(option + "=") {
+                wipe(index)
+            }
+        }
+    }
+
+    private static func wipe(_ index: Int) {
+        aspen_wipe_argument(CommandLine.unsafeArgv, CInt(index))
+    }
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import CAspenSystem
+import Glibc
+import ServiceKit
+
+/// Starts a node's daemons through the protocol of systemd's socket activation, restarts what dies,
+/// and stops them in order. One thread, one poll loop: so that `fork` is safe and a child's
+/// parent-death signal belongs to a thread that lives as long as the process.
+struct Supervisor {
+    private var children: [Child]
+    private let signals: CInt
+    private let notifications: CInt
+    private let nodeID: UInt64
+    private let runtime: String
+    private var isStopping = false
+    private var stopDeadline: UInt64 = .max
+    private var exitCode: CInt = 0
+    private var hasAnnounced = false
+
+    /// How long a daemon may take to stop before it is killed, in milliseconds.
+    static let stopMilliseconds: UInt64 = 8000
+    /// Exit codes after which a restart cannot help: usage and configuration.
+    static let hopeless: Set<CInt> = [
+        DaemonExit.usage.rawValue, DaemonExit.configuration.rawValue,
+        DaemonExit.noPermission.rawValue,
+    ]
+
+    init(options: NodeOptions, programs: String) throws(AspenError) {
+        nodeID = options.nodeID
+        signal(SIGPIPE, SIG_IGN)
+        let data = options.dataDirectory
+        for part in ["net", "raft"] { try Directories.create("\(data)/\(part)") }
+        let runtime = try Directories.makeRuntime(data)
+        self.runtime = runtime
+        signals = try Self.check(aspen_signal_descriptor(), "signals")
+        let notifyPath = "\(runtime)/notify.sock"
+        notifications = try Self.check(aspen_bind_unix_datagram(notifyPath), notifyPath)
+
+        let quic = try Self.check(
+            aspen_bind_datagram(options.listenHost, options.listenPort),
+            "UDP \(options.listenHost):\(options.listenPort)")
+        let net = try Self.check(aspen_listen_unix("\(runtime)/net.sock"), "net.sock")
+        let raft = try Self.check(aspen_listen_unix("\(runtime)/raft.sock"), "raft.sock")
+        var pair: [CInt] = [-1, -1]
+        let kind = CInt(SOCK_SEQPACKET.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
+        guard socketpair(AF_UNIX, kind, 0, &pair) == 0 else {
+            throw AspenError(.internal, "no socket pair for raft.peer")
+        }
+        let cookie = try Self.check(
+            aspen_memory_file("cookie", options.cookie, options.cookie.count), "memory file")
+
+        var shared = options.settings
+        shared["ASPEN_RUNTIME_DIR"] = runtime
+        shared["NOTIFY_SOCKET"] = notifyPath
+        for name in ["PATH", "LANG", "TZ", "HOME", "LD_LIBRARY_PATH", "ASPEN_STORAGE_TRACE"] {
+            shared[name] = shared[name] ?? Environment[name]
+        }
+        func variables(_ part: String) -> [String] {
+            var all = shared
+            all["ASPEN_STATE_DIR"] = "\(data)/\(part)"
+            return all.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
+        }
+        children = [
+            Child(
+                name: "net", program: "\(programs)/aspend-net",
+                descriptors: [
+                    ("net.sock", net), ("quic", quic), ("raft.peer", pair[0]), ("cookie", cookie),
+                ],
+                environment: variables("net")),
+            Child(
+                name: "raft", program: "\(programs)/aspend-raft",
+                descriptors: [("raft.sock", raft), ("raft.peer", pair[1])],
+                environment: variables("raft")),
+        ]
+    }
+
+    private static func check(_ descriptor: CInt, _ what: String) throws(AspenError) -> CInt {
+        guard descriptor < 0 else { return descriptor }
+        let reason = String(cString: strerror(-descriptor))
+        var advice = ""
+        if -descriptor == EADDRINUSE {
+            advice = ": another program, perhaps another node, has it; choose another --listen"
+        }
+        throw AspenError(.unavailable, "\(what) cannot be opened: \(reason)\(advice)")
+    }
+
+    /// Runs until stopped; the exit code of the process.
+    mutating func run() -> CInt {
+        for index in children.indices { start(index) }
+        while true {
+            wait()
+            readSignals()
+            readNotifications()
+            for index in children.indices { children[index].forwardOutput() }
+            reap()
+            if isStopping {
+                if children.allSatisfy({ $0.pid == 0 }) { return finish() }
+                stopNext()
+            } else {
+                let now = Self.milliseconds()
+                for index in children.indices {
+                    if let at = children[index].restartAt, at <= now { start(index) }
+                }
+            }
+        }
+    }
+
+    private mutating func start(_ index: Int) {
+        do {
+            try children[index].start(now: Self.milliseconds())
+        } catch {
+            Terminal.error("aspen-node: \(error.message)")
+            children[index].ended(now: Self.milliseconds())
+        }
+    }
+
+    private func wait() {
+        var interest = [
+            pollfd(fd: signals, events: Int16(POLLIN), revents: 0),
+            pollfd(fd: notifications, events: Int16(POLLIN), revents: 0),
+        ]
+        for child in children where child.output >= 0 {
+            interest.append(pollfd(fd: child.output, events: Int16(POLLIN), revents: 0))
+        }
+        let now = Self.milliseconds()
+        var next = stopDeadline
+        if !isStopping {
+            for child in children { next = min(next, child.restartAt ?? .max) }
+        }
+        let timeout = next == .max ? -1 : CInt(clamping: next > now ? next - now : 0)
+        poll(&interest, nfds_t(interest.count), timeout)
+    }
+
+    private mutating func readSignals() {
+        while true {
+            let signal = aspen_next_signal(signals)
+            guard signal > 0 else { return }
+            if signal == SIGTERM || signal == SIGINT || signal == SIGHUP { stop(exit: 0) }
+        }
+    }
+
+    private mutating func readNotifications() {
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        while true {
+            let count = recv(notifications, &buffer, buffer.count, 0)
+            guard count > 0 else { return }
+            guard String(decoding: buffer.prefix(count), as: UTF8.self).contains("READY=1") else {
+                continue
+            }
+            // Which child it was does not matter for the announcement: both must have said so.
+            if let index = children.firstIndex(where: { !$0.isReady && $0.pid != 0 }) {
+                children[index].isReady = true
+            }
+            if !hasAnnounced, children.allSatisfy(\.isReady) {
+                hasAnnounced = true
+                Terminal.error("aspen-node: node \(nodeID) is up; its sockets are in \(runtime)")
+            }
+        }
+    }
+
+    private mutating func reap() {
+        while true {
+            var status: CInt = 0
+            let pid = waitpid(-1, &status, WNOHANG)
+            guard pid > 0 else { return }
+            guard let index = children.firstIndex(where: { $0.pid == pid }) else { continue }
+            let name = children[index].name
+            children[index].forwardOutput()
+            children[index].ended(now: Self.milliseconds())
+            if isStopping { continue }
+            let signal = status & 0x7f
+            let code = (status >> 8) & 0xff
+            if signal == 0, Self.hopeless.contains(code) {
+                Terminal.error("aspen-node: \(name) cannot run (exit \(code)); stopping the node")
+                stop(exit: code)
+            } else {
+                let how = signal != 0 ? "was killed by signal \(signal)" : "exited with \(code)"
+                Terminal.error("aspen-node: \(name) \(how); starting it again")
+            }
+        }
+    }
+
+    private mutating func stop(exit: CInt) {
+        guard !isStopping else { return }
+        isStopping = true
+        exitCode = exit
+    }
+
+    /// Stops the last child still running, then the one before it: raft drains through net.
+    private mutating func stopNext() {
+        guard let index = children.lastIndex(where: { $0.pid != 0 }) else { return }
+        let now = Self.milliseconds()
+        if children[index].restartAt == nil {
+            children[index].restartAt = .max  // marks that it was told
+            stopDeadline = now + Self.stopMilliseconds
+            kill(children[index].pid, SIGTERM)
+        } else if now >= stopDeadline {
+            Terminal.error("aspen-node: \(children[index].name) does not stop; killing it")
+            kill(children[index].pid, SIGKILL)
+            stopDeadline = now + Self.stopMilliseconds
+        }
+    }
+
+    private mutating func finish() -> CInt {
+        for index in children.indices { children[index].forwardOutput() }
+        for name in ["net.sock", "raft.sock", "notify.sock"] { unlink("\(runtime)/\(name)") }
+        return exitCode
+    }
+
+    private static func milliseconds() -> UInt64 {
+        var now = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &now)
+        return UInt64(now.tv_sec) * 1000 + UInt64(now.tv_nsec) / 1_000_000
+    }
+}

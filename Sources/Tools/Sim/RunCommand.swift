@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import ArgumentParser
+import AspenMachine
+import RaftCore
+import SimKit
+import SimChecks
+import SimFaults
+
+struct RunCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "run",
+        abstract: "Run one seed; the last line is the hash of its trace.")
+
+    @Option(help: "Which run.")
+    var seed: UInt64
+
+    @OptionGroup var options: ScenarioOptions
+
+    @Flag(help: "Print every event.")
+    var trace = false
+
+    func run() throws {
+        CrashReport.install()
+        CrashReport.begin(seed: seed)
+        let scenario = options.scenario(seed: seed)
+        print(Self.describe(scenario))
+        let sink: ((String) -> Void)? = trace ? { print($0) } : nil
+        let trial = Trial.run(scenario, strictness: options.strictness, sink: sink)
+        print(Self.describe(trial))
+        if let violation = trial.violation {
+            print("FAILED \(violation)")
+            if !trace { print("See what led to it: the same command with --trace.") }
+        } else {
+            print("passed: every promise was kept")
+        }
+        print(trial.hash.hex)
+        let outcome = Outcome(trial)
+        if outcome != .passed { throw outcome.exitCode }
+    }
+
+    private static func describe(_ scenario: Scenario) -> String {
+        let spares = scenario.spares == 0 ? "" : " and \(scenario.spares) in reserve"
+        let troubles = scenario.rates.map(\.trouble.rawValue).joined(separator: " ")
+        var lines = [
+            "seed \(scenario.seed): \(scenario.founders) nodes\(spares), \(scenario.clients) "
+                + "clients on \(scenario.keys) keys, heartbeat \(scenario.heartbeatInterval)",
+            "trouble for \(scenario.steps) events: \(troubles.isEmpty ? "none" : troubles)"
+                + (scenario.operatorInterval == nil ? "" : " membership")
+                + (scenario.network.isDatagram ? " datagrams" : ""),
+        ]
+        if let bug = scenario.planted.first { lines.append("planted: \(bug.rawValue)") }
+        return lines.joined(separator: "\n")
+    }
+
+    private static func describe(_ trial: Trial) -> String {
+        let statistics = trial.statistics
+        let milliseconds = statistics.virtualTime.nanoseconds / 1_000_000
+        return "\(trial.steps) events in \(milliseconds) ms of virtual time: "
+            + "\(statistics.messages) messages, \(trial.operations) operations "
+            + "(\(statistics.unknown) unknown), \(statistics.elections) elections, "
+            + "\(statistics.troubles) troubles, \(statistics.recoveries) starts "
+            + "(\(statistics.untrustedTails) untrusted), \(statistics.snapshots) snapshots, "
+            + "\(statistics.memberships) memberships"
+    }
+}

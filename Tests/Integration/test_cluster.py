@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real cluster, through the CLI: what a user of one node sees from any other."""
+
+import os
+import random
+import socket
+import struct
+
+from aspen_cluster import Cluster, free_ports, run, wait_for
+
+
+def any_node_gives_the_same_answer():
+    with Cluster(3, learners=1) as cluster:
+        for number, node in enumerate(cluster.nodes):
+            node.cli("kv", "set", f"k{number}", f"v{number}", check=0)
+            for other in cluster.nodes:
+                assert other.cli("kv", "get", f"k{number}", check=0).out == f"v{number}\n".encode()
+        for node in cluster.nodes:
+            missing = node.cli("kv", "get", "missing")
+            assert missing.code == 3 and missing.out == b"", missing.__dict__
+        roles = {n["node_id"]: n["role"] for n in cluster.status()["nodes"]}
+        assert sorted(roles) == [1, 2, 3, 4] and roles[4] == "learner", roles
+        cluster.nodes[1].cli("kv", "delete", "k0", check=0)
+        for node in cluster.nodes:
+            node.cli("kv", "get", "k0", check=3)
+        ticket = cluster.nodes[3].cli("cluster", "ticket", check=0).out.decode().strip()
+        done = cluster.cli("--ticket", ticket, "kv", "get", "k1", check=0)
+        assert done.out == b"v1\n"
+
+
+def bytes_are_bytes():
+    with Cluster(3) as cluster:
+        one, two = cluster.nodes[:2]
+        values = {
+            "empty": b"", "nul": b"a\0b\0", "invalid": b"\xff\xfe\x80", "newline": b"a\n",
+            "full": os.urandom(1_048_576),
+        }
+        for name, value in values.items():
+            path = os.path.join(cluster.directory, name)
+            with open(path, "wb") as f:
+                f.write(value)
+            one.cli("kv", "set", "-f", path, name, check=0)
+            assert two.cli("kv", "get", name, "--raw", check=0).out == value, name
+        path = os.path.join(cluster.directory, "over")
+        with open(path, "wb") as f:
+            f.write(b"x" * 1_048_577)
+        refused = one.cli("kv", "set", "-f", path, "over")
+        assert refused.code in (1, 2) and "1048576" in refused.err.replace(",", ""), refused.err
+        assert one.cli("kv", "set", "k" * 1024, "v").code == 0
+        refused = one.cli("kv", "set", "k" * 1025, "v")
+        assert refused.code in (1, 2) and "1024" in refused.err.replace(",", ""), refused.err
+
+
+def a_long_scan_is_complete():
+    with Cluster(3) as cluster:
+        done = cluster.cli_bench("put", "--clients", "64", "--count", "25000", "--keys", "25000",
+                                 "--sequential", "--value-size", "16")
+        assert done.returncode == 0, done.stderr
+        for node in cluster.nodes:
+            out = node.cli("kv", "scan", "--all", "--keys-only", "-o", "json", check=0).json()
+            keys = [entry["key"] for entry in out["entries"]]
+            assert len(keys) == 25000 and keys == sorted(set(keys)), len(keys)
+
+
+def a_wrong_cookie_is_refused():
+    with Cluster(1, learners=0) as cluster:
+        from aspen_cluster import Node
+        stranger = Node(cluster, 2, free_ports(1)[0])
+        cluster.nodes.append(stranger)
+        wrong = os.path.join(cluster.directory, "wrong")
+        with open(wrong, "w") as f:
+            f.write("another secret altogether, long enough")
+        stranger.start(cookie_file=wrong)
+        first = cluster.nodes[0]
+        refused = first.cli("cluster", "add-learner", "--node-id", "2", "--endpoint",
+                            stranger.endpoint, "--address", f"127.0.0.1:{stranger.port}",
+                            timeout_ms=3000)
+        assert refused.code != 0, refused.__dict__
+        assert "cookie" in first.log() + stranger.log()
+        for log in (first.log(), stranger.log()):
+            assert "another secret" not in log
+        first.cli("kv", "set", "a", "b", check=0)
+
+
+def garbage_is_refused():
+    randomness = random.Random(1)
+    with Cluster(1) as cluster:
+        node = cluster.nodes[0]
+        pids = (node.daemon("net"), node.daemon("raft"))
+        for name in ("net.sock", "raft.sock"):
+            path = os.path.join(node.data, "run", name)
+            for _ in range(500):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+                    s.settimeout(5)
+                    s.connect(path)
+                    try:
+                        for _ in range(20):
+                            body = randomness.randbytes(randomness.randrange(0, 100))
+                            s.sendall(struct.pack("<I", len(body)) + body)
+                    except (BrokenPipeError, ConnectionResetError):
+                        pass
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            for _ in range(10000):
+                s.sendto(randomness.randbytes(randomness.randrange(1, 1400)),
+                         ("127.0.0.1", node.port))
+        node.cli("kv", "set", "still", "here", check=0)
+        assert pids == (node.daemon("net"), node.daemon("raft")), "a daemon died"
+        lines = node.log().count("\n")
+        assert lines < 500, f"{lines} log lines for garbage"
+
+
+def killing_everything_loses_nothing():
+    with Cluster(3) as cluster:
+        for number in range(50):
+            cluster.nodes[number % 3].cli("kv", "set", f"key{number}", str(number), check=0)
+        for node in cluster.nodes:
+            node.kill_all()
+        for node in cluster.nodes:
+            node.start()
+        for number in range(50):
+            got = cluster.nodes[number % 3].cli("kv", "get", f"key{number}", check=0)
+            assert got.out == f"{number}\n".encode()
+
+
+def net_restarts_change_no_term():
+    with Cluster(3) as cluster:
+        leader, term = cluster.leader()
+        for turn in range(20):
+            node = leader if turn % 2 == 0 else cluster.nodes[turn % 3]
+            old = node.kill_daemon("net")
+            wait_for("another aspend-net", lambda: node.daemon("net") not in (None, old))
+            node.cli("kv", "set", f"turn{turn}", "x", check=0)
+        assert cluster.leader()[1] == term, f"term {term} became {cluster.leader()[1]}"
+
+
+if __name__ == "__main__":
+    run(any_node_gives_the_same_answer, bytes_are_bytes, a_long_scan_is_complete,
+        a_wrong_cookie_is_refused, garbage_is_refused, killing_everything_loses_nothing,
+        net_restarts_change_no_term)
