@@ -168,7 +168,6 @@ let checks: [Target] = [
     tests(
         "NetServiceTests",
         nio + ["NetService", "NetClient", "QUIC", "AspenBytes", "aspend-net", logging]),
-    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     .target(
         name: "FakeRaftServer",
