@@ -21,6 +21,12 @@ package struct OpenedStorage {
     /// Holds the lock while the node lives.
     private var disks: [any Disk]
 
+    /// For a node that was never started.
+    package func close() {
+        log.close()
+        state.close()
+    }
+
     /// Everything in memory: another replica at each start.
     package static func inMemory() -> OpenedStorage {
         let (log, state) = (MemoryLog(), MemoryState())
