@@ -62,7 +62,7 @@ class Node:
         self.process = None
         os.makedirs(os.path.join(self.data, "net"), mode=0o700, exist_ok=True)
         self.endpoint = subprocess.check_output(
-            [f"{cluster.bin}/aspend-net", "--print-identity", "true",
+            [f"{cluster.bin}/aspend-net", "--print-identity",
              "--state-dir", os.path.join(self.data, "net")], text=True).strip()
 
     @property

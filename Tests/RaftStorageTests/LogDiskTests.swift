@@ -27,7 +27,9 @@ import Testing
         let log = try open(RecordingDisk(MemoryDisk(), recorder: recorder))
         for batch in UInt64(0)..<10 {
             let before = recorder.count
-            for number in batch * 4 + 1...batch * 4 + 4 { try log.write(write(entries(number...number))) }
+            for number in batch * 4 + 1...batch * 4 + 4 {
+                try log.write(write(entries(number...number)))
+            }
             try log.sync()
             let events = recorder.events[before...]
             let kinds = events.map { event in
@@ -125,7 +127,9 @@ import Testing
         disk.plan.failsSync = false
         // The kernel reports a lost page once; trying again would promise what is not there.
         #expect(throws: StorageError.self) { try log.sync() }
-        #expect(throws: StorageError.self) { try log.read(from: index(1), upTo: index(1), bytesMax: 1) }
+        #expect(throws: StorageError.self) {
+            try log.read(from: index(1), upTo: index(1), bytesMax: 1)
+        }
     }
 
     @Test func theDirectoryHasOneOwner() throws {

@@ -119,11 +119,14 @@ struct LogModel {
         return try log.all() == Array(entries[skipped...]) ? nil : "the entries differ"
     }
 
-    func disagreement(with recovery: RaftRecovery) -> String? {
+    /// - Parameter later: hard states that may have been written behind the end of the log.
+    func disagreement(with recovery: RaftRecovery, later: [HardState] = []) -> String? {
         if !recovery.isTailTrusted { return "the tail is not trusted" }
         if recovery.lastIndex != lastIndex { return "recovered up to \(recovery.lastIndex)" }
-        let state = lastTerm > hardState.term ? HardState(term: lastTerm) : hardState
-        if recovery.hardState != state { return "\(recovery.hardState) is not \(state)" }
+        let states = ([hardState] + later).map {
+            lastTerm > $0.term ? HardState(term: lastTerm) : $0
+        }
+        if !states.contains(recovery.hardState) { return "hard state \(recovery.hardState)" }
         if recovery.snapshotIndex <= lastIndex, recovery.snapshotIndex >= base,
             recovery.snapshotTerm != term(at: recovery.snapshotIndex)
         {

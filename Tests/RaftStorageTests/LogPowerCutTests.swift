@@ -87,7 +87,8 @@ private struct RecordedRun {
                 candidate.discardedUpTo = min(
                     max(candidate.discardedUpTo, index), model.lastIndex)
             }
-            if let complaint = try candidate.disagreement(with: log.recovery)
+            let later = steps[count..<begun].compactMap(\.hardState)
+            if let complaint = try candidate.disagreement(with: log.recovery, later: later)
                 ?? candidate.disagreement(with: log)
             {
                 complaints.append(complaint)
@@ -157,6 +158,7 @@ private struct RecordedRun {
         model.entries = try log.all()
         var durable = model
         var positions = [(recorder.count, model)]
+        var states: [HardState] = []
         for _ in 0..<8 {
             let operation = model.draw(&random)
             guard case .write = operation else { continue }
@@ -164,11 +166,13 @@ private struct RecordedRun {
                 try step.perform(on: log)
                 model.apply(step)
                 positions.append((recorder.count, model))
+                if let state = step.hardState { states.append(state) }
             }
             if random.chance(1, in: 3) {
                 try log.sync()
                 durable = model
                 positions = [(recorder.count, model)]
+                states = []
             }
         }
         var replay = PowerCutReplay(events: recorder.events)
@@ -179,12 +183,18 @@ private struct RecordedRun {
                 configuration: configuration, salt: 1)
             let isKnown = try positions.contains { _, model in
                 try model.disagreement(with: reopened) == nil
-                    && model.disagreement(with: reopened.recovery) == nil
+                    && model.disagreement(with: reopened.recovery, later: states) == nil
             }
             #expect(
                 isKnown,
                 "seed \(seed): \(reopened.lastIndex), \(durable.lastIndex) was durable")
         }
+    }
+}
+
+extension LogOperation {
+    fileprivate var hardState: HardState? {
+        if case .write(let write) = self { write.hardState } else { nil }
     }
 }
 

@@ -291,12 +291,11 @@ extension RaftCore {
         if !isTailTrusted { finishRepairAsLeader(&turn) }
         rebuildPeers(&turn)
         termFirstIndex = log.lastIndex.next
-        appendAsLeader(
-            [
-                Entry(
-                    index: termFirstIndex, term: term, kind: .noop, origin: nil,
-                    time: stamp(turn.now), payload: [])
-            ], &turn)
+        let first = Entry(
+            index: termFirstIndex, term: term, kind: .noop, origin: nil, time: stamp(turn.now),
+            payload: [])
+        // Who commits old entries by counting sees no need for one of its own.
+        appendAsLeader(bugs.commitOldTermByCounting ? [] : [first], &turn)
         broadcastHeartbeat(&turn)
         heartbeatDeadline = turn.now + configuration.heartbeatInterval
     }

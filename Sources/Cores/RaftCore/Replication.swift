@@ -190,12 +190,15 @@ extension RaftCore {
     mutating func receiveAccepted(_ peer: Int, match: LogIndex, _ turn: inout Turn) {
         // More than was ever sent: not an answer of this log.
         guard match <= log.lastIndex else { return }
-        peers[peer].isRepairing = false
         let isProgress = match > peers[peer].match
+        if match >= peers[peer].match {
+            // All that it ever acknowledged is there (again).
+            peers[peer].isRepairing = false
+            peers[peer].next = max(peers[peer].next, match.next)
+        }
         if isProgress {
             peers[peer].match = match
             peers[peer].matchRound = reads.round
-            peers[peer].next = max(peers[peer].next, match.next)
             peers[peer].movedAt = turn.now
         }
         peers[peer].landed(upTo: match)

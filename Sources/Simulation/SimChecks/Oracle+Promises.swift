@@ -18,7 +18,9 @@ extension Oracle {
             votes[node][message.term] = message.to
             guard strictness == .rules else { return }
             let promise = HardState(term: message.term, votedFor: message.to)
-            if disks[node].durableHardState != promise {
+            // A later term on disk keeps the promise as well.
+            let durable = disks[node].durableHardState
+            if durable != promise, durable.term <= message.term {
                 throw breach(
                     "durable before said",
                     "n\(node + 1) grants its vote of term \(message.term) before it is durable")

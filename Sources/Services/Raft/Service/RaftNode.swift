@@ -22,6 +22,8 @@ protocol RaftNodeClient: AnyObject {
     func standingChanged(_ standing: RaftStanding)
     /// What was proposed in this turn is given to the core now.
     func willPropose(in term: Term)
+    /// The link to the leader of `term` is whole again.
+    func forwardAgain(in term: Term)
     /// A snapshot took the place of entries; answers among them are lost.
     func skipped()
 }
@@ -246,6 +248,19 @@ package final class RaftNode: @unchecked Sendable {
         proposals.append(Proposal(id: id, payload: payload))
         scheduleTurn()
         return id.number
+    }
+
+    /// Passes proposals of this process on once more, under the numbers that they have.
+    func forwardAgain(_ proposals: [(number: UInt64, payload: [UInt8])]) {
+        guard !proposals.isEmpty, standing.role != .leader else { return }
+        step(
+            .propose(
+                proposals.map { proposal in
+                    Proposal(
+                        id: ProposalID(
+                            node: options.raft.node, incarnation: incarnation,
+                            number: proposal.number), payload: proposal.payload)
+                }))
     }
 
     /// The read round that begins at the end of this turn.
@@ -502,6 +517,7 @@ extension RaftNode: PeerLinksDelegate {
     func linkRestored(_ node: NodeID) {
         step(.linkRestored(node))
         snapshots.linkRestored(node)
+        if standing.leader == node { client?.forwardAgain(in: core.term) }
     }
 
     func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }

@@ -13,13 +13,18 @@ enum RecordKind: UInt8 {
     /// settled by adding this, never by writing over entries: a torn overwrite would destroy an
     /// entry that the truncation was to keep.
     case truncation = 2
-    /// `term` is the node's term; the body says whom it voted for.
+    /// `term` is the node's term; the body says whom it voted for. Written twice, with a `filler`
+    /// between the copies: no vote is forgotten because one block of the disk went bad.
     case hardState = 3
     /// The log was opened: a new epoch begins, which no record left over from before can continue.
     case opening = 4
-    /// Written behind the last record after a sync, itself unsynced and written over by the next
-    /// record: if it is there, everything before it was durable.
+    /// Written a block behind the last record after a sync, itself unsynced and written over by what
+    /// follows: if it is there, everything below its `syncedTo` was durable.
     case mark = 5
+    /// The log is trusted again after damage (`LogWrite.endsRepair`).
+    case repaired = 6
+    /// Takes up room.
+    case filler = 7
 }
 
 /// The head of every record; little-endian, each record on a multiple of 8 bytes:

@@ -17,27 +17,30 @@ import RaftCore
 /// The last two are told apart by `syncedTo`: each record names the offset below which the segment
 /// was durable before that record was written. A hole below the `syncedTo` of any valid record
 /// behind it is damage; a hole above all of them is a torn tail that nobody was told about. The mark
-/// after each sync makes this hold for the last batch, too. A segment counts as durable up to the
-/// `previousEnd` that its successor names.
+/// after each sync makes this hold for the last batch, too; it stands a block away, so that no one
+/// bad block takes both. A segment counts as durable up to the `previousEnd` that its successor names.
 ///
 /// A torn tail is cut off, and the node is as good as ever; this must be so, because after a power
 /// cut of all machines every log may end in one. After damage the log ends before the hole, and
 /// `untrustedBelow` says how far it may have gone: the node neither votes nor acknowledges until a
 /// leader has filled that in (protocol-aware recovery, Alagappan and others, FAST 2018). This is
-/// remembered on disk, so that a second restart does not make the node forget what it lacks.
+/// remembered on disk until a write with `endsRepair`, so that a second restart does not make the
+/// node forget what it lacks.
 ///
 /// Rejected: to take any valid record behind a hole for damage (a plain power cut would silence a
 /// whole cluster); to cut off every invalid tail (one flipped bit would silently lose acknowledged
 /// entries, votes included).
 ///
-/// Not detected: a flipped bit in the very last batch when power fails before its mark, which is not
-/// synced, got to the disk.
+/// Not detected: damage to the very last batch when power fails before its mark, which is not synced,
+/// got to the disk. Should it hold a vote, the second copy of that is used all the same.
 struct LogRecovery {
     struct Findings {
         /// Nil if there is no usable log.
         var replay: LogReplay?
         /// What a damaged place hides, nil without one.
         var damage: LogEvidence?
+        /// The newest hard state behind the end of the log.
+        var laterState = HardState()
         /// Generations cut off from the log by damage.
         var setAside: [UInt64] = []
         /// Segment files that hold nothing of the log.
@@ -182,6 +185,7 @@ struct LogRecovery {
             let found = try evidence(
                 candidate, behind: segment.end, epoch: replay.epoch, seed: seed)
             findings.epochMax = max(findings.epochMax, found.epoch)
+            findings.laterState = found.hardState
             if !rest.isEmpty || found.provesLoss {
                 findings.damage = try damage(found, rest, seed: seed, &findings)
             }
@@ -201,6 +205,7 @@ struct LogRecovery {
             findings.setAside.append(candidate.generation)
         }
         findings.epochMax = max(findings.epochMax, sum.epoch)
+        findings.laterState = sum.hardState
         return sum
     }
 

@@ -81,7 +81,6 @@ struct LogReplay {
             }
             map.append(head.index, term: head.term, at: offset)
             lastTime = max(lastTime, EntryBody.time(body))
-            if head.index >= untrustedBelow { untrustedBelow = .zero }
         case .truncation:
             guard head.index <= map.lastIndex else { return false }
             map.truncate(after: head.index, term: head.term)
@@ -92,6 +91,8 @@ struct LogReplay {
         case .opening:
             guard body.count == 8 else { return false }
             untrustedBelow = LogIndex(UInt64(littleEndian: body.loadUnaligned(as: UInt64.self)))
+        case .repaired: untrustedBelow = .zero
+        case .filler: break
         case .mark: return false
         }
         return true
@@ -185,11 +186,19 @@ struct LogEvidence {
 extension LogReplay {
     /// The log ends before a damaged place: notes what is known to have been behind it.
     mutating func accept(_ damage: LogEvidence) {
-        // Even if no entry is missing, a vote may be: only a leader's next entry clears that.
         untrustedBelow = max(untrustedBelow, damage.lastIndex, map.lastIndex.next)
-        var states = damage
+    }
+
+    /// Takes a hard state that stands behind the end of the log. It may be one that was promised and
+    /// then cut off by damage; if it was never promised, keeping to it does no harm.
+    ///
+    /// - Returns: whether it is newer than what the log itself says.
+    mutating func adopt(_ state: HardState) -> Bool {
+        var states = LogEvidence()
         states.add(hardState)
-        hardState = states.hardState
+        states.add(state)
+        defer { hardState = states.hardState }
+        return states.hardState != hardState
     }
 
     /// - Throws: `.corrupt` if a membership cannot be decoded although its checksum holds.
@@ -203,11 +212,12 @@ extension LogReplay {
             }
             decoded.append((index, membership))
         }
+        let isTrusted = untrustedBelow == .zero
         return RaftRecovery(
             hardState: state, memberships: decoded, snapshotIndex: map.base,
             snapshotTerm: map.baseTerm, lastIndex: map.lastIndex, termStarts: map.termStarts,
-            lastTime: lastTime, isTailTrusted: untrustedBelow == .zero,
-            untrustedBelow: untrustedBelow)
+            lastTime: lastTime, isTailTrusted: isTrusted,
+            untrustedBelow: isTrusted ? .zero : max(untrustedBelow, map.lastIndex))
     }
 }
 

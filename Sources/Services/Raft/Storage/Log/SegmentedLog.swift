@@ -79,6 +79,7 @@ package final class SegmentedLog: LogStore {
         let fresh = SegmentHeader.first(salt: salt)
         var replay = found.replay ?? LogReplay(fresh)
         if let damage = found.damage { replay.accept(damage) }
+        let isStateNew = replay.adopt(found.laterState)
         (self.salt, seed, map) = (replay.salt, replay.seed, replay.map)
         (hardState, lastTime) = (replay.hardState, replay.lastTime)
         (chain, untrustedBelow) = (replay.chain, replay.untrustedBelow)
@@ -88,6 +89,7 @@ package final class SegmentedLog: LogStore {
         recovery = try replay.recovery()
         try clean(unused: found.unused)
         try reopen(isDamaged: found.damage != nil)
+        if isStateNew { try append(hardState) }
         try sync()
         try putAside()
     }
@@ -115,15 +117,30 @@ package final class SegmentedLog: LogStore {
             ) { EntryBody.write(entry, to: $0) }
             map.append(entry.index, term: entry.term, at: lastOffset)
             lastTime = max(lastTime, entry.time)
-            if entry.index >= untrustedBelow { untrustedBelow = .zero }
         }
         if let state = write.hardState {
             precondition(state.term >= hardState.term, "terms do not go back")
             hardState = state
+            try append(state)
+        }
+        if write.endsRepair {
+            untrustedBelow = .zero
+            try append(.repaired, index: map.lastIndex, term: map.lastTerm, bodyByteCount: 0) { _ in
+            }
+        }
+    }
+
+    private func append(_ state: HardState) throws(StorageError) {
+        for copy in 0..<2 {
             try append(
                 .hardState, index: map.lastIndex, term: state.term,
                 bodyByteCount: HardStateBody.byteCount
             ) { HardStateBody.write(state.votedFor, to: $0) }
+            guard copy == 0 else { break }
+            let byteCount = Self.blockByteCount - RecordHead.byteCount
+            try append(
+                .filler, index: map.lastIndex, term: map.lastTerm, bodyByteCount: byteCount
+            ) { $0.initializeMemory(as: UInt8.self, repeating: 0) }
         }
     }
 
@@ -202,17 +219,24 @@ package final class SegmentedLog: LogStore {
         isSynced = false
     }
 
+    /// What goes bad together on a disk.
+    private static let blockByteCount = 4096
+
     /// Says that everything before it is durable. It costs no sync: it only has to be there when
     /// the log is found damaged later (see `LogRecovery`).
     private func writeMark() throws(StorageError) {
         let segment = current
-        guard segment.end + RecordHead.byteCount <= segment.byteCount else { return }
+        let place =
+            min(
+                segment.end + Self.blockByteCount, segment.byteCount - RecordHead.byteCount)
+            & ~(RecordHead.alignment - 1)
+        guard place >= segment.end else { return }
         let region = buffer.extend(by: RecordHead.byteCount)
         defer { buffer.removeAll() }
         let head = head(.mark, flags: 0, index: map.lastIndex, term: map.lastTerm, bodyByteCount: 0)
         _ = head.seal(into: region, salt: seed)
         try attempt { () throws(DiskError) in
-            try segment.file.write(raw: buffer.bytes, at: UInt64(segment.end))
+            try segment.file.write(raw: buffer.bytes, at: UInt64(place))
         }
     }
 
@@ -265,14 +289,47 @@ package final class SegmentedLog: LogStore {
         }
     }
 
+    /// A tail that is not trusted stays so: only a write with `endsRepair` changes that.
     package func reset(to index: LogIndex, term: Term) throws(StorageError) {
         if let failure { throw failure }
         let old = map.segments
         map = LogMap(base: index, term: term)
-        if index >= untrustedBelow { untrustedBelow = .zero }
         try beginSegment(after: nil)
         try sync()
         for segment in old { try recycle(segment) }
+    }
+
+    /// Brings the log and the state that was opened beside it together, before the node starts.
+    /// `recovery` then describes the log as it is.
+    ///
+    /// A leader may have applied what others had made durable and its own log had not; a damaged log
+    /// may end anywhere. If the state is ahead, the log starts anew behind it: the caller must have
+    /// made the state durable. If entries are missing between the two, the whole replica is to be
+    /// filled again by a leader: the log becomes empty, and is not trusted.
+    ///
+    /// - Returns: false if the caller has to empty the state.
+    /// - Throws: `.corrupt` if the state comes from another log than this one.
+    package func align(applied: LogIndex, term: Term) throws(StorageError) -> Bool {
+        if applied > map.lastIndex {
+            try reset(to: applied, term: term)
+        } else if applied < map.base {
+            untrustedBelow = max(untrustedBelow, map.lastIndex)
+            try reset(to: .zero, term: .zero)
+        } else if let known = map.term(at: applied), known != term {
+            throw .corrupt(
+                "the state has applied \(applied) of term \(term), the log says \(known)")
+        } else {
+            return true
+        }
+        recovery.snapshotIndex = map.base
+        recovery.snapshotTerm = map.baseTerm
+        recovery.lastIndex = map.lastIndex
+        recovery.termStarts = []
+        recovery.memberships = []
+        recovery.isTailTrusted = untrustedBelow == .zero
+        recovery.untrustedBelow =
+            recovery.isTailTrusted ? .zero : max(untrustedBelow, map.lastIndex)
+        return map.base == applied
     }
 
     // MARK: - Reading
