@@ -113,7 +113,7 @@ package final class RaftNode: @unchecked Sendable {
         firstLogIndex = parts.log.firstIndex
         applied = AppliedBatch(
             index: parts.state.appliedIndex, term: parts.state.appliedTerm,
-            revision: parts.state.revision, byteCount: parts.state.byteCount, answers: [],
+            revision: parts.state.revision, answers: [],
             membershipIndex: nil)
         membershipAppliedIndex = parts.state.membership?.index ?? .zero
     }

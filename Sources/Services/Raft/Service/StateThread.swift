@@ -30,7 +30,6 @@ struct AppliedBatch: Sendable {
     var index: LogIndex
     var term: Term
     var revision: Revision
-    var byteCount: UInt64
     var answers: [AppliedAnswer]
     /// The newest membership of the batch, if it has one.
     var membershipIndex: LogIndex?
@@ -174,8 +173,7 @@ final class StateThread: @unchecked Sendable {
         events.append(
             .applied(
                 AppliedBatch(
-                    index: last.index, term: last.term, revision: store.revision,
-                    byteCount: store.byteCount, answers: answers,
+                    index: last.index, term: last.term, revision: store.revision, answers: answers,
                     membershipIndex: membershipIndex)))
         entries.removeAll(keepingCapacity: true)
     }
