@@ -112,7 +112,7 @@ let services: [Target] = [
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenBytes", collections],
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes", collections],
         settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
@@ -163,7 +163,7 @@ let checks: [Target] = [
     tests("SourceRulesTests", []),
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
-    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
