@@ -167,8 +167,10 @@ let checks: [Target] = [
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
-        nio + ["NetService", "NetClient", "QUIC", "AspenBytes", "aspend-net", logging]),
-    tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenMachine", "CNgtcp2"]),
+        nio + [
+            "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
+            "aspend-net", logging,
+        ]),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     .target(
         name: "FakeRaftServer",
