@@ -168,6 +168,10 @@ let checks: [Target] = [
     tests(
         "NetServiceTests",
         nio + ["NetService", "NetClient", "QUIC", "AspenBytes", "aspend-net", logging]),
+        nio + [
+            "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
+            "aspend-net", logging,
+        ]),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     .target(
         name: "FakeRaftServer",

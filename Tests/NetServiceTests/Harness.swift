@@ -14,6 +14,9 @@ import ServiceKit
 import Synchronization
 import Testing
 
+/// All tests with real sockets, one after the other: they measure times and memory.
+@Suite(.serialized) struct NetServiceTests {}
+
 /// A directory of its own that vanishes with it.
 final class Scratch: Sendable {
     let path: String
@@ -51,7 +54,8 @@ enum Sockets {
         let kind = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
         let descriptor = socket(AF_UNIX, kind, 0)
         unlink(path)
-        let address = withUnsafeBytes(of: sa_family_t(AF_UNIX)) { Array($0) } + Array(path.utf8) + [0]
+        let address =
+            withUnsafeBytes(of: sa_family_t(AF_UNIX)) { Array($0) } + Array(path.utf8) + [0]
         precondition(bind(descriptor, address) == 0, "bind \(path)")
         precondition(listen(descriptor, 128) == 0)
         return descriptor
@@ -307,6 +311,14 @@ final class TestNode: @unchecked Sendable {
         try await stopNet()
         shutdown(peerSockets.net, CInt(SHUT_RDWR))
         close(peerSockets.net)
+    }
+
+    var hasSeenAnyPeerUp: Bool {
+        events.withLock { $0.contains { if case .peerUp = $0 { true } else { false } } }
+    }
+
+    var hasSeenAnyPeerDown: Bool {
+        events.withLock { $0.contains { if case .peerDown = $0 { true } else { false } } }
     }
 
     func has(_ event: NetEvent) -> Bool { events.withLock { $0.contains(event) } }
