@@ -43,7 +43,7 @@ final class LogThread: @unchecked Sendable {
     /// How long a single slow sync sends all work to the thread, in nanoseconds.
     static let slowPauseNanoseconds: UInt64 = 100_000_000
 
-    private let store: any LogStore
+    private var store: any LogStore
     private let loop: any EventLoop
     private var failure: StorageError?
     private var worker: WorkerThread<LogJob>?
@@ -162,5 +162,8 @@ final class LogThread: @unchecked Sendable {
         worker?.stop()
         worker = nil
         store.close()
+        // Lets go of the directory's lock.
+        store = MemoryLog()
+        failure = .disk("the log is closed")
     }
 }

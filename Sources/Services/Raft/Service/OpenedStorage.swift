@@ -19,7 +19,7 @@ package struct OpenedStorage {
     package var state: any StateStore
     package var recovery: RaftRecovery
     /// Holds the lock while the node lives.
-    private var disks: [any Disk]
+    var disks: [any Disk]
 
     /// For a node that was never started.
     package func close() {

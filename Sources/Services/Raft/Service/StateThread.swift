@@ -63,7 +63,7 @@ final class StateThread: @unchecked Sendable {
     /// Queries up to which the loop answers by itself, when each looks up one key.
     static let inlineReadsMax = 64
 
-    private let store: any StateStore
+    private var store: any StateStore
     private let loop: any EventLoop
     private let node: NodeID
     private let incarnation: UInt64
@@ -188,5 +188,7 @@ final class StateThread: @unchecked Sendable {
         worker?.stop()
         worker = nil
         store.close()
+        store = MemoryState()
+        failure = .disk("the state is closed")
     }
 }
