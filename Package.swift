@@ -177,7 +177,7 @@ let checks: [Target] = [
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
-    tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
+    tests("CommandTests", nio + ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
     tests(
         "RaftServiceTests",
         nio + [
