@@ -163,11 +163,15 @@ let checks: [Target] = [
     tests("SourceRulesTests", []),
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
-    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests(
+        "RaftStorageTests",
+        [
+            "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
+            "AspenTypes", "AspenBytes", "AspenMachine",
+        ], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
-        nio + ["NetService", "NetClient", "QUIC", "AspenBytes", "aspend-net", logging]),
         nio + [
             "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
             "aspend-net", logging,
@@ -185,7 +189,9 @@ let checks: [Target] = [
             "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
             protobuf,
         ]),
-    tests("AspenClientTests", nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
+    tests(
+        "AspenClientTests",
+        nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
