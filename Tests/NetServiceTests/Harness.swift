@@ -229,6 +229,9 @@ final class TestNode: @unchecked Sendable {
     let events = Mutex<[NetEvent]>([])
     let connects = Mutex<Int>(0)
     let losses = Mutex<Int>(0)
+    let identity = Mutex<NetIdentity?>(nil)
+    /// The end of the pair over which net passes connections, for another process.
+    var passingEnd: CInt { dup(peerSockets.net) }
     private(set) var port: UInt16
     private(set) var service: NetService?
     private var control: NIOLoopBound<NetControl>?
@@ -281,7 +284,10 @@ final class TestNode: @unchecked Sendable {
         control = try await loop.submit { [self] in
             let control = NetControl(eventLoop: loop, socketPath: netSocket)
             control.onEvent = { [self] event in events.withLock { $0.append(event) } }
-            control.onConnected = { [self] _ in connects.withLock { $0 += 1 } }
+            control.onConnected = { [self] own in
+                identity.withLock { $0 = own }
+                connects.withLock { $0 += 1 }
+            }
             control.onLost = { [self] in losses.withLock { $0 += 1 } }
             control.setPeers(peers, isClosed: isClosed)
             control.start()
