@@ -41,6 +41,8 @@ package final class RaftNode: @unchecked Sendable {
     static let proposeBytesMax = 1_000_000
     /// Payload bytes read from the log in one piece to be applied after a restart.
     static let replayBytesMax = 4_000_000
+    /// How long news of a commit may wait for an append to carry it, when no client waits for it.
+    static let newsDelay = TimeAmount.milliseconds(2)
     /// Entries applied between two looks at whether a checkpoint is due.
     static let maintenanceEntries = 512
 
@@ -62,6 +64,8 @@ package final class RaftNode: @unchecked Sendable {
     private var isPaused = false
     private let onFatal: (StorageError) -> Void
 
+    private var news = CommitNews()
+    private var isNewsScheduled = false
     private var armedFor: MonotonicInstant?
     private var timer: Scheduled<Void>?
 
@@ -160,8 +164,10 @@ package final class RaftNode: @unchecked Sendable {
             writes.append(.write(write))
             for entry in write.entries { writeBytes += entry.payload.count }
             scheduleDisk()
-        case .send(let message, let after): links.send(message, after: after)
+        case .send(let message, let after):
+            if news.maySend(message) { links.send(message, after: after) } else { scheduleNews() }
         case .commit(let entries, _):
+            if core.isLeader { news.committed(entries, own: options.raft.node) }
             committed.append(entries)
             scheduleApply()
         case .commitFromLog(let from, let upTo):
@@ -189,7 +195,17 @@ package final class RaftNode: @unchecked Sendable {
         }
     }
 
+    private func scheduleNews() {
+        guard !isNewsScheduled else { return }
+        isNewsScheduled = true
+        loop.scheduleTask(in: Self.newsDelay) { [self] in
+            isNewsScheduled = false
+            for message in news.release() { links.send(message, after: nil) }
+        }
+    }
+
     private func changed(_ standing: RaftStanding) {
+        news.reset()
         let before = self.standing
         self.standing = standing
         if standing.leader != before.leader || standing.term != before.term,
@@ -357,6 +373,8 @@ package final class RaftNode: @unchecked Sendable {
             case .reset(let index, _):
                 firstLogIndex = index.next
                 snapshots.logWasReset()
+            case .preparation(let preparation): log.prepare(preparation)
+            case .nothing: break
             case .failed(let error): fatal(error)
             }
         }
@@ -506,6 +524,9 @@ extension RaftNode: PeerLinksDelegate {
                 from: message.to, to: message.from, term: core.term,
                 body: .forwardRejected(numbers: proposals.map(\.id)))
             return links.send(answer, after: nil)
+        }
+        if case .forward(let proposals) = message.body, core.isLeader {
+            news.forwarded(proposals.count, by: message.from)
         }
         step(.received(message))
     }

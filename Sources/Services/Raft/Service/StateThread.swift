@@ -51,7 +51,7 @@ enum StateEvent: Sendable {
 }
 
 /// The applied state and the thread that may block on it.
-// SAFETY: `store` and `failure` are touched only while holding the worker; `onEvents` only on the
+// SAFETY: `store` and `failure` are touched only while holding the worker; the rest only on the
 // event loop.
 final class StateThread: @unchecked Sendable {
     /// Entries up to which the loop applies by itself when the thread is idle: a wake-up there and
@@ -68,6 +68,8 @@ final class StateThread: @unchecked Sendable {
     private let node: NodeID
     private let incarnation: UInt64
     private var failure: StorageError?
+    /// Jobs given to the thread whose events have not been delivered: nothing may overtake them.
+    private var outstanding = 0
     private var worker: WorkerThread<StateJob>?
 
     var onEvents: ([StateEvent]) -> Void = { _ in }
@@ -83,7 +85,10 @@ final class StateThread: @unchecked Sendable {
     func start() {
         worker = WorkerThread { [self] jobs in
             let events = carryOut(jobs)
-            loop.execute { self.onEvents(events) }
+            loop.execute {
+                self.outstanding -= jobs.count
+                self.onEvents(events)
+            }
         }
     }
 
@@ -102,14 +107,19 @@ final class StateThread: @unchecked Sendable {
     }
 
     func perform(_ body: @escaping @Sendable (any StateStore) throws -> @Sendable () -> Void) {
-        worker?.submit(.perform(body))
+        submit(.perform(body))
     }
 
     private func run(_ job: StateJob, inline isSmall: Bool) {
-        if isSmall {
+        if isSmall, outstanding == 0 {
             var events: [StateEvent] = []
             if worker?.runInline({ events = carryOut([job]) }) == true { return onEvents(events) }
         }
+        submit(job)
+    }
+
+    private func submit(_ job: StateJob) {
+        outstanding += 1
         worker?.submit(job)
     }
 
