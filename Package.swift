@@ -112,7 +112,7 @@ let services: [Target] = [
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenBytes", collections],
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes", collections],
         settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
@@ -163,14 +163,30 @@ let checks: [Target] = [
     tests("SourceRulesTests", []),
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
-    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests(
+        "RaftStorageTests",
+        [
+            "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
+            "AspenTypes", "AspenBytes", "AspenMachine",
+        ], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
-    tests("SimulationTests", ["SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "AspenDisk", "AspenMachine", "AspenTypes", "aspen-sim"], settings: pure),
+    tests(
+        "NetServiceTests",
+        nio + [
+            "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
+            "aspend-net", logging,
+        ]),
+    tests(
+        "SimulationTests",
+        [
+            "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "AspenDisk",
+            "AspenMachine", "AspenTypes", "aspen-sim",
+        ], settings: pure),
     .target(
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
-    tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
+    tests("CommandTests", nio + ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
     tests(
         "RaftServiceTests",
         nio + [
@@ -178,7 +194,9 @@ let checks: [Target] = [
             "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
             protobuf,
         ]),
-    tests("AspenClientTests", nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
+    tests(
+        "AspenClientTests",
+        nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]

@@ -70,6 +70,11 @@ final class World {
         var readsReady: [(id: ReadID, index: LogIndex)] = []
         var readsFailed: [ReadID] = []
         var proposalsFailed: [ProposalID] = []
+        /// How far this node's clock is ahead of the world's.
+        var skew = Duration.zero
+
+        /// When it wants its timeout, in the world's time.
+        var due: MonotonicInstant? { core?.deadline.map { $0 + (.zero - skew) } }
 
         init(id: NodeID) { self.id = id }
     }
@@ -90,7 +95,6 @@ final class World {
     private var committed: [LogIndex: Entry] = [:]
     private var leaders: [Term: NodeID] = [:]
     private var proposals: UInt64 = 0
-    private var tickets: [NodeID: UInt64] = [:]
 
     init(seed: UInt64) { random = RandomSource(seed: seed) }
 
@@ -133,7 +137,8 @@ final class World {
         }
         let recovery = node.disk.recovery(applied: node.appliedIndex)
         node.core = RaftCore(
-            configuration: configuration, recovery: recovery, now: now, random: &random)
+            configuration: configuration, recovery: recovery, now: now + node.skew,
+            random: &random)
     }
 
     /// A cluster whose first entry, the membership, is on every disk and applied.
@@ -183,7 +188,7 @@ final class World {
         let node = node(id)
         guard node.core != nil else { return }
         buffer.removeAll(keepingCapacity: true)
-        node.core?.step(input, now: now, random: &random, into: &buffer)
+        node.core?.step(input, now: now + node.skew, random: &random, into: &buffer)
         node.core?.checkInvariants()
         let effects = buffer
         for effect in effects {
@@ -273,6 +278,14 @@ final class World {
         }
     }
 
+    /// Only this node's clock runs, up to its deadline: Raft's safety must not depend on clocks.
+    func fireTimer(_ id: NodeID) {
+        let node = node(id)
+        guard let due = node.due else { return }
+        if due > now { node.skew += due - now }
+        step(id, .timeout)
+    }
+
     // MARK: Disks and network
 
     /// Makes the first `count` pending writes of a node durable (nil: all) and tells it.
@@ -317,12 +330,12 @@ final class World {
     func pass(_ duration: Duration, isOpen: (Message) -> Bool = { _ in true }) {
         let end = now + duration
         settle(isOpen: isOpen)
-        while let due = nodes.compactMap({ $0.core?.deadline }).min(), due <= end {
-            now = max(now, due)
+        while let next = nodes.compactMap(\.due).min(), next <= end {
+            now = max(now, next)
             for node in nodes {
-                if let deadline = node.core?.deadline, deadline <= now {
+                if let due = node.due, due <= now {
                     step(node.id, .timeout)
-                    if node.core?.deadline == deadline {
+                    if node.due == due {
                         violations.append("node \(node.id) ignores its deadline")
                         return
                     }
@@ -331,6 +344,13 @@ final class World {
             settle(isOpen: isOpen)
         }
         now = end
+    }
+
+    /// The state went with the log.
+    func forgetApplied(_ id: NodeID, after index: LogIndex) {
+        let node = node(id)
+        node.appliedIndex = min(node.appliedIndex, index)
+        node.applied.removeAll { $0.index > index }
     }
 
     // MARK: Snapshots
@@ -386,13 +406,19 @@ final class World {
 
     // MARK: Clients
 
-    @discardableResult
-    func propose(_ id: NodeID, _ text: String) -> ProposalID {
-        proposals += 1
-        let proposal = Proposal(
-            id: ProposalID(node: id, incarnation: 1, number: proposals), payload: Array(text.utf8))
-        step(id, .propose([proposal]))
-        return proposal.id
+    func propose(_ id: NodeID, _ text: String) { propose(id, all: [text]) }
+
+    /// As one batch.
+    func propose(_ id: NodeID, all texts: [String]) {
+        step(
+            id,
+            .propose(
+                texts.map { text in
+                    proposals += 1
+                    return Proposal(
+                        id: ProposalID(node: id, incarnation: 1, number: proposals),
+                        payload: Array(text.utf8))
+                }))
     }
 
     func note(_ violation: String) { violations.append(violation) }

@@ -82,7 +82,7 @@ package struct AspenNode: ParsableCommand {
         let state = "\(data)/net"
         try Directories.create(state)
         let program = "\(programs)/aspend-net"
-        let words = [program, "--print-identity", "true", "--state-dir", state]
+        let words = [program, "--print-identity", "--state-dir", state]
         withCStrings(words) { _ = execv(program, $0) }
         throw AspenError(.internal, "\(program) cannot be started")
     }

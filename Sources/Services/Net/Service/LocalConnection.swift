@@ -64,8 +64,8 @@ extension NetService {
         localCount += 1
         channel.closeFuture.whenComplete { [self] _ in localCount -= 1 }
         let frames = FrameChannel(frameBytesMax: NetRequest.frameBytesMax)
-        frames.onFrame = { [unowned self] frames, frame in receivedLocal(frame, frames) }
-        frames.onClosed = { [unowned self] frames, reason in closedLocal(frames, reason) }
+        frames.onFrame = { [self] frames, frame in receivedLocal(frame, frames) }
+        frames.onClosed = { [self] frames, reason in closedLocal(frames, reason) }
         try channel.pipeline.syncOperations.addHandler(frames)
     }
 
@@ -85,7 +85,8 @@ extension NetService {
         guard let connection = localConnections.removeValue(forKey: ObjectIdentifier(frames))
         else { return }
         connection.state = .closed
-        if connection.isRaft, !localConnections.values.contains(where: \.isRaft) {
+        // A net that stops closes these connections itself: that says nothing of raft.
+        if connection.isRaft, !isDraining, !localConnections.values.contains(where: \.isRaft) {
             setRaftState(.gone)
         }
     }
@@ -172,7 +173,7 @@ extension NetService {
     private func openLocal(
         _ connection: LocalConnection, _ peer: EndpointID, _ alpn: ALPN, _ service: ServiceName
     ) {
-        openStream(to: peer, alpn: alpn, service: service) { [unowned self] result in
+        openStream(to: peer, alpn: alpn, service: service) { [self] result in
             switch result {
             case .failure(let error):
                 connection.send(.failed(code: error.code, message: error.message))
@@ -196,7 +197,7 @@ extension NetService {
         let early = connection.frames.detach()
         let splice = Splice(stream: stream, lostCode: .none)
         let key = ObjectIdentifier(connection.frames)
-        splice.onFinished = { [unowned self] in
+        splice.onFinished = { [self] in
             localConnections[key] = nil
             release()
         }

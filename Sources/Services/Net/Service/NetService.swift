@@ -42,6 +42,7 @@ package final class NetService: @unchecked Sendable {
     private var inputs = Deque<LinkInput>()
     private var effects: [LinkEffect] = []
     private var isDriving = false
+    private(set) var isDraining = false
     private var timer: (at: MonotonicInstant, task: Scheduled<Void>)?
     private var nextLink: UInt64 = 1
     private var listener: (any RunningListener)?
@@ -62,11 +63,11 @@ package final class NetService: @unchecked Sendable {
     package func start(datagramSocket: CInt, netSocket: CInt) -> EventLoopFuture<Void> {
         eventLoop.preconditionInEventLoop()
         endpoint.serverProtocols = [ALPN.raft.rawValue, ALPN.client.rawValue]
-        endpoint.acceptPolicy = { [unowned self] peer, alpn, _ in
+        endpoint.acceptPolicy = { [self] peer, alpn, _ in
             refusal(of: peer, alpn: alpn)
         }
-        endpoint.onConnection = { [unowned self] in accepted($0) }
-        endpoint.onRefused = { [unowned self] in refused($0, $1, $2) }
+        endpoint.onConnection = { [self] in accepted($0) }
+        endpoint.onRefused = { [self] in refused($0, $1, $2) }
         return endpoint.bind(inheritedDatagramSocket: datagramSocket).flatMap { [self] in
             Listener.start(descriptor: netSocket, on: eventLoop) { [self] channel in
                 try acceptLocal(channel)
@@ -84,15 +85,23 @@ package final class NetService: @unchecked Sendable {
     /// Takes no more, says goodbye to the peers, closes.
     package func drain() -> EventLoopFuture<Void> {
         eventLoop.preconditionInEventLoop()
+        isDraining = true
         listener?.close()
         timer?.task.cancel()
-        for connection in localConnections.values { connection.close() }
-        return endpoint.close()
+        timer = nil
+        for connection in Array(localConnections.values) { connection.close() }
+        // Whoever still calls back holds on to this service; the endpoint lets go of it at the end.
+        return endpoint.close().always { [self] _ in
+            endpoint.acceptPolicy = { _, _, _ in "this node is stopping" }
+            endpoint.onConnection = { $0.close(code: 0, reason: "stopping") }
+            endpoint.onRefused = { _, _, _ in }
+        }
     }
 
     // MARK: - The machine
 
     func drive(_ input: LinkInput) {
+        guard !isDraining else { return }
         inputs.append(input)
         guard !isDriving else { return }
         isDriving = true
@@ -202,16 +211,16 @@ package final class NetService: @unchecked Sendable {
         nextLink += 1
         let session = PeerSession(
             id: id, connection: connection, key: configuration.cookie, incarnation: incarnation,
-            service: { [unowned self] in raftState })
-        session.onProved = { [unowned self] in proved($0, $1, $2) }
-        session.onNotice = { [unowned self] session, name, state in
+            service: { [self] in raftState })
+        session.onProved = { [self] in proved($0, $1, $2) }
+        session.onNotice = { [self] session, name, state in
             if name == .raft { drive(.service(session.id, state)) }
         }
-        session.onStream = { [unowned self] in
+        session.onStream = { [self] in
             join($1, to: $2, rest: $3, for: .member($0), carried: $0.carry())
         }
-        session.onEnded = { [unowned self] in ended($0, $1) }
-        session.onCarrying = { [unowned self] in drive(.carrying($0.id, $1)) }
+        session.onEnded = { [self] in ended($0, $1) }
+        session.onCarrying = { [self] in drive(.carrying($0.id, $1)) }
         sessions[id] = session
         session.start(on: eventLoop)
     }

@@ -51,9 +51,9 @@ extension NetService {
 
     func acceptClient(_ connection: QUICConnection) {
         inboundClients += 1
-        connection.onClosed = { [unowned self] _ in inboundClients -= 1 }
-        connection.onStream = { [unowned self] stream in
-            InboundHeader.read(stream) { [unowned self] result in
+        connection.onClosed = { [self] _ in inboundClients -= 1 }
+        connection.onStream = { [self] stream in
+            InboundHeader.read(stream) { [self] result in
                 switch result {
                 case .success((let service, let rest)):
                     join(stream, to: service, rest: rest, for: .client(connection), carried: {})
@@ -80,7 +80,7 @@ extension NetService {
         let splice = Splice(stream: stream, lostCode: .serviceGone)
         joined[ObjectIdentifier(splice)] = JoinedStream(service: service, splice: splice)
         if origin.isClient { joinedClientStreams += 1 }
-        splice.onFinished = { [unowned self] in
+        splice.onFinished = { [self] in
             joined[ObjectIdentifier(splice)] = nil
             if origin.isClient { joinedClientStreams -= 1 }
             carried()
@@ -150,7 +150,7 @@ extension NetService {
         }
         switch alpn {
         case .raft:
-            withSession(to: peer) { [unowned self] result in
+            withSession(to: peer) { [self] result in
                 done(result.flatMap { begin($0, service) })
             }
         case .client:

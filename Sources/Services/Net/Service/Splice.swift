@@ -24,6 +24,7 @@ final class Splice: ChannelInboundHandler {
     private var hasPeerEnded = false
     private var hasLocalEnded = false
     private var isOutputClosed = false
+    private var hasFailed = false
 
     init(stream: QUICStream, lostCode: StreamErrorCode) {
         self.stream = stream
@@ -123,8 +124,10 @@ final class Splice: ChannelInboundHandler {
 
     func channelInactive(context: ChannelHandlerContext) {
         guard let stream else { return }
-        if hasPeerEnded && hasLocalEnded {
+        if hasPeerEnded, hasLocalEnded || !hasFailed {
+            // NIO does not tell the end of input apart when the output is closed already.
             finish()
+            stream.finish()
         } else if hasPeerEnded || stream.unsentBytes == 0 {
             finish()
             stream.reset(code: lostCode.rawValue)
@@ -137,6 +140,7 @@ final class Splice: ChannelInboundHandler {
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        hasFailed = true
         context.close(promise: nil)
     }
 

@@ -136,9 +136,15 @@ final class ClientConnection: ReplySink {
         try? frames.channel?.syncOptions?.setOption(.autoRead, value: isOn)
     }
 
+    /// Sends what is waiting, then closes.
+    func close() {
+        isClosed = true
+        frames.close()
+    }
+
     private func closed(_ reason: FrameChannel.Closed) {
         isClosed = true
-        service.connectionEnded()
+        service.ended(self)
         if case .oversized(let bytes) = reason {
             service.clientIsWrong("a frame of \(bytes) bytes")
         }

@@ -52,7 +52,7 @@ extension ClientService {
         return up == quorum ? ("degraded", detail) : ("unavailable", detail)
     }
 
-    var ownStatus: WireNodeStatus {
+    private func ownStatus(dataBytes: UInt64) -> WireNodeStatus {
         var status = WireNodeStatus()
         let own = options.raft.node
         let membership = node.membership
@@ -70,7 +70,7 @@ extension ClientService {
             status.addresses = member.addresses
         }
         status.version = ProtocolVersion.program
-        status.dataBytes = node.applied.byteCount
+        status.dataBytes = dataBytes
         status.isVoter = membership?.isVoter(own) ?? false
         status.reachable = true
         return status
@@ -86,22 +86,25 @@ extension ClientService {
     }
 
     func getNodeInfo(_ origin: RequestOrigin) {
-        let status = ownStatus
-        let box = NIOLoopBound((self, origin), eventLoop: node.loop)
+        ownInfo { origin.reply(WireResponse(.getNodeInfo($0))) }
+    }
+
+    private func ownInfo(_ then: @escaping (Aspen_Client_V1_GetNodeInfoResponse) -> Void) {
+        let box = NIOLoopBound((self, then), eventLoop: node.loop)
         node.state.perform { store in
-            let hash = try store.contentHash()
+            let (hash, byteCount) = (try store.contentHash(), store.byteCount)
             return {
-                let (service, origin) = box.value
+                let (service, then) = box.value
                 let node = service.node
                 var body = Aspen_Client_V1_GetNodeInfoResponse()
-                body.node = status
+                body.node = service.ownStatus(dataBytes: byteCount)
                 body.clusterID = node.membership?.cluster.text ?? ""
                 body.replicaID = service.links.identity.replica.rawValue
                 body.commit = node.core.commitIndex.rawValue
                 body.lastLogIndex = node.core.lastIndex.rawValue
                 body.firstLogIndex = node.firstLogIndex.rawValue
                 body.stateHash = hash
-                origin.reply(WireResponse(.getNodeInfo(body)))
+                then(body)
             }
         }
     }
@@ -115,7 +118,7 @@ extension ClientService {
         let bytes: [UInt8] = (try? request.serializedBytes()) ?? []
         for member in membership.members {
             if member.node == options.raft.node {
-                gathering.add(ownStatus, commit: node.core.commitIndex.rawValue)
+                ownInfo { gathering.add($0.node, commit: $0.commit) }
                 continue
             }
             links.request(bytes, to: member.node, timeout: Self.statusTimeout) { answer in

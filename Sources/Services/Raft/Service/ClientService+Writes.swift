@@ -178,6 +178,22 @@ extension ClientService {
         }
     }
 
+    /// The link to the leader is whole again: what was on its way through the old one may be lost.
+    /// Sent again under the same ids, and only to the leader of the same term, who takes each id once.
+    func forwardAgain(in term: Term) {
+        var proposals: [(number: UInt64, payload: [UInt8])] = []
+        for number in writes.keys.sorted() {
+            guard let write = writes[number], !write.isDone, write.numbers.last == number,
+                write.proposedTerm == term
+            else { continue }
+            switch write.kind {
+            case .addLearner, .changeMembership, .initCluster: continue
+            default: proposals.append((number, write.payload))
+            }
+        }
+        node.forwardAgain(proposals)
+    }
+
     func proposalFailed(_ number: UInt64, _ failure: ProposalFailure) {
         guard let write = writes.removeValue(forKey: number) else { return }
         write.numbers.removeAll { $0 == number }

@@ -41,7 +41,7 @@ final class ClientService: @unchecked Sendable {
     var nextLocalRound: UInt64 = 1 << 63
 
     private var isSweeping = false
-    private var connectionCount = 0
+    private var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var complaints = LogLimiter(burst: 3)
     private var isDraining = false
     private var drained: EventLoopPromise<Void>?
@@ -72,15 +72,21 @@ final class ClientService: @unchecked Sendable {
 
     /// Serves a client on `frames`. Refused beyond `Limits.connectionsMax`.
     func accept(_ frames: FrameChannel, permission: Permission, denial: AspenError) {
-        guard connectionCount < Limits.connectionsMax, !isDraining else {
+        guard connections.count < Limits.connectionsMax, !isDraining else {
             clientIsWrong("more than \(Limits.connectionsMax) connections")
             return frames.close()
         }
-        connectionCount += 1
-        ClientConnection(frames, permission: permission, denial: denial, service: self).start()
+        let connection = ClientConnection(
+            frames, permission: permission, denial: denial, service: self)
+        connections[ObjectIdentifier(connection)] = connection
+        connection.start()
     }
 
-    func connectionEnded() { connectionCount -= 1 }
+    func ended(_ connection: ClientConnection) {
+        connections[ObjectIdentifier(connection)] = nil
+    }
+
+    func closeConnections() { for connection in connections.values { connection.close() } }
 
     func clientIsWrong(_ reason: String) {
         complaints.record {

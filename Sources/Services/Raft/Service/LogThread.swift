@@ -16,6 +16,9 @@ enum LogJob: Sendable {
     case discard(upTo: LogIndex)
     /// A snapshot has taken the place of the log.
     case reset(to: LogIndex, term: Term)
+    /// A segment to go over into, made elsewhere.
+    case adopt(PreparedSegment)
+    case preparationFailed(SegmentPreparation)
 }
 
 /// What came of it, in the order of the jobs.
@@ -24,6 +27,9 @@ enum LogEvent: Sendable {
     case fetched(for: NodeID?, from: LogIndex, entries: [Entry])
     case discarded(upTo: LogIndex, term: Term, firstIndex: LogIndex)
     case reset(to: LogIndex, term: Term)
+    /// To be made on another thread.
+    case preparation(SegmentPreparation)
+    case nothing
     case failed(StorageError)
 }
 
@@ -33,20 +39,23 @@ enum LogEvent: Sendable {
 /// A sync that takes 30 µs is cheaper on the event loop than two thread wake-ups around it; one that
 /// takes 4 ms would hold up heartbeats. Which it will be is judged by the last ones: see
 /// `isInlineAllowed`.
-// SAFETY: `store` and `failure` are touched only while holding the worker; `slowUntil` and
-// `averageNanoseconds` only on the event loop.
+// SAFETY: `store` and `failure` are touched only while holding the worker; the rest only on the
+// event loop.
 final class LogThread: @unchecked Sendable {
     /// Payload above which a batch always goes to the thread, in bytes.
     static let inlineBytesMax = 262_144
     /// Average sync above which the loop does not wait for the disk, in nanoseconds.
-    static let inlineNanosecondsMax: UInt64 = 400_000
+    static let inlineNanosecondsMax: UInt64 = 1_000_000
     /// How long a single slow sync sends all work to the thread, in nanoseconds.
     static let slowPauseNanoseconds: UInt64 = 100_000_000
 
-    private let store: any LogStore
+    private var store: any LogStore
     private let loop: any EventLoop
     private var failure: StorageError?
+    /// Jobs given to the thread whose events have not been delivered: nothing may overtake them.
+    private var outstanding = 0
     private var worker: WorkerThread<LogJob>?
+    private var preparer: WorkerThread<SegmentPreparation>?
     private var averageNanoseconds: UInt64 = 50_000
     private var slowUntil: UInt64 = 0
 
@@ -61,7 +70,10 @@ final class LogThread: @unchecked Sendable {
     func start() {
         worker = WorkerThread { [self] jobs in
             let events = carryOut(jobs)
-            loop.execute { self.onEvents(events) }
+            loop.execute {
+                self.outstanding -= jobs.count
+                self.onEvents(events)
+            }
         }
     }
 
@@ -69,7 +81,7 @@ final class LogThread: @unchecked Sendable {
     /// else on the thread. Events are delivered on the loop either way.
     func submit(_ jobs: [LogJob], bytes: Int) {
         loop.assertInEventLoop()
-        if bytes <= Self.inlineBytesMax, isInlineAllowed {
+        if outstanding == 0, bytes <= Self.inlineBytesMax, isInlineAllowed {
             var events: [LogEvent] = []
             let begin = NIODeadline.now().uptimeNanoseconds
             if worker?.runInline({ events = carryOut(jobs) }) == true {
@@ -77,11 +89,14 @@ final class LogThread: @unchecked Sendable {
                 return onEvents(events)
             }
         }
-        for job in jobs { worker?.submit(job) }
+        for job in jobs { submitToThread(job) }
     }
 
     /// Only for reads and housekeeping, which may take their time.
-    func submitToThread(_ job: LogJob) { worker?.submit(job) }
+    func submitToThread(_ job: LogJob) {
+        outstanding += 1
+        worker?.submit(job)
+    }
 
     private var isInlineAllowed: Bool {
         averageNanoseconds <= Self.inlineNanosecondsMax
@@ -115,6 +130,10 @@ final class LogThread: @unchecked Sendable {
                 }
             }
             try sync(&written, &events)
+            // The next segment is prepared beside the log, never in the middle of a write.
+            if let segments = store as? SegmentedLog, let preparation = segments.preparation() {
+                events.append(.preparation(preparation))
+            }
         } catch {
             let failed = (error as? StorageError) ?? .disk("\(error)")
             failure = failed
@@ -154,13 +173,41 @@ final class LogThread: @unchecked Sendable {
         case .reset(let index, let term):
             try store.reset(to: index, term: term)
             return .reset(to: index, term: term)
+        case .adopt(let segment):
+            (store as? SegmentedLog)?.adopt(segment)
+            return .nothing
+        case .preparationFailed(let preparation):
+            (store as? SegmentedLog)?.preparationFailed(preparation)
+            return .nothing
         }
+    }
+
+    /// Zeroes a segment: tens of milliseconds of writing, a few times an hour.
+    func prepare(_ preparation: SegmentPreparation) {
+        if preparer == nil {
+            preparer = WorkerThread { [self] preparations in
+                for preparation in preparations {
+                    let made = try? preparation.run()
+                    loop.execute {
+                        // A full disk is noticed by whoever has to write to it.
+                        self.submitToThread(
+                            made.map { .adopt($0) } ?? .preparationFailed(preparation))
+                    }
+                }
+            }
+        }
+        preparer?.submit(preparation)
     }
 
     /// Finishes what is queued and closes the log. Blocks.
     func stop() {
+        preparer?.stop()
+        preparer = nil
         worker?.stop()
         worker = nil
         store.close()
+        // Lets go of the directory's lock.
+        store = MemoryLog()
+        failure = .disk("the log is closed")
     }
 }

@@ -2,6 +2,7 @@
 
 import AspenDisk
 import AspenTypes
+import Glibc
 import Logging
 import RaftCore
 import RaftStorage
@@ -18,7 +19,13 @@ package struct OpenedStorage {
     package var state: any StateStore
     package var recovery: RaftRecovery
     /// Holds the lock while the node lives.
-    private var disks: [any Disk]
+    var disks: [any Disk]
+
+    /// For a node that was never started.
+    package func close() {
+        log.close()
+        state.close()
+    }
 
     /// Everything in memory: another replica at each start.
     package static func inMemory() -> OpenedStorage {
@@ -34,7 +41,7 @@ package struct OpenedStorage {
             logger.notice("storage is in memory: everything is gone when this process ends")
             return inMemory()
         }
-        let directory = settings.stateDirectory
+        let directory = absolute(settings.stateDirectory)
         var disks: [any Disk] = []
         func disk(_ name: String) throws -> any Disk {
             let path = name.isEmpty ? directory : directory + "/" + name
@@ -50,10 +57,31 @@ package struct OpenedStorage {
         let replica = try ReplicaFile.open(
             in: root, node: settings.node, newReplica: ReplicaID(UInt64.random(in: 1...UInt64.max)))
         let log = try SegmentedLog(disk: try disk("log"), salt: UInt64.random(in: 1...UInt64.max))
-        let state = MemoryState()
+        _ = try disk("state")
+        let state = try openState(directory + "/state", logger: logger)
         let recovery = try reconcile(log, state, logger: logger)
         return OpenedStorage(
             replica: replica.replica, log: log, state: state, recovery: recovery, disks: disks)
+    }
+
+    private static func absolute(_ path: String) -> String {
+        if path.hasPrefix("/") { return path }
+        guard let current = getcwd(nil, 0) else { return path }
+        defer { free(current) }
+        return String(cString: current) + "/" + path
+    }
+
+    /// A state that is damaged is no loss: it is made again from the log, or from a peer.
+    private static func openState(
+        _ directory: String, logger: Logger
+    ) throws(StorageError) -> SQLiteState {
+        do throws(StorageError) {
+            return try SQLiteState(directory: directory)
+        } catch .corrupt(let reason) {
+            logger.error(
+                "the state is damaged and will be made anew", metadata: ["reason": "\(reason)"])
+            return try SQLiteState.rebuildEmpty(directory: directory)
+        }
     }
 
     /// One picture of what log and state found.

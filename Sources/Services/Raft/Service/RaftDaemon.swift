@@ -79,12 +79,15 @@ package final class RaftServer: @unchecked Sendable {
     private let access = LocalAccess()
     private let options: RaftNodeOptions
     private var listeners: [any RunningListener] = []
+    /// Hold the locks of the data directory.
+    private var disks: [any Disk]
 
     package init(
         settings: RaftSettings, storage: OpenedStorage, loop: any EventLoop, logger: Logger,
         transport: any PeerTransport, onFatal: @escaping (StorageError) -> Void
     ) {
         self.loop = loop
+        disks = storage.disks
         options = settings.options
         links = PeerLinks(
             loop: loop, transport: transport,
@@ -183,7 +186,7 @@ package final class RaftServer: @unchecked Sendable {
         return answered.flatMap { [self] in
             timer.cancel()
             return handOver()
-        }.map { [self] in node.stop() }
+        }.map { [self] in close() }
     }
 
     private func handOver() -> EventLoopFuture<Void> {
@@ -205,6 +208,12 @@ package final class RaftServer: @unchecked Sendable {
     /// Without any ceremony; for tests.
     package func stop() {
         for listener in listeners { listener.close() }
+        close()
+    }
+
+    private func close() {
+        service.closeConnections()
         node.stop()
+        disks.removeAll()
     }
 }

@@ -22,6 +22,8 @@ protocol RaftNodeClient: AnyObject {
     func standingChanged(_ standing: RaftStanding)
     /// What was proposed in this turn is given to the core now.
     func willPropose(in term: Term)
+    /// The link to the leader of `term` is whole again.
+    func forwardAgain(in term: Term)
     /// A snapshot took the place of entries; answers among them are lost.
     func skipped()
 }
@@ -39,6 +41,8 @@ package final class RaftNode: @unchecked Sendable {
     static let proposeBytesMax = 1_000_000
     /// Payload bytes read from the log in one piece to be applied after a restart.
     static let replayBytesMax = 4_000_000
+    /// How long news of a commit may wait for an append to carry it, when no client waits for it.
+    static let newsDelay = TimeAmount.milliseconds(2)
     /// Entries applied between two looks at whether a checkpoint is due.
     static let maintenanceEntries = 512
 
@@ -60,6 +64,8 @@ package final class RaftNode: @unchecked Sendable {
     private var isPaused = false
     private let onFatal: (StorageError) -> Void
 
+    private var news = CommitNews()
+    private var isNewsScheduled = false
     private var armedFor: MonotonicInstant?
     private var timer: Scheduled<Void>?
 
@@ -111,7 +117,7 @@ package final class RaftNode: @unchecked Sendable {
         firstLogIndex = parts.log.firstIndex
         applied = AppliedBatch(
             index: parts.state.appliedIndex, term: parts.state.appliedTerm,
-            revision: parts.state.revision, byteCount: parts.state.byteCount, answers: [],
+            revision: parts.state.revision, answers: [],
             membershipIndex: nil)
         membershipAppliedIndex = parts.state.membership?.index ?? .zero
     }
@@ -158,8 +164,10 @@ package final class RaftNode: @unchecked Sendable {
             writes.append(.write(write))
             for entry in write.entries { writeBytes += entry.payload.count }
             scheduleDisk()
-        case .send(let message, let after): links.send(message, after: after)
+        case .send(let message, let after):
+            if news.maySend(message) { links.send(message, after: after) } else { scheduleNews() }
         case .commit(let entries, _):
+            if core.isLeader { news.committed(entries, own: options.raft.node) }
             committed.append(entries)
             scheduleApply()
         case .commitFromLog(let from, let upTo):
@@ -187,7 +195,17 @@ package final class RaftNode: @unchecked Sendable {
         }
     }
 
+    private func scheduleNews() {
+        guard !isNewsScheduled else { return }
+        isNewsScheduled = true
+        loop.scheduleTask(in: Self.newsDelay) { [self] in
+            isNewsScheduled = false
+            for message in news.release() { links.send(message, after: nil) }
+        }
+    }
+
     private func changed(_ standing: RaftStanding) {
+        news.reset()
         let before = self.standing
         self.standing = standing
         if standing.leader != before.leader || standing.term != before.term,
@@ -246,6 +264,19 @@ package final class RaftNode: @unchecked Sendable {
         proposals.append(Proposal(id: id, payload: payload))
         scheduleTurn()
         return id.number
+    }
+
+    /// Passes proposals of this process on once more, under the numbers that they have.
+    func forwardAgain(_ proposals: [(number: UInt64, payload: [UInt8])]) {
+        guard !proposals.isEmpty, standing.role != .leader else { return }
+        step(
+            .propose(
+                proposals.map { proposal in
+                    Proposal(
+                        id: ProposalID(
+                            node: options.raft.node, incarnation: incarnation,
+                            number: proposal.number), payload: proposal.payload)
+                }))
     }
 
     /// The read round that begins at the end of this turn.
@@ -342,6 +373,8 @@ package final class RaftNode: @unchecked Sendable {
             case .reset(let index, _):
                 firstLogIndex = index.next
                 snapshots.logWasReset()
+            case .preparation(let preparation): log.prepare(preparation)
+            case .nothing: break
             case .failed(let error): fatal(error)
             }
         }
@@ -492,6 +525,9 @@ extension RaftNode: PeerLinksDelegate {
                 body: .forwardRejected(numbers: proposals.map(\.id)))
             return links.send(answer, after: nil)
         }
+        if case .forward(let proposals) = message.body, core.isLeader {
+            news.forwarded(proposals.count, by: message.from)
+        }
         step(.received(message))
     }
 
@@ -502,6 +538,7 @@ extension RaftNode: PeerLinksDelegate {
     func linkRestored(_ node: NodeID) {
         step(.linkRestored(node))
         snapshots.linkRestored(node)
+        if standing.leader == node { client?.forwardAgain(in: core.term) }
     }
 
     func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }

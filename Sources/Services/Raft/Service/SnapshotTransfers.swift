@@ -161,7 +161,7 @@ final class SnapshotTransfers: @unchecked Sendable {
             let failure = try writer.finish()
             let batch = AppliedBatch(
                 index: store.appliedIndex, term: store.appliedTerm, revision: store.revision,
-                byteCount: store.byteCount, answers: [], membershipIndex: store.membership?.index)
+                answers: [], membershipIndex: store.membership?.index)
             return { self.finished(box.value, batch, failure) }
         }
     }

@@ -30,7 +30,6 @@ struct AppliedBatch: Sendable {
     var index: LogIndex
     var term: Term
     var revision: Revision
-    var byteCount: UInt64
     var answers: [AppliedAnswer]
     /// The newest membership of the batch, if it has one.
     var membershipIndex: LogIndex?
@@ -52,7 +51,7 @@ enum StateEvent: Sendable {
 }
 
 /// The applied state and the thread that may block on it.
-// SAFETY: `store` and `failure` are touched only while holding the worker; `onEvents` only on the
+// SAFETY: `store` and `failure` are touched only while holding the worker; the rest only on the
 // event loop.
 final class StateThread: @unchecked Sendable {
     /// Entries up to which the loop applies by itself when the thread is idle: a wake-up there and
@@ -64,11 +63,13 @@ final class StateThread: @unchecked Sendable {
     /// Queries up to which the loop answers by itself, when each looks up one key.
     static let inlineReadsMax = 64
 
-    private let store: any StateStore
+    private var store: any StateStore
     private let loop: any EventLoop
     private let node: NodeID
     private let incarnation: UInt64
     private var failure: StorageError?
+    /// Jobs given to the thread whose events have not been delivered: nothing may overtake them.
+    private var outstanding = 0
     private var worker: WorkerThread<StateJob>?
 
     var onEvents: ([StateEvent]) -> Void = { _ in }
@@ -84,7 +85,10 @@ final class StateThread: @unchecked Sendable {
     func start() {
         worker = WorkerThread { [self] jobs in
             let events = carryOut(jobs)
-            loop.execute { self.onEvents(events) }
+            loop.execute {
+                self.outstanding -= jobs.count
+                self.onEvents(events)
+            }
         }
     }
 
@@ -103,14 +107,19 @@ final class StateThread: @unchecked Sendable {
     }
 
     func perform(_ body: @escaping @Sendable (any StateStore) throws -> @Sendable () -> Void) {
-        worker?.submit(.perform(body))
+        submit(.perform(body))
     }
 
     private func run(_ job: StateJob, inline isSmall: Bool) {
-        if isSmall {
+        if isSmall, outstanding == 0 {
             var events: [StateEvent] = []
             if worker?.runInline({ events = carryOut([job]) }) == true { return onEvents(events) }
         }
+        submit(job)
+    }
+
+    private func submit(_ job: StateJob) {
+        outstanding += 1
         worker?.submit(job)
     }
 
@@ -174,8 +183,7 @@ final class StateThread: @unchecked Sendable {
         events.append(
             .applied(
                 AppliedBatch(
-                    index: last.index, term: last.term, revision: store.revision,
-                    byteCount: store.byteCount, answers: answers,
+                    index: last.index, term: last.term, revision: store.revision, answers: answers,
                     membershipIndex: membershipIndex)))
         entries.removeAll(keepingCapacity: true)
     }
@@ -190,5 +198,7 @@ final class StateThread: @unchecked Sendable {
         worker?.stop()
         worker = nil
         store.close()
+        store = MemoryState()
+        failure = .disk("the state is closed")
     }
 }

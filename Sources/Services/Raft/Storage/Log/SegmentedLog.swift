@@ -295,11 +295,13 @@ package final class SegmentedLog: LogStore {
         }
     }
 
-    /// A tail that is not trusted stays so: only a write with `endsRepair` changes that.
+    /// A tail that is not trusted stays so, unless what the log starts behind covers all that it may
+    /// have lost.
     package func reset(to index: LogIndex, term: Term) throws(StorageError) {
         if let failure { throw failure }
         let old = map.segments
         map = LogMap(base: index, term: term)
+        if index >= untrustedBelow { untrustedBelow = .zero }
         try beginSegment(after: nil)
         try sync()
         for segment in old { try recycle(segment) }
