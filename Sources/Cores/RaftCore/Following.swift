@@ -148,8 +148,6 @@ extension RaftCore {
 
     mutating func snapshotInstalled(_ meta: SnapshotMeta, _ turn: inout Turn) {
         promise(takesSnapshot(meta), "a snapshot that takes this node back")
-        // The shell took it in; no message of that term may have come by here.
-        if meta.term > term { becomeFollower(of: nil, in: meta.term, &turn) }
         // The snapshot may have overtaken all else that was said in its term.
         if meta.term > term { becomeFollower(of: nil, in: meta.term, &turn) }
         log.reset(to: Position(meta.index, meta.term))
