@@ -112,7 +112,7 @@ let services: [Target] = [
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenBytes", collections],
+        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes", collections],
         settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
@@ -163,17 +163,25 @@ let checks: [Target] = [
     tests("SourceRulesTests", []),
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
-    tests("RaftStorageTests", ["RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests(
+        "RaftStorageTests",
+        [
+            "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
+            "AspenTypes", "AspenBytes", "AspenMachine",
+        ], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
-        nio + ["NetService", "NetClient", "QUIC", "AspenBytes", "aspend-net", logging]),
+        nio + [
+            "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
+            "aspend-net", logging,
+        ]),
     tests("SimulationTests", ["SimChecks", "aspen-sim"], settings: pure),
     .target(
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
-    tests("CommandTests", ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
+    tests("CommandTests", nio + ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
     tests(
         "RaftServiceTests",
         nio + [
@@ -181,7 +189,9 @@ let checks: [Target] = [
             "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
             protobuf,
         ]),
-    tests("AspenClientTests", nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
+    tests(
+        "AspenClientTests",
+        nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]

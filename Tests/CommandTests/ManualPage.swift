@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import Glibc
+import NIOPosix
 
 /// A page of the executable manual:
 ///
@@ -100,7 +101,7 @@ struct ManualPage {
 }
 
 /// A real shell with the programs just built first in its path.
-struct Shell {
+struct Shell: Sendable {
     let directory: String
     var environment: [(String, String)]
 
@@ -120,7 +121,13 @@ struct Shell {
     }()
 
     /// - Returns: both streams' bytes, and the exit status (128 + signal for a killed command).
-    func run(_ command: String) -> (output: [UInt8], status: Int32) {
+    ///
+    /// Waits on a thread of its own: the tests' pool has few, and the server under test wants one.
+    func run(_ command: String) async throws -> (output: [UInt8], status: Int32) {
+        try await NIOThreadPool.singleton.runIfActive { runHere(command) }
+    }
+
+    private func runHere(_ command: String) -> (output: [UInt8], status: Int32) {
         let exports = environment.map { "export \($0)='\($1)'; " }.joined()
         let script =
             "exec 2>&1; unset ASPEN_TICKET NO_COLOR COLUMNS; \(exports)cd \(directory); "
@@ -137,5 +144,5 @@ struct Shell {
         return (output, status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f))
     }
 
-    func remove() { _ = run("rm -rf \(directory)") }
+    func remove() async throws { _ = try await run("rm -rf \(directory)") }
 }

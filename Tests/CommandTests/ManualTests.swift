@@ -36,7 +36,7 @@ import Testing
         var result = page
         for (position, part) in page.parts.enumerated() {
             guard case .step(let command, let expected, let status) = part else { continue }
-            let (bytes, actualStatus) = shell.run(command)
+            let (bytes, actualStatus) = try await shell.run(command)
             let actual = Self.lines(bytes)
             let isSame =
                 actualStatus == status && actual.count == expected.count
@@ -56,7 +56,7 @@ import Testing
             }
         }
         if isRewriting, result.parts != page.parts { Self.write(result.text, to: path) }
-        shell.remove()
+        try await shell.remove()
         await server.stop()
     }
 

@@ -14,6 +14,9 @@ import ServiceKit
 import Synchronization
 import Testing
 
+/// All tests with real sockets, one after the other: they measure times and memory.
+@Suite(.serialized) struct NetServiceTests {}
+
 /// A directory of its own that vanishes with it.
 final class Scratch: Sendable {
     let path: String
@@ -51,7 +54,8 @@ enum Sockets {
         let kind = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
         let descriptor = socket(AF_UNIX, kind, 0)
         unlink(path)
-        let address = withUnsafeBytes(of: sa_family_t(AF_UNIX)) { Array($0) } + Array(path.utf8) + [0]
+        let address =
+            withUnsafeBytes(of: sa_family_t(AF_UNIX)) { Array($0) } + Array(path.utf8) + [0]
         precondition(bind(descriptor, address) == 0, "bind \(path)")
         precondition(listen(descriptor, 128) == 0)
         return descriptor
@@ -225,6 +229,9 @@ final class TestNode: @unchecked Sendable {
     let events = Mutex<[NetEvent]>([])
     let connects = Mutex<Int>(0)
     let losses = Mutex<Int>(0)
+    let identity = Mutex<NetIdentity?>(nil)
+    /// The end of the pair over which net passes connections, for another process.
+    var passingEnd: CInt { dup(peerSockets.net) }
     private(set) var port: UInt16
     private(set) var service: NetService?
     private var control: NIOLoopBound<NetControl>?
@@ -277,7 +284,10 @@ final class TestNode: @unchecked Sendable {
         control = try await loop.submit { [self] in
             let control = NetControl(eventLoop: loop, socketPath: netSocket)
             control.onEvent = { [self] event in events.withLock { $0.append(event) } }
-            control.onConnected = { [self] _ in connects.withLock { $0 += 1 } }
+            control.onConnected = { [self] own in
+                identity.withLock { $0 = own }
+                connects.withLock { $0 += 1 }
+            }
             control.onLost = { [self] in losses.withLock { $0 += 1 } }
             control.setPeers(peers, isClosed: isClosed)
             control.start()
@@ -307,6 +317,14 @@ final class TestNode: @unchecked Sendable {
         try await stopNet()
         shutdown(peerSockets.net, CInt(SHUT_RDWR))
         close(peerSockets.net)
+    }
+
+    var hasSeenAnyPeerUp: Bool {
+        events.withLock { $0.contains { if case .peerUp = $0 { true } else { false } } }
+    }
+
+    var hasSeenAnyPeerDown: Bool {
+        events.withLock { $0.contains { if case .peerDown = $0 { true } else { false } } }
     }
 
     func has(_ event: NetEvent) -> Bool { events.withLock { $0.contains(event) } }

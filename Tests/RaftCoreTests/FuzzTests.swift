@@ -57,14 +57,17 @@ final class Fuzz {
         for _ in 0..<scenes where world.violations.isEmpty {
             let together = voters.filter { _ in random.chance(3, in: 5) }
             guard let actor = together.randomElement(using: &random) else { continue }
-            if random.chance(1, in: 2) {
+            switch random.uniform(0..<8) {
+            case 0..<4:
                 for id in together { world.node(id).skew += .seconds(4) }
                 world.fireTimer(actor)
-            } else {
+            case 4: read(at: actor)
+            default:
                 text += 1
                 world.propose(actor, "\(text)")
             }
             world.settle(isOpen: { together.contains($0.from) && together.contains($0.to) })
+            checkReads()
         }
         world.checkLogMatching()
     }
@@ -92,7 +95,7 @@ final class Fuzz {
         case 790..<870:
             text += 1
             world.propose(anyNode(), "\(text)")
-        case 870..<910: read()
+        case 870..<910: read(at: anyNode())
         case 910..<917: crashSomething()
         case 917..<935: restartSomething()
         case 935..<960: disturbLinks()
@@ -144,9 +147,9 @@ final class Fuzz {
         }
     }
 
-    private func read() {
+    private func read(at node: NodeID) {
         nextRead += 1
-        let (node, id) = (anyNode(), ReadID(nextRead))
+        let id = ReadID(nextRead)
         guard world.isUp(node) else { return }
         reads[id] = (node, world.committedIndex)
         world.step(node, .read(id))

@@ -95,7 +95,6 @@ final class World {
     private var committed: [LogIndex: Entry] = [:]
     private var leaders: [Term: NodeID] = [:]
     private var proposals: UInt64 = 0
-    private var tickets: [NodeID: UInt64] = [:]
 
     init(seed: UInt64) { random = RandomSource(seed: seed) }
 
@@ -347,6 +346,13 @@ final class World {
         now = end
     }
 
+    /// The state went with the log.
+    func forgetApplied(_ id: NodeID, after index: LogIndex) {
+        let node = node(id)
+        node.appliedIndex = min(node.appliedIndex, index)
+        node.applied.removeAll { $0.index > index }
+    }
+
     // MARK: Snapshots
 
     /// Puts what `from` has applied in force at `to`, as the two shells would.
@@ -400,13 +406,19 @@ final class World {
 
     // MARK: Clients
 
-    @discardableResult
-    func propose(_ id: NodeID, _ text: String) -> ProposalID {
-        proposals += 1
-        let proposal = Proposal(
-            id: ProposalID(node: id, incarnation: 1, number: proposals), payload: Array(text.utf8))
-        step(id, .propose([proposal]))
-        return proposal.id
+    func propose(_ id: NodeID, _ text: String) { propose(id, all: [text]) }
+
+    /// As one batch.
+    func propose(_ id: NodeID, all texts: [String]) {
+        step(
+            id,
+            .propose(
+                texts.map { text in
+                    proposals += 1
+                    return Proposal(
+                        id: ProposalID(node: id, incarnation: 1, number: proposals),
+                        payload: Array(text.utf8))
+                }))
     }
 
     func note(_ violation: String) { violations.append(violation) }

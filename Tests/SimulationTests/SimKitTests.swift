@@ -182,7 +182,7 @@ import Testing
 
     @Test func datagramsAreLostDoubledAndReordered() {
         var network = network(seed: 6) {
-            $0.isDatagram = true
+            $0.datagramLanes = 1
             $0.lossPerMille = 200
             $0.duplicatePerMille = 200
         }

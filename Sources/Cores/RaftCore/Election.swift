@@ -119,6 +119,14 @@ extension RaftCore {
         electionDeadline = turn.now + electionTimeout
     }
 
+    /// While a campaign runs, or a vote has just been given. After SERVICE_GONE a split vote is tried
+    /// again soon, a few times: nobody is disturbed, for nobody has a leader.
+    mutating func armCampaignTimer(_ turn: inout Turn) {
+        guard hurriedTries > 0 else { return restartElectionTimer(&turn) }
+        let delay = configuration.takeoverDelayMax
+        electionDeadline = turn.now + turn.random.uniform(delay, delay * 2)
+    }
+
     mutating func drawElectionTimeout(_ turn: inout Turn) {
         electionTimeout = turn.random.uniform(
             configuration.electionTimeoutMin, configuration.electionTimeoutMax)
@@ -126,6 +134,7 @@ extension RaftCore {
 
     mutating func electionTimedOut(_ turn: inout Turn) {
         drawElectionTimeout(&turn)
+        hurriedTries = max(0, hurriedTries - 1)
         setLeader(nil, &turn)
         if canCampaign {
             startPreVote(&turn)
@@ -141,7 +150,7 @@ extension RaftCore {
         guard let membership else { preconditionFailure("nobody to ask") }
         role = .preCandidate
         setLeader(nil, &turn)
-        restartElectionTimer(&turn)
+        armCampaignTimer(&turn)
         ballots = [Ballot(node, true, !isTailTrusted)]
         for voter in electorate(of: membership) { requestVote(from: voter, &turn) }
         if tally(in: membership) == .won { campaign(isTransfer: false, &turn) }
@@ -163,7 +172,7 @@ extension RaftCore {
         isHardStateDirty = true
         ballots.removeAll(keepingCapacity: true)
         isTransferCampaign = isTransfer
-        restartElectionTimer(&turn)
+        armCampaignTimer(&turn)
         // Nothing may be asked in this term before the term is durable: a candidate that forgot it
         // could ask again with a shorter log and be helped by answers to the first request.
         candidacy = write(&turn)
@@ -269,7 +278,7 @@ extension RaftCore {
             isHardStateDirty = true
         }
         if role != .candidate { role = roleWithoutOffice }
-        restartElectionTimer(&turn)
+        armCampaignTimer(&turn)
         if isHardStateDirty { write(&turn) }
         send(
             .voteReply(granted: true, isConditional: !isTailTrusted), to: candidate,
@@ -282,9 +291,12 @@ extension RaftCore {
         require(role == .candidate, "only a candidate is elected")
         require(ledger.hardStateTicket == nil, "a leader's own vote is durable")
         role = .leader
+        // Who has just voted lives; until matches are known nobody is better.
+        namedSuccessor = ballots.filter { $0.isGranted && $0.node != node }.map(\.node).min()
         ballots.removeAll(keepingCapacity: true)
         setLeader(node, &turn)
         electionDeadline = nil
+        hurriedTries = 0
         timeBase = lastTime
         timeAnchor = turn.now
         uncommittedBytes = 0

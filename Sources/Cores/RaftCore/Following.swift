@@ -19,6 +19,7 @@ extension RaftCore {
             becomeFollower(of: from, in: term, &turn)
         }
         leaderHeardAt = turn.now
+        hurriedTries = 0
         restartElectionTimer(&turn)
         return true
     }
@@ -75,6 +76,9 @@ extension RaftCore {
     /// - Returns: false if an entry makes no sense.
     private mutating func take(_ entries: [Entry], _ turn: inout Turn) -> Bool {
         guard let first = entries.first, let last = entries.last else { return true }
+        guard let before = log.term(at: first.index.previous), before <= first.term else {
+            return false
+        }
         var changes: [(index: LogIndex, membership: Membership)] = []
         for entry in entries where entry.kind == .membership {
             guard let membership = Membership(payload: entry.payload) else { return false }

@@ -27,6 +27,7 @@ extension RaftCore {
         let isNamed = successor == node
         setLeader(nil, &turn)
         guard canCampaign else { return }
+        hurriedTries = 3
         if isNamed {
             takeOver(&turn)
         } else {

@@ -52,6 +52,7 @@ extension RaftCore {
 
     /// Only the newest committed one can still be fallen back on.
     mutating func forgetOldMemberships() {
+        guard memberships.count > 1 else { return }
         while memberships.count > 1, memberships[1].index <= min(handedIndex, commitIndex) {
             memberships.removeFirst()
         }
@@ -62,6 +63,7 @@ extension RaftCore {
     /// those that stay. Who leaves is still sent what it takes to know that it has left.
     mutating func rebuildPeers(_ turn: inout Turn) {
         guard let membership else { return }
+        isJoint = membership.isJoint
         isOwnVoteIncoming = membership.voters.contains(node)
         isOwnVoteOutgoing = membership.votersOutgoing.contains(node)
         var rebuilt: [Peer] = []

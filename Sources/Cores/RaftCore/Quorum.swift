@@ -28,7 +28,7 @@ extension RaftCore {
     mutating func reachedByQuorum(own: UInt64, _ value: (Peer) -> UInt64) -> UInt64 {
         let incoming = reachedByMajority(
             own: isOwnVoteIncoming ? own : nil, { $0.isIncoming }, value)
-        guard let membership, membership.isJoint else { return incoming }
+        guard isJoint else { return incoming }
         return min(
             incoming,
             reachedByMajority(own: isOwnVoteOutgoing ? own : nil, { $0.isOutgoing }, value))

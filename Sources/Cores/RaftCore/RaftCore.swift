@@ -71,11 +71,14 @@ package struct RaftCore: Machine {
     /// The write of our own vote; it counts once durable.
     var candidacy: DurabilityTicket?
     var isTransferCampaign = false
+    /// How many more campaigns may follow quickly upon one another (after SERVICE_GONE).
+    var hurriedTries = 0
 
     // MARK: Leading
 
     /// Everyone else in the membership, ascending.
     var peers: [Peer] = []
+    var isJoint = false
     var isOwnVoteIncoming = false
     var isOwnVoteOutgoing = false
     var heartbeatDeadline: MonotonicInstant?
@@ -86,6 +89,9 @@ package struct RaftCore: Machine {
     var timeBase = ClusterTime.zero
     var timeAnchor = MonotonicInstant.zero
     var transfer: Transfer?
+    /// Whom the heartbeats name; the same for all peers for at least a heartbeat interval, so that
+    /// no two of them take themselves for it.
+    var namedSuccessor: NodeID?
     /// Carries the answer of a membership change from its joint entry to its final one.
     var changeOrigin: ProposalID?
     /// What `initialize` asked for beyond a single voter.

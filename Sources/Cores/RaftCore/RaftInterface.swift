@@ -95,20 +95,30 @@ package enum RaftInput: Sendable {
     /// The machine's `deadline` has come.
     case timeout
     case received(Message)
-    /// Clients want these appended; a follower passes them on. `wallTime` is advisory: a cluster's
-    /// first leader starts cluster time from it.
+    /// Clients want these appended; a follower or learner passes them on to the leader. Each either
+    /// comes back in a `commit` as the `origin` of an entry, or in `proposalFailed`, or, if it was
+    /// passed on and the leader was lost, not at all. One batch is one write.
     case propose([Proposal])
+    /// Ends in `readReady` or `readFailed`, at the latest after `electionTimeoutMin`.
     case read(ReadID)
-    /// This write, and all before it, are durable.
+    /// This write, and all before it, are durable. Several may be reported by the last one.
     case durable(DurabilityTicket)
-    /// The state machine has applied up to here.
+    /// The state machine has applied up to here. A leader takes no more than
+    /// `Limits.proposalsInFlightMax` proposals ahead of it.
     case applied(LogIndex)
     /// Answers `fetch`: entries from the log, or none if they are no longer there.
     case fetched(for: NodeID, from: LogIndex, entries: [Entry])
-    /// Makes this node the first voter of a new cluster; refused once there is a membership.
+    /// Makes this node the first voter of a new cluster; refused once there is a membership. Cluster
+    /// time starts from `wallTime`. More voters and the learners follow in a change of their own;
+    /// the last entry of it all carries `id`.
     case initialize(Membership, wallTime: ClusterTime, id: ProposalID)
-    /// Go over to these voters and learners (joint consensus when the voters change; leader only).
-    case changeMembership(voters: [NodeID], learners: [NodeID], members: [Membership.Member], id: ProposalID)
+    /// Go over to these voters and learners (joint consensus when the voters change; leader only,
+    /// elsewhere it fails with `noLeader`). `members`: those that are new or have new addresses. The
+    /// last entry of the change carries `id`.
+    case changeMembership(
+        voters: [NodeID], learners: [NodeID], members: [Membership.Member], id: ProposalID)
+    /// Ignored unless this node leads and the target is a voter. Given up after
+    /// `electionTimeoutMin`; until then proposals fail with `noLeader`.
     case transferLeadership(to: NodeID)
     /// The peer's net says that the peer's raft daemon is gone (its net is alive).
     case serviceGone(NodeID)
@@ -118,11 +128,14 @@ package enum RaftInput: Sendable {
     /// This node's own net daemon went or came: a node without it never campaigns.
     case ownNetLost
     case ownNetRestored
-    /// A snapshot made here is complete: the log may be cut up to `index`.
+    /// The log store has discarded entries up to `index`; all of them are applied, durably.
     case logDiscarded(upTo: LogIndex, term: Term)
-    /// A snapshot from the leader has been written, checked and put in force.
+    /// A snapshot from the leader has been written, checked and put in force, durably, and the log
+    /// store has been reset behind it, after all writes handed out before. Ask `takesSnapshot` just
+    /// before putting it in force: anything else is a broken promise.
     case snapshotInstalled(SnapshotMeta)
-    /// Sending a snapshot to that peer has ended.
+    /// Sending a snapshot to that peer has ended: `succeeded` if it is in force there. Each
+    /// `sendSnapshot` must end in this.
     case snapshotSent(to: NodeID, index: LogIndex, succeeded: Bool)
 }
 
@@ -178,10 +191,10 @@ package enum ProposalFailure: Equatable, Sendable {
 package enum RaftEffect: Equatable, Sendable {
     case write(LogWrite)
     /// May leave once `after` is durable (at once when nil). Later messages to the same peer and
-    /// lane keep their order.
+    /// lane keep their order. Dropped if there is no stream to the peer.
     case send(Message, after: DurabilityTicket?)
-    /// Apply every entry up to here, in order. `entries` are those that the shell has not been
-    /// handed in an earlier `commit`.
+    /// Apply these, in order; the last one is `upTo`. They follow what was handed out before, and
+    /// are durable here.
     case commit(entries: [Entry], upTo: LogIndex)
     /// Committed entries that are not in memory (after a restart): read them from the log and apply
     /// them before any later `commit`.
@@ -189,7 +202,7 @@ package enum RaftEffect: Equatable, Sendable {
     /// The read may be answered once `index` is applied.
     case readReady(ReadID, index: LogIndex)
     case readFailed(ReadID)
-    /// The proposal will never be committed under this id.
+    /// The proposal was not appended; nobody will.
     case proposalFailed(ProposalID, ProposalFailure)
     case standing(RaftStanding)
     /// The membership in force has changed (appended, not yet committed).

@@ -122,6 +122,7 @@ extension RaftCore {
         }
         heartbeatDeadline = turn.now + configuration.heartbeatInterval
         dropLeavers(&turn)
+        nameSuccessor(turn)
         broadcastHeartbeat(&turn)
         for peer in peers.indices { resendIfStalled(to: peer, &turn) }
         pursueTransfer(&turn)
@@ -139,19 +140,21 @@ extension RaftCore {
         send(
             .heartbeat(
                 commit: known, round: round, time: stamp(turn.now),
-                successor: namedSuccessor(turn)), to: peers[peer].node, &turn)
+                successor: namedSuccessor), to: peers[peer].node, &turn)
     }
 
-    /// The voter with the most of our log, the lowest id among equals; nil if none is in touch.
-    private func namedSuccessor(_ turn: Turn) -> NodeID? {
+    /// The voter with the most of our log, the lowest id among equals; who is named already stays
+    /// so as long as it has all that is committed.
+    private mutating func nameSuccessor(_ turn: Turn) {
         var best: (node: NodeID, match: LogIndex)?
         for peer in peers where peer.isIncoming && peer.isLinked && !peer.isRegressed {
             guard !peer.isRepairing, turn.now - peer.heardAt < configuration.electionTimeoutMin
             else { continue }
+            if peer.node == namedSuccessor, peer.match >= commitIndex { return }
             if let best, best.match >= peer.match { continue }
             best = (peer.node, peer.match)
         }
-        return best?.node
+        namedSuccessor = best?.node
     }
 
     /// Appends whose answer is overdue are taken for lost.

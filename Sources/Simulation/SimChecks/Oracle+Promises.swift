@@ -38,7 +38,24 @@ extension Oracle {
         }
     }
 
+    package func readBegan(_ node: Int, number: UInt64) {
+        disks[node].reads[number] = committedIndex
+    }
+
+    /// Whatever anybody held for committed when the read came is covered by its answer.
+    package func readReady(
+        _ node: Int, number: UInt64, index: LogIndex
+    ) throws(Violation) {
+        guard strictness == .rules, let began = disks[node].reads.removeValue(forKey: number),
+            index < began
+        else { return }
+        throw breach(
+            "reads are current",
+            "n\(node + 1) may answer from \(index) a read that came when \(began) was committed")
+    }
+
     package func ended(_ node: Int) {
+        disks[node].reads = [:]
         disks[node].standing = nil
         disks[node].memberships = []
     }

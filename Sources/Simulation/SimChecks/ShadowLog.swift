@@ -84,6 +84,8 @@ struct ShadowDisk {
     var standing: RaftStanding?
     /// The newest two memberships in force.
     var memberships: [Membership] = []
+    /// What was committed when each waiting read came.
+    var reads: [UInt64: LogIndex] = [:]
 
     mutating func write(_ write: ShadowWrite) {
         Self.carryOut(write, on: &written)

@@ -158,7 +158,7 @@ extension Scenario {
         network.spikeMax = .milliseconds(random.uniform(5..<200))
         if random.chance(1, in: 2) { network.splitPerMille = random.uniform(1..<UInt64(300)) }
         if random.chance(1, in: 6) {
-            network.isDatagram = true
+            network.datagramLanes = Lane.allCases.count
             network.lossPerMille = random.uniform(0..<UInt64(80))
             network.duplicatePerMille = random.uniform(0..<UInt64(80))
         }
@@ -180,7 +180,7 @@ extension Scenario {
         swapPercent = random.uniform(0..<30)
         deletePercent = random.uniform(0..<15)
         valueBytesMax = random.chance(1, in: 4) ? 1500 : 40
-        if !network.isDatagram, random.chance(1, in: 3) { sessionlessPercent = 40 }
+        if network.datagramLanes == 0, random.chance(1, in: 3) { sessionlessPercent = 40 }
         if random.chance(1, in: 2) {
             operatorInterval = electionTimeoutMax * random.uniform(1..<12)
         }

@@ -136,6 +136,7 @@ extension World {
             try feed(shell, .propose([Proposal(id: id, payload: payload)]))
         case .read:
             shell.reads[number] = request
+            observer.readBegan(shell.node.index, number: number)
             try feed(shell, .read(ReadID(number)))
         }
     }

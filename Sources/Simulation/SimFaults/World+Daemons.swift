@@ -27,13 +27,14 @@ extension World {
         }
         try observer.recovered(node.index, log.recovery, entries: entries)
         let state = node.checkpoint.copy()
-        if state.appliedIndex > log.lastIndex {
-            try observer.restartedLog(
-                node.index, after: state.appliedIndex, term: state.appliedTerm)
-        }
+        let isStateAhead = state.appliedIndex > log.lastIndex
         let recovery: RaftRecovery
         do throws(StorageError) { recovery = try log.recovery(joining: state) } catch {
             return try cannotStart(node, error)
+        }
+        if isStateAhead {
+            try observer.restartedLog(
+                node.index, after: state.appliedIndex, term: state.appliedTerm)
         }
         if !recovery.isTailTrusted { statistics.untrustedTails += 1 }
         var random = bootRandom.split()

@@ -53,6 +53,7 @@ extension World {
             shell.committed.append(.inLog(from: from, upTo: upTo))
             scheduleApply(shell)
         case .readReady(let id, let readIndex):
+            try observer.readReady(index, number: id.number, index: readIndex)
             shell.waitingReads.append(.init(index: readIndex, number: id.number))
             answerReads(shell)
         case .readFailed(let id):

@@ -47,6 +47,9 @@ package protocol WorldObserver: AnyObject {
     func discarded(_ node: Int, upTo index: LogIndex)
     /// A client is told that its proposal is entry `index`.
     func answered(_ node: Int, _ entry: Entry) throws(Violation)
+    /// A client's linearizable read has come to a node, and later may be answered from `index`.
+    func readBegan(_ node: Int, number: UInt64)
+    func readReady(_ node: Int, number: UInt64, index: LogIndex) throws(Violation)
     func sent(_ node: Int, _ message: Message) throws(Violation)
     func regressed(_ node: Int, peer: NodeID, acknowledged: LogIndex, found: LogIndex)
         throws(Violation)

@@ -17,7 +17,8 @@ package struct SimNetwork {
         /// How often, in a thousand, a stream write is cut in two on its way.
         package var splitPerMille: UInt64 = 0
         package var nanosecondsPerByte: UInt64 = 1
-        package var isDatagram = false
+        /// Lanes below this number lose, double and reorder their frames.
+        package var datagramLanes = 0
         /// Datagram mode only.
         package var lossPerMille: UInt64 = 0
         package var duplicatePerMille: UInt64 = 0
@@ -102,7 +103,7 @@ package struct SimNetwork {
         guard epoch != 0 else { return }
         var segment = Segment(
             from: from, to: to, lane: lane, epoch: epoch, bytes: FrameAssembler.frame(payload))
-        if conditions.isDatagram {
+        if lane < conditions.datagramLanes {
             sendDatagram(segment, now: now)
             return
         }
@@ -131,10 +132,10 @@ package struct SimNetwork {
         guard streams[slot].receiverEpoch == segment.epoch else { return [] }
         let direction = segment.from * nodes + segment.to
         if isBlocked[direction] {
-            if !conditions.isDatagram { stalled[direction].append(segment) }
+            if segment.lane >= conditions.datagramLanes { stalled[direction].append(segment) }
             return []
         }
-        if conditions.isDatagram {
+        if segment.lane < conditions.datagramLanes {
             var whole = FrameAssembler()
             return whole.take(segment.bytes)
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import ArgumentParser
+import AspenCLI
 import AspenClient
 import AspenTypes
 
@@ -11,7 +12,7 @@ import AspenTypes
 /// never wrote), an increment of a shared counter by compare-and-set (the final count must lie
 /// between the acknowledged increments and those plus the unknown ones), and a read of another
 /// client's register (must never go back). Somebody else breaks the cluster meanwhile.
-struct Audit: AsyncParsableCommand {
+struct Audit: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "audit",
         abstract: "Write while somebody breaks the cluster, then check every acknowledged write.")
@@ -21,9 +22,10 @@ struct Audit: AsyncParsableCommand {
     @Option(help: "Seconds of load.") var duration = 60
     @Option(help: "Begins the keys' names.") var prefix = "audit/"
 
-    func run() async throws {
+    /// - Returns: the exit status: 0 when nothing acknowledged is missing or wrong, else 1.
+    func audit() async throws -> Int32 {
         guard !socket.isEmpty, clients > 0 else {
-            throw ValidationError("name at least one --socket, and one client")
+            throw CommandFailure.usage("name at least one --socket, and one client")
         }
         let start = ContinuousClock.now
         let end = start + .seconds(duration)
@@ -50,7 +52,7 @@ struct Audit: AsyncParsableCommand {
             "violations":\(total.violations.count)}
             """)
         for violation in total.violations.prefix(20) { print("VIOLATION \(violation)") }
-        if !total.violations.isEmpty { throw ExitCode(1) }
+        return total.violations.isEmpty ? 0 : 1
     }
 }
 

@@ -13,6 +13,7 @@ package enum BenchProgram {
         var status = ExitStatus.done
         do {
             var command = try BenchCommand.parseAsRoot(arguments)
+            if let audit = command as? Audit { return try await audit.audit() }
             guard let verb = command as? any LoadCommand else {
                 try command.run()
                 return ExitStatus.usage.rawValue
@@ -61,7 +62,7 @@ struct BenchCommand: ParsableCommand {
               aspen-bench mixed --read-percent 90 --socket a/raft.sock --socket b/raft.sock
             """,
         version: "aspen-bench \(programVersion)",
-        subcommands: [PutLoad.self, GetLoad.self, MixedLoad.self, ScanLoad.self])
+        subcommands: [PutLoad.self, GetLoad.self, MixedLoad.self, ScanLoad.self, Audit.self])
 }
 
 protocol LoadCommand: ParsableCommand {

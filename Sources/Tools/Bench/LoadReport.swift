@@ -8,6 +8,7 @@ struct LoadReport {
     private let plan: LoadPlan
     private let latency: Histogram<UInt64>
     private let errors: [(String, Int)]
+    private let texts: [String: String]
     private let wrong: Int
     private let seconds: Double
 
@@ -15,12 +16,15 @@ struct LoadReport {
         self.plan = plan
         var latency = Histogram<UInt64>(numberOfSignificantValueDigits: .three)
         var errors: [String: Int] = [:]
+        var texts: [String: String] = [:]
         for result in results {
             for value in result.latency.recordedValues() {
                 latency.record(value.value, count: value.count)
             }
             errors.merge(result.errors, uniquingKeysWith: +)
+            texts.merge(result.texts) { first, _ in first }
         }
+        self.texts = texts
         self.latency = latency
         self.errors = errors.sorted { $0.key < $1.key }
         wrong = results.reduce(0) { $0 + $1.wrong }
@@ -62,6 +66,7 @@ struct LoadReport {
             + "p99 \(time(milliseconds(99)))  max \(time(maximum))\n"
         let list = errors.map { "\($0.1) \($0.0)" }.joined(separator: ", ")
         text += "errors   \(list.isEmpty ? "none" : list)\n"
+        for (code, _) in errors { text += "         \(code): \(texts[code] ?? "")\n" }
         if wrong > 0 { text += "WRONG    \(wrong) answers\n" }
         return text
     }

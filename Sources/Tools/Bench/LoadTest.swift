@@ -114,7 +114,14 @@ struct LaneResult: Sendable {
     /// Nanoseconds from sending to the answer, of right answers.
     var latency = Histogram<UInt64>(numberOfSignificantValueDigits: .three)
     var errors: [String: Int] = [:]
+    /// The text of the first error of each code: a count alone helps nobody.
+    var texts: [String: String] = [:]
     var wrong = 0
+
+    mutating func count(_ error: AspenError) {
+        errors[error.code.name, default: 0] += 1
+        if texts[error.code.name] == nil { texts[error.code.name] = error.message }
+    }
 }
 
 /// The clients of one event loop. Confined to it.
@@ -223,7 +230,7 @@ final class Lane {
                 }
                 step(line)
             case .failure(let error):
-                record(counts) { $0.errors[error.code.name, default: 0] += 1 }
+                record(counts) { $0.count(error) }
                 loop.assumeIsolated().scheduleTask(in: Self.pause) { self.step(line) }
             }
         }

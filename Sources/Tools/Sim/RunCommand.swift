@@ -47,7 +47,7 @@ struct RunCommand: ParsableCommand {
                 + "clients on \(scenario.keys) keys, heartbeat \(scenario.heartbeatInterval)",
             "trouble for \(scenario.steps) events: \(troubles.isEmpty ? "none" : troubles)"
                 + (scenario.operatorInterval == nil ? "" : " membership")
-                + (scenario.network.isDatagram ? " datagrams" : ""),
+                + (scenario.network.datagramLanes > 0 ? " datagrams" : ""),
         ]
         if let bug = scenario.planted.first { lines.append("planted: \(bug.rawValue)") }
         return lines.joined(separator: "\n")

@@ -65,7 +65,7 @@ package struct AccessTable: Sendable {
     package func refusal(of request: NetRequest, to role: LocalRole) -> String? {
         switch (role, request) {
         case (.owner, .sign(let context, _)):
-            Self.services.contains { $0.name == context } ? nil : "'\(context)' is no context"
+            Self.services.contains { $0.name == context } ? nil : "there is no such context"
         case (.owner, _): nil
         case (.stranger, _): "only the daemons and people of this node may use net.sock"
         case (_, .identify): nil

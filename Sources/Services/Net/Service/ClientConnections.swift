@@ -26,7 +26,11 @@ final class ClientConnections {
         to peer: EndpointID, addresses: [SocketAddress], done: @escaping (Opened) -> Void
     ) {
         if let entry = entries[peer] {
-            if entry.connection == nil { entry.waiting.append(done) } else { open(entry, peer, done) }
+            if entry.connection == nil {
+                entry.waiting.append(done)
+            } else {
+                open(entry, peer, done)
+            }
             return
         }
         guard entries.count < Limits.peersMax else {

@@ -85,7 +85,8 @@ extension NetService {
         guard let connection = localConnections.removeValue(forKey: ObjectIdentifier(frames))
         else { return }
         connection.state = .closed
-        if connection.isRaft, !localConnections.values.contains(where: \.isRaft) {
+        // A net that stops closes these connections itself: that says nothing of raft.
+        if connection.isRaft, !isDraining, !localConnections.values.contains(where: \.isRaft) {
             setRaftState(.gone)
         }
     }

@@ -10,7 +10,8 @@ import NIOCore
 package enum NetAddress {
     /// - Returns: nil unless it is a numeric address with a port.
     package static func parse(_ text: some StringProtocol) -> SocketAddress? {
-        guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]),
+        guard let colon = text.lastIndex(of: ":"),
+            let port = UInt16(text[text.index(after: colon)...]),
             port > 0
         else { return nil }
         var host = text[..<colon]

@@ -13,13 +13,15 @@ import ServiceKit
 
 /// `aspend-net`, from its arguments to a running service.
 package enum NetDaemon {
-    /// `--print-identity --state-dir DIR`: prints the endpoint id, making the key if there is none.
+    /// `--print-identity [true] --state-dir DIR`: prints the endpoint id, making the key if there is none.
     /// - Returns: the exit code, or nil when this was not asked for.
     package static func printIdentity(_ arguments: [String]) -> CInt? {
-        guard arguments.contains("--print-identity") else { return nil }
+        guard let place = arguments.firstIndex(of: "--print-identity") else { return nil }
+        var arguments = arguments
+        arguments.remove(at: place)
+        if place < arguments.count, arguments[place] == "true" { arguments.remove(at: place) }
         do {
-            let settings = try ServiceSettings(
-                arguments: arguments.filter { $0 != "--print-identity" }, known: NetSettings.known)
+            let settings = try ServiceSettings(arguments: arguments, known: NetSettings.known)
             guard let directory = settings.string("state-dir") else {
                 throw AspenError(
                     .invalidArgument, "--print-identity needs --state-dir (ASPEN_STATE_DIR)")

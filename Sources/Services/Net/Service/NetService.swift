@@ -42,7 +42,7 @@ package final class NetService: @unchecked Sendable {
     private var inputs = Deque<LinkInput>()
     private var effects: [LinkEffect] = []
     private var isDriving = false
-    private var isDraining = false
+    private(set) var isDraining = false
     private var timer: (at: MonotonicInstant, task: Scheduled<Void>)?
     private var nextLink: UInt64 = 1
     private var listener: (any RunningListener)?

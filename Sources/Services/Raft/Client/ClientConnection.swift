@@ -126,7 +126,7 @@ package final class ClientConnection {
     package func close() {
         isClosing = true
         transport.close()
-        lost("closed by this client")
+        lost(.lost("closed by this client"))
     }
 
     // MARK: - Events
@@ -137,7 +137,7 @@ package final class ClientConnection {
             let response = try? Response(serializedBytes: Array(frame.readableBytesView))
         else {
             transport.close()
-            return lost("the daemon sent bytes that are no answer")
+            return lost(.lost("the daemon sent bytes that are no answer"))
         }
         // An abandoned request's answer finds nobody.
         guard let completion = take(id) else { return }
@@ -159,16 +159,21 @@ package final class ClientConnection {
         if isClosing, isOpen, pending.isEmpty { close() }
     }
 
-    private func lost(_ reason: String) {
+    private func lost(_ end: TransportEnd) {
         guard isOpen else { return }
         isOpen = false
         sweep?.cancel()
-        let error = AspenError(
-            .unknownOutcome,
-            "the connection to \(endpoint.name) was lost before the answer came (\(reason)); "
-                + "whether the request was carried out is unknown: read the state before you "
-                + "repeat it",
-            retry: .withSession)
+        let error =
+            switch end {
+            case .refused(let error): error
+            case .lost(let reason):
+                AspenError(
+                    .unknownOutcome,
+                    "the connection to \(endpoint.name) was lost before the answer came "
+                        + "(\(reason)); whether the request was carried out is unknown: read the "
+                        + "state before you repeat it",
+                    retry: .withSession)
+            }
         let waiting = pending.sorted { $0.key < $1.key }
         pending.removeAll()
         bytesInFlight = 0

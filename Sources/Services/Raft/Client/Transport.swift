@@ -12,14 +12,22 @@ import ServiceKit
 package protocol FrameTransport: AnyObject {
     /// The content of each frame received.
     var onFrame: (ByteBuffer) -> Void { get set }
-    /// Called once, with the reason as a text for people.
-    var onClosed: (String) -> Void { get set }
+    /// Called once.
+    var onClosed: (TransportEnd) -> Void { get set }
     /// False from the moment the other end is known to be gone, called back or not.
     var isOpen: Bool { get }
     /// Appends a frame whose content `body` writes; frames of one burst leave together.
     func send(_ body: (inout ByteBuffer) -> Void)
     /// Sends what is waiting, then closes.
     func close()
+}
+
+/// How a transport ended.
+package enum TransportEnd: Sendable {
+    /// What was under way may have been carried out; the text says why, for people.
+    case lost(String)
+    /// The far end let nothing through: nothing was carried out.
+    case refused(AspenError)
 }
 
 /// One place where a cluster can be reached.
@@ -57,13 +65,13 @@ package struct ConnectFailure: Error {
 
 final class SocketTransport: FrameTransport {
     var onFrame: (ByteBuffer) -> Void = { _ in }
-    var onClosed: (String) -> Void = { _ in }
+    var onClosed: (TransportEnd) -> Void = { _ in }
     private let frames: FrameChannel
 
     private init(_ frames: FrameChannel) {
         self.frames = frames
         frames.onFrame = { [weak self] _, buffer in self?.onFrame(buffer) }
-        frames.onClosed = { [weak self] _, reason in self?.onClosed(Self.describe(reason)) }
+        frames.onClosed = { [weak self] _, reason in self?.onClosed(.lost(Self.describe(reason))) }
     }
 
     static func connect(

@@ -39,11 +39,25 @@ package protocol LogStore: AnyObject {
     /// Gets ready what later writes will need, if anything. Takes tens of milliseconds now and then:
     /// call it when nobody waits. An error leaves the store usable; try again later.
     func prepareNextIfNeeded() throws(StorageError)
+    /// The same in two halves, for those who cannot wait: run what this returns on any thread, then
+    /// hand the result to `adopt`, or the preparation back to `preparationFailed`, where the store
+    /// is used. Nil if there is nothing to prepare; cheap enough to ask after every batch.
+    func preparation() -> SegmentPreparation?
+    func adopt(_ made: PreparedSegment)
+    func preparationFailed(_ preparation: SegmentPreparation)
+    /// Brings log and state together before the node starts: see `SegmentedLog.align`.
+    func align(applied: LogIndex, term: Term) throws(StorageError) -> Bool
     func close()
 }
 
 extension LogStore {
     package func prepareNextIfNeeded() throws(StorageError) {}
+    package func preparation() -> SegmentPreparation? { nil }
+    package func adopt(_ made: PreparedSegment) {}
+    package func preparationFailed(_ preparation: SegmentPreparation) {}
+    package func align(applied: LogIndex, term: Term) throws(StorageError) -> Bool {
+        applied == .zero
+    }
 }
 
 /// The applied state: key-value history, sessions, membership, revision, cluster time. Used from one

@@ -276,8 +276,14 @@ package final class SegmentedLog: LogStore {
     /// can continue what is written from now on. What is behind a damaged place is not written over.
     private func reopen(isDamaged: Bool) throws(StorageError) {
         guard let segment = map.segments.last else { return try beginSegment(after: nil) }
-        // What a killed process has written may not have reached the disk.
-        try attempt { () throws(DiskError) in try segment.file.sync() }
+        // What a killed process has written may not have reached the disk. Nor may what a failed
+        // sync was about: its pages read back as written and count as clean (Rebello and others,
+        // 2020), so that only writing them again makes the next sync mean something.
+        try attempt { () throws(DiskError) in
+            let written = try segment.file.read(at: 0, count: segment.end)
+            try segment.file.write(written, at: 0)
+            try segment.file.sync()
+        }
         bufferStart = segment.end
         syncedTo = segment.end
         if isDamaged || segment.end + RecordHead.padded(8) > segment.byteCount {
@@ -289,11 +295,13 @@ package final class SegmentedLog: LogStore {
         }
     }
 
-    /// A tail that is not trusted stays so: only a write with `endsRepair` changes that.
+    /// A tail that is not trusted stays so, unless what the log starts behind covers all that it may
+    /// have lost.
     package func reset(to index: LogIndex, term: Term) throws(StorageError) {
         if let failure { throw failure }
         let old = map.segments
         map = LogMap(base: index, term: term)
+        if index >= untrustedBelow { untrustedBelow = .zero }
         try beginSegment(after: nil)
         try sync()
         for segment in old { try recycle(segment) }

@@ -17,7 +17,8 @@ extension CommittedEntry {
             case .noop: body = .noop
             case .membership:
                 // What raft took into force it has decoded; anything else is refused everywhere.
-                body = Membership(payload: entry.payload) == nil
+                body =
+                    Membership(payload: entry.payload) == nil
                     ? .malformed : .membership(entry.payload)
             case .command:
                 do {

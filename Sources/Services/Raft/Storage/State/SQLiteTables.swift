@@ -203,8 +203,7 @@ final class SQLiteTables: StateTables {
     }
 
     @inline(__always)
-    static func versionRow(_ statement: borrowing Statement, at column: Int32) -> VersionRow
-    {
+    static func versionRow(_ statement: borrowing Statement, at column: Int32) -> VersionRow {
         VersionRow(
             change: ChangeNumber(UInt64(bitPattern: statement.integer(column))),
             createRevision: Revision(UInt64(bitPattern: statement.integer(column + 1))),
