@@ -241,3 +241,20 @@ final class TestCluster: Sendable {
         try await group.shutdownGracefully()
     }
 }
+
+/// One end of a socket pair whose other end a server has accepted; without framing.
+enum RawConnection {
+    static func open(
+        on loop: any EventLoop, serverLoop: any EventLoop,
+        accept: @escaping @Sendable (any Channel) throws -> Void
+    ) async throws -> any Channel {
+        var descriptors: [CInt] = [-1, -1]
+        try #require(socketpair(AF_UNIX, CInt(SOCK_STREAM.rawValue), 0, &descriptors) == 0)
+        _ = try await ClientBootstrap(group: serverLoop)
+            .channelInitializer { channel in
+                channel.eventLoop.makeCompletedFuture { try accept(channel) }
+            }
+            .withConnectedSocket(descriptors[1]).get()
+        return try await ClientBootstrap(group: loop).withConnectedSocket(descriptors[0]).get()
+    }
+}

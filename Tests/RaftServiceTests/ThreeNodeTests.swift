@@ -32,6 +32,8 @@ import Testing
         let cluster = TestCluster(3)
         try await cluster.form()
         let client = try await cluster.client(of: NodeID(2))
+        // Two of the members may still be busy getting to know each other.
+        while try await client.ask(.getHealth(.init())).getHealth.status != "healthy" {}
         let answer = try await client.ask(.getClusterStatus(.init()))
         #expect(answer.failure == nil)
         let status = answer.getClusterStatus

@@ -43,7 +43,11 @@ final class PeerLinks {
     private(set) var isNetConnected = false
     private(set) var membership: Membership?
 
+    /// How long a node that has left the membership is still talked to.
+    static let leaverGrace = TimeAmount.seconds(5)
+
     private var links: [NodeID: PeerLink] = [:]
+    private var leaving: [NodeID: Scheduled<Void>] = [:]
     private var durable = DurabilityTicket(0)
     /// Nodes about to be added: reachable for a probe, though no members yet.
     private var candidates: [NetPeer] = []
@@ -68,8 +72,7 @@ final class PeerLinks {
     }
 
     func stop() {
-        for link in links.values { link.end() }
-        links.removeAll()
+        for node in links.keys.sorted() { removeLink(node) }
         transport.stop()
     }
 
@@ -86,16 +89,31 @@ final class PeerLinks {
                     link.replica == nil || link.replica == member.replica
                 {
                     link.replica = member.replica
+                    leaving.removeValue(forKey: member.node)?.cancel()
                     continue
                 }
-                links[member.node]?.end()
+                removeLink(member.node)
                 addLink(member.node, member.endpoint, member.replica).dial()
             }
             for node in links.keys.sorted() where membership.member(node) == nil {
-                links.removeValue(forKey: node)?.end()
+                scheduleRemoval(node)
             }
         }
         publishPeers()
+    }
+
+    /// A membership is in force before it is committed, and one who leaves may be the leader that
+    /// has to commit it: links to leavers live on for a while.
+    private func scheduleRemoval(_ node: NodeID) {
+        guard leaving[node] == nil else { return }
+        let box = NIOLoopBound(self, eventLoop: loop)
+        leaving[node] = loop.scheduleTask(in: Self.leaverGrace) { box.value.removeLink(node) }
+    }
+
+    private func removeLink(_ node: NodeID) {
+        leaving.removeValue(forKey: node)?.cancel()
+        links.removeValue(forKey: node)?.end()
+        failRequests(to: node)
     }
 
     @discardableResult
@@ -251,9 +269,8 @@ final class PeerLinks {
             return nil
         }
         if let membership, !membership.members.isEmpty {
-            guard let member = membership.member(hello.node), member.endpoint == endpoint,
-                member.replica == hello.replica, let link = links[hello.node]
-            else {
+            let link = links[hello.node]
+            guard let link, link.endpoint == endpoint, link.replica == hello.replica else {
                 refuse(
                     stream.frames, stream.principal, .permissionDenied,
                     "node \(hello.node) with this key and data directory is no member")
@@ -263,7 +280,7 @@ final class PeerLinks {
         }
         if let link = links[hello.node] {
             if link.endpoint == endpoint { return link }
-            link.end()
+            removeLink(hello.node)
         }
         let link = addLink(hello.node, endpoint, nil)
         link.dial()
@@ -285,7 +302,7 @@ final class PeerLinks {
 
     func streamEnded(_ link: PeerLink) {
         if membership == nil, link.incomingCount == 0 {
-            links.removeValue(forKey: link.node)?.end()
+            removeLink(link.node)
         } else {
             link.changed()
         }
