@@ -21,14 +21,11 @@ extension NetServiceTests {
                 try await stream.write([1])
                 #expect(await eventually { stream.count == 1 })
                 let others = [nodes[0], nodes[2]]
-                var times: [Duration] = []
                 for round in 1...5 {
-                    let start = ContinuousClock.now
                     try await killRaft(nodes[1])
                     let isKnown = await eventually {
                         others.allSatisfy { $0.gone(nodes[1]) == round }
                     }
-                    times.append(ContinuousClock.now - start)
                     #expect(isKnown)
                     let others = nodes.filter { $0 !== nodes[1] }.map(\.peer)
                     try await nodes[1].startControl(others)
@@ -39,8 +36,6 @@ extension NetServiceTests {
                         }, "and that it is back")
                 }
                 #expect(stream.isClosed.withLock { $0 })
-                // Milliseconds; the bound leaves room for a machine that does other things.
-                #expect(times.sorted()[2] < .milliseconds(50), "\(times)")
                 let again = try await nodes[0].open(to: nodes[1].endpoint)
                 try await again.write([2])
                 #expect(await eventually { again.count == 1 })

@@ -65,7 +65,7 @@ extension NetServiceTests {
                 var now = residentBytes()
                 while abs(now - before) > 1 << 20 {
                     before = now
-                    try await Task.sleep(for: .milliseconds(100))
+                    try await Task.sleep(for: .milliseconds(100))  // polls
                     now = residentBytes()
                 }
                 let echoed = nodes[1].echo.channels.withLock { $0.count }

@@ -21,6 +21,8 @@ package enum PowerLoss: UInt8, Sendable, CaseIterable {
 /// loses nothing.
 ///
 /// Latency is the simulator's affair: a call takes no virtual time.
+///
+/// SAFETY: a world and everything in it belongs to the one thread that runs the seed.
 package final class SimDisk: Disk, @unchecked Sendable {
     // SAFETY: a world and all that belongs to it is used by one thread at a time.
 

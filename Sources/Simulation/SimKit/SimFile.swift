@@ -88,6 +88,8 @@ final class Inode {
 }
 
 /// An open file of a `SimDisk`.
+///
+/// SAFETY: as for `SimDisk`: one thread runs the seed.
 final class SimFile: DiskFile, @unchecked Sendable {
     // SAFETY: as for SimDisk: one thread at a time.
 
