@@ -81,6 +81,8 @@ extension RaftCore {
         }
         peers[peer].fetching = nil
         guard peers[peer].state == .replicate, peers[peer].next == from, peers[peer].isLinked else {
+            // An answer has moved it on meanwhile: nothing else may be coming that would go on.
+            sendAppends(to: peer, &turn)
             return
         }
         guard let previous = log.term(at: from.previous) else {
