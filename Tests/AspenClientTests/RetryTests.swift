@@ -122,7 +122,7 @@ private func code(
     }
 
     @Test func theDeadlineHoldsAndSaysWhatIsUnknown() async throws {
-        try await withServer(options: options(timeout: .milliseconds(150))) { server, client in
+        try await withServer(options: options(timeout: .milliseconds(500))) { server, client in
             server.script { isWrite($0) || isRead($0) ? .swallow : nil }
             #expect(
                 await code { try await client.set("k", to: "v") }

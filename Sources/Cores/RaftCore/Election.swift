@@ -77,6 +77,9 @@ extension RaftCore {
         require(newTerm >= term, "terms never go back")
         if newTerm > term {
             hardState = HardState(term: newTerm, votedFor: nil)
+            // Within a term there is one leader: what was found to agree with its log stays so, even
+            // if it is out of sight for a while.
+            agreedIndex = .zero
             isHardStateDirty = true
             // Even the same leader, elected anew, may have another log by now.
             setLeader(nil, &turn)
@@ -93,7 +96,6 @@ extension RaftCore {
         guard newLeader != leader else { return }
         leader = newLeader
         leaderHeardAt = newLeader == nil ? nil : turn.now
-        agreedIndex = .zero
         successor = nil
         failAsks(&turn)
     }
@@ -169,6 +171,7 @@ extension RaftCore {
         role = .candidate
         setLeader(nil, &turn)
         hardState = HardState(term: term.next, votedFor: node)
+        agreedIndex = .zero
         isHardStateDirty = true
         ballots.removeAll(keepingCapacity: true)
         isTransferCampaign = isTransfer
