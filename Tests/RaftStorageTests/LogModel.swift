@@ -72,11 +72,11 @@ struct LogModel {
     /// Something that a Raft node might do next.
     func draw(_ random: inout RandomSource) -> LogOperation {
         switch random.uniform(0..<20) {
-        case 0 where lastIndex > discardedUpTo:
+        case 0...1 where lastIndex > discardedUpTo:
             let room = lastIndex.rawValue - discardedUpTo.rawValue
             let index = discardedUpTo.advanced(by: random.uniform(0..<Int(room) + 1))
             return .discard(upTo: index, term(at: index))
-        case 1 where random.chance(1, in: 5):
+        case 4 where random.chance(1, in: 5):
             let index = lastIndex.advanced(by: random.uniform(0..<50))
             return .reset(index, max(lastTerm, hardState.term))
         case 2, 3: return .prepare

@@ -50,15 +50,17 @@ private struct RecordedRun {
                 try log.sync()
                 recorder.note("durable \(steps.count)")
             }
-            if reopens, random.chance(1, in: 20) {
-                // Half of the time the process was killed before it could sync.
+            if reopens, random.chance(1, in: 12), log.firstIndex <= log.lastIndex {
                 if random.chance(1, in: 2) {
                     try log.sync()
-                    recorder.note("durable \(steps.count)")
+                } else {
+                    // Killed: the kernel has what was written, the disk need not.
+                    _ = try log.all()
                 }
-                try log.sync()
                 log.close()
                 log = try SegmentedLog(disk: disk, configuration: configuration, salt: seed)
+                // What a node found when it started, it answers for.
+                recorder.note("durable \(steps.count)")
             }
         }
         events = recorder.events
@@ -102,8 +104,8 @@ private struct RecordedRun {
 
 /// Power cuts at random moments of random runs (DESIGN §6).
 @Suite struct LogPowerCutTests {
-    private static let seeds = UInt64(1)...100
-    private static let imagesPerRun = 60
+    private static let seeds = UInt64(1)...300
+    private static let imagesPerRun = 20
 
     private func complaints(omitsSync: Bool, seeds: ClosedRange<UInt64>) throws -> [String] {
         var result: [String] = []

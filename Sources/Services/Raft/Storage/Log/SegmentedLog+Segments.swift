@@ -135,8 +135,9 @@ extension SegmentedLog {
             precondition(known == term, "entry \(index) is of term \(known), not \(term)")
         }
         while let segment = map.removeFirstSegment(ifUpTo: index) {
-            // What goes on from it must be there before it goes.
-            if !isHeaderDurable { try sync() }
+            // First what makes it dispensable has to be durable: the header that the log then begins
+            // with, the truncation that voids the entries here.
+            try sync()
             try recycle(segment)
         }
         if untrustedBelow == .zero { try removeSetAside() }

@@ -102,9 +102,6 @@ package final class SegmentedLog: LogStore {
         return last
     }
 
-    /// False from when a segment is begun until the next sync.
-    var isHeaderDurable: Bool { syncedTo >= SegmentHeader.byteCount }
-
     // MARK: - Writing
 
     package func write(_ write: LogWrite) throws(StorageError) {
