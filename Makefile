@@ -23,8 +23,9 @@ sim: bootstrap ## a long simulation: SEEDS=10000 FROM=1
 	swift build --product aspen-sim
 	.build/debug/aspen-sim sweep --from $(or $(FROM),1) --count $(or $(SEEDS),10000)
 
-soak: ## kill daemons of a real cluster under load for SECONDS=60, then check every write
+soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write
 	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"
+	@Tests/Integration/net-restarts
 
 bench: ## side by side with etcd on this machine
 	@Tests/Benchmarks/etcd-side-by-side.sh
