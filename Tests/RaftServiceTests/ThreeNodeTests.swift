@@ -34,7 +34,11 @@ import Testing
         let client = try await cluster.client(of: NodeID(2))
         // Two of the members may still be busy getting to know each other.
         while try await client.ask(.getHealth(.init())).getHealth.status != "healthy" {}
-        let answer = try await client.ask(.getClusterStatus(.init()))
+        var answer = try await client.ask(.getClusterStatus(.init()))
+        // A follower may hear of the new voters, and have its links to them, a little later.
+        while answer.getClusterStatus.nodes.contains(where: { !$0.reachable || !$0.isVoter }) {
+            answer = try await client.ask(.getClusterStatus(.init()))
+        }
         #expect(answer.failure == nil)
         let status = answer.getClusterStatus
         #expect(status.nodes.map(\.nodeID) == [1, 2, 3])
