@@ -224,6 +224,21 @@ final class TestCluster: Sendable {
         body.voters = ids.map(\.rawValue)
         let changed = try await client.ask(.changeMembership(body))
         try #require(changed.failure == nil, "\(changed)")
+        for id in ids { try await hasHeardOfAll(id) }
+    }
+
+    /// A quorum has agreed; the others hear of the voters, and link up, a little later.
+    private func hasHeardOfAll(_ id: NodeID) async throws {
+        let client = try await client(of: id)
+        while true {
+            let answer = try await client.ask(.getClusterStatus(.init())).getClusterStatus
+            if answer.nodes.count == ids.count,
+                answer.nodes.allSatisfy({ $0.reachable && $0.isVoter })
+            {
+                break
+            }
+        }
+        try await client.channel.close().get()
     }
 
     func leader() async throws -> NodeID {
