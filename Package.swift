@@ -31,7 +31,8 @@ let nio: [Target.Dependency] = [
 let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
 let collections: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
-let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let arguments: Target.Dependency = .product(
+    name: "ArgumentParser", package: "swift-argument-parser")
 
 // MARK: - One line per target
 
@@ -66,7 +67,8 @@ let foundations: [Target] = [
 
 let cores: [Target] = [
     module("AspenMachine", "Cores/AspenMachine", ["AspenTypes"], settings: pure),
-    module("RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
+    module(
+        "RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
     module("KVCore", "Cores/KVCore", ["AspenMachine", "AspenBytes"], settings: pure),
     module("LinkCore", "Cores/LinkCore", ["AspenMachine", "AspenBytes"], settings: pure),
 ]
@@ -94,7 +96,8 @@ let system: [Target] = [
         ]),
     .target(name: "CAspenVFS", dependencies: ["CSQLite"], path: "Sources/System/CAspenVFS"),
     module("AspenDisk", "System/AspenDisk", ["CAspenSystem", "AspenBytes"], settings: pure),
-    module("SQLiteKit", "System/SQLiteKit", ["CSQLite", "CAspenVFS", "AspenTypes"], settings: pure),
+    module(
+        "SQLiteKit", "System/SQLiteKit", ["CSQLite", "CAspenVFS", "AspenTypes"], settings: pure),
     module(
         "QUIC", "System/QUIC", nio + ["CNgtcp2", "CSodium", "AspenBytes", collections, logging]),
     module(
@@ -112,7 +115,10 @@ let services: [Target] = [
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
-        ["RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes", collections],
+        [
+            "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes",
+            collections,
+        ],
         settings: pure),
     module(
         "RaftService", "Services/Raft/Service",
@@ -130,7 +136,8 @@ let services: [Target] = [
 
 let tools: [Target] = [
     module(
-        "AspenCLI", "Tools/CLI", ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
+        "AspenCLI", "Tools/CLI",
+        ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
     module(
         "AspenBench", "Tools/Bench",
         nio + [
@@ -138,11 +145,14 @@ let tools: [Target] = [
             .product(name: "Histogram", package: "hdrhistogram-swift"),
         ]),
     module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
-    module("SimTool", "Tools/Sim", ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
+    module(
+        "SimTool", "Tools/Sim",
+        ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
 ]
 
 let simulation: [Target] = [
-    module("SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
+    module(
+        "SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
         ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage", "AspenBytes"], settings: pure),

@@ -49,7 +49,9 @@ final class QUICGate: Sendable {
             if header.count == 2, header != [1, 1] {
                 return stream.reset(code: StreamErrorCode.noSuchService.rawValue)
             }
-            if let channel { channel.writeAndFlush(data, promise: nil) } else {
+            if let channel {
+                channel.writeAndFlush(data, promise: nil)
+            } else {
                 early.writeBuffer(&data)
             }
         }

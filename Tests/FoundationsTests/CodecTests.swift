@@ -55,7 +55,9 @@ import Testing
     @Test func writerAndReaderRoundTrip() throws {
         var random = RandomSource(seed: 3)
         for _ in 0..<200 {
-            let (a, b, c) = (random.next(), UInt16(truncatingIfNeeded: random.next()), random.next())
+            let (a, b, c) = (
+                random.next(), UInt16(truncatingIfNeeded: random.next()), random.next()
+            )
             let blob = random.bytes(random.uniform(0..<100))
             var writer = ByteWriter()
             writer.integer(a)

@@ -82,10 +82,11 @@ final class Fuzz {
             case 0: crashSomething()
             case 1, 2: restartSomething()
             case 3: world.fireTimer(anyNode())
-            default: for node in world.nodes where node.core?.isLeader == true {
-                text += 1
-                world.propose(node.id, "\(text)")
-            }
+            default:
+                for node in world.nodes where node.core?.isLeader == true {
+                    text += 1
+                    world.propose(node.id, "\(text)")
+                }
             }
         }
         switch random.uniform(0..<1000) {

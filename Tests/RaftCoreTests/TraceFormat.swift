@@ -14,7 +14,8 @@ enum TraceFormat {
         switch effect {
         case .write(let write): return text(write)
         case .send(let message, let ticket):
-            return "-> \(message.to) \(text(message))" + (ticket.map { " once #\($0.number)" } ?? "")
+            return "-> \(message.to) \(text(message))"
+                + (ticket.map { " once #\($0.number)" } ?? "")
         case .commit(let entries, let upTo): return "commit to \(upTo): \(list(entries))"
         case .commitFromLog(let from, let upTo): return "commit \(from)...\(upTo) from the log"
         case .readReady(let id, let index): return "read \(id.number) ready at \(index)"
@@ -64,7 +65,8 @@ enum TraceFormat {
         case .heartbeat(let commit, let round, _, let successor):
             return "heartbeat round \(round) commit \(commit)"
                 + (successor.map { " successor \($0)" } ?? "")
-        case .heartbeatReply(let round, let last): return "heartbeatReply round \(round) last \(last)"
+        case .heartbeatReply(let round, let last):
+            return "heartbeatReply round \(round) last \(last)"
         // Numbers and nonces are random.
         case .readIndex: return "readIndex"
         case .readIndexReply(_, let index):

@@ -84,11 +84,17 @@ final class TraceRunner {
             let before = world.adjust
             switch name {
             case "append-bytes":
-                world.adjust = { before(&$0); $0.appendBytesMax = value }
+                world.adjust = {
+                    before(&$0); $0.appendBytesMax = value
+                }
             case "appends-in-flight":
-                world.adjust = { before(&$0); $0.appendsInFlightMax = value }
+                world.adjust = {
+                    before(&$0); $0.appendsInFlightMax = value
+                }
             case "cache-bytes":
-                world.adjust = { before(&$0); $0.cacheBytesMax = value }
+                world.adjust = {
+                    before(&$0); $0.cacheBytesMax = value
+                }
             default: throw SyntaxError(description: "unknown limit: \(name)")
             }
         }
@@ -247,7 +253,8 @@ struct Words {
     }
 
     mutating func number() throws -> UInt64 {
-        guard let word = next(), let value = UInt64(word.hasSuffix("ms") ? word.dropLast(2) : word[...])
+        guard let word = next(),
+            let value = UInt64(word.hasSuffix("ms") ? word.dropLast(2) : word[...])
         else { throw TraceRunner.SyntaxError(description: "a number is missing") }
         return value
     }

@@ -23,7 +23,8 @@ final class World {
         }
 
         func cut(after index: LogIndex) {
-            let keep = index.rawValue > base.index.rawValue ? index.rawValue - base.index.rawValue : 0
+            let keep =
+                index.rawValue > base.index.rawValue ? index.rawValue - base.index.rawValue : 0
             entries.removeSubrange(min(entries.count, Int(keep))...)
         }
 

@@ -16,7 +16,9 @@ final class ScratchDirectory: Sendable {
 
     init() throws {
         var template = Array("/tmp/aspen-raft-XXXXXX".utf8CString)
-        let made = template.withUnsafeMutableBufferPointer { $0.baseAddress.flatMap { mkdtemp($0) } }
+        let made = template.withUnsafeMutableBufferPointer {
+            $0.baseAddress.flatMap { mkdtemp($0) }
+        }
         path = String(cString: try #require(made))
     }
 

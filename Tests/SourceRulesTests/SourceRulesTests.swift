@@ -184,7 +184,9 @@ import Testing
                     Issue.record("\(source.path):\(number + 1) has \(word)")
                 }
                 if line.contains("@unchecked Sendable") {
-                    let above = source.lines[max(0, number - 14)...min(number + 3, source.lines.count - 1)].joined(separator: "\n")
+                    let above = source.lines[
+                        max(0, number - 14)...min(number + 3, source.lines.count - 1)
+                    ].joined(separator: "\n")
                     #expect(
                         above.contains("SAFETY:"),
                         "\(source.path):\(number + 1) does not say why it is safe")

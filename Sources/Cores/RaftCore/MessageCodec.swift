@@ -18,7 +18,10 @@ extension Message {
     package var byteCountEstimate: Int {
         switch body {
         case .append(_, _, _, let entries):
-            64 + entries.reduce(0) { $0 + $1.payload.count + Entry.byteCountMin + ProposalID.byteCount }
+            64
+                + entries.reduce(0) {
+                    $0 + $1.payload.count + Entry.byteCountMin + ProposalID.byteCount
+                }
         case .forward(let proposals):
             64 + proposals.reduce(0) { $0 + $1.payload.count + 4 + ProposalID.byteCount }
         case .forwardRejected(let ids): 64 + ids.count * ProposalID.byteCount

@@ -167,7 +167,8 @@ struct ForwardLedger {
         let greatest = windows[position].greatest
         if id.number > greatest {
             // Numbers skipped over have not been seen, whatever an older one left in their bits.
-            var number = id.number - greatest >= Self.bits ? id.number - Self.bits + 1 : greatest + 1
+            var number =
+                id.number - greatest >= Self.bits ? id.number - Self.bits + 1 : greatest + 1
             while number < id.number {
                 clear(number, in: position)
                 number += 1

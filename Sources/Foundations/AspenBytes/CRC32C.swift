@@ -15,7 +15,8 @@ package struct CRC32C: Sendable {
             var offset = 0
             while offset + 8 <= bytes.count {
                 let word =
-                    UInt64(littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self))
+                    UInt64(
+                        littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self))
                     ^ UInt64(crc)
                 crc =
                     table[7 * 256 + Int(word & 0xff)]

@@ -13,7 +13,8 @@ extension Oracle {
             if let before, before != message.to {
                 throw breach(
                     "one vote a term",
-                    "n\(node + 1) votes for n\(message.to) in term \(message.term), after n\(before)")
+                    "n\(node + 1) votes for n\(message.to) in term \(message.term), after n\(before)"
+                )
             }
             votes[node][message.term] = message.to
             guard strictness == .rules else { return }

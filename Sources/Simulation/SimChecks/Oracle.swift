@@ -71,7 +71,8 @@ package final class Oracle: WorldObserver {
         for entry in write.entries {
             guard entry.index == log.lastIndex.next else {
                 throw breach(
-                    "log without holes", "n\(node + 1) writes \(entry.index) after \(log.lastIndex)")
+                    "log without holes", "n\(node + 1) writes \(entry.index) after \(log.lastIndex)"
+                )
             }
             let mark = EntryMark(entry)
             try match(node, entry.index, mark, previousTerm: log.lastTerm)

@@ -118,7 +118,8 @@ extension World {
             pending.isRead ? .read(key: pending.key) : .propose(pending.payload)
         let request = ClientRequest(
             client: client.index, attempt: client.attempt, node: client.node, body: body)
-        schedule(.request(request), after: workRandom.uniform(.microseconds(20), .microseconds(300)))
+        schedule(
+            .request(request), after: workRandom.uniform(.microseconds(20), .microseconds(300)))
         schedule(
             .requestTimeout(client: client.index, attempt: client.attempt),
             after: scenario.requestTimeout)

@@ -52,7 +52,9 @@ extension World {
         case .founding:
             schedule(.operate, after: scenario.heartbeatInterval / 2)
             let wanted = nodes[..<scenario.founders].map(\.id)
-            guard let leader, let membership = leader.membership, !membership.isJoint else { return }
+            guard let leader, let membership = leader.membership, !membership.isJoint else {
+                return
+            }
             if membership.voters == wanted {
                 if leader.state.membership?.membership != membership { return }
                 beginTrouble()

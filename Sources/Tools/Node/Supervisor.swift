@@ -54,7 +54,7 @@ struct Supervisor {
         var shared = options.settings
         shared["ASPEN_RUNTIME_DIR"] = runtime
         shared["NOTIFY_SOCKET"] = notifyPath
-        for name in ["PATH", "LANG", "TZ", "HOME", "LD_LIBRARY_PATH", "ASPEN_STORAGE_TRACE"] {
+        for name in ["PATH", "LANG", "TZ", "HOME", "LD_LIBRARY_PATH"] {
             shared[name] = shared[name] ?? Environment[name]
         }
         func variables(_ part: String) -> [String] {

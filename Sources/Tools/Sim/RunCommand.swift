@@ -3,9 +3,9 @@
 import ArgumentParser
 import AspenMachine
 import RaftCore
-import SimKit
 import SimChecks
 import SimFaults
+import SimKit
 
 struct RunCommand: ParsableCommand {
     static let configuration = CommandConfiguration(

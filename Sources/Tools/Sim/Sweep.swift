@@ -109,7 +109,8 @@ struct Sweep {
         var status: Int32 = 0
         waitpid(worker.process, &status, 0)
         guard worker.nextSeed < end else { return nil }
-        Output.line("seed \(worker.nextSeed) FAILED crash: see `aspen-sim run --seed \(worker.nextSeed)`")
+        Output.line(
+            "seed \(worker.nextSeed) FAILED crash: see `aspen-sim run --seed \(worker.nextSeed)`")
         tally.add(seed: worker.nextSeed, .crash, hash: "crash")
         let next = worker.nextSeed + stride
         return next < end ? try start(from: next) : nil

@@ -29,7 +29,8 @@ extension ClientService {
         guard !key.isEmpty, key.count <= Limits.keyBytesMax else {
             return origin.fail(
                 AspenError(
-                    .invalidArgument, "a key has 1 to \(Limits.keyBytesMax) bytes, not \(key.count)"))
+                    .invalidArgument, "a key has 1 to \(Limits.keyBytesMax) bytes, not \(key.count)"
+                ))
         }
         var read = PendingRead(origin: origin, query: .get(key), shape: .key)
         if body.revision != 0 {

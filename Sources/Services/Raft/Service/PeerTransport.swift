@@ -2,8 +2,8 @@
 
 import AspenTypes
 import AspenWire
-import NetClient
 import NIOCore
+import NetClient
 
 /// How this node reaches others: `aspend-net` in life, an in-memory network in tests. Confined to
 /// the event loop.

@@ -322,7 +322,9 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func readReady(_ round: UInt64, _ index: LogIndex) {
-        if index <= applied.index { client?.readReady(round) } else {
+        if index <= applied.index {
+            client?.readReady(round)
+        } else {
             roundsToApply.append((round, index))
         }
     }

@@ -51,12 +51,10 @@ package struct RaftSettings: Sendable {
     package var runtimeDirectory: String
     package var backend: Backend
     package var options: RaftNodeOptions
-    /// Test builds only: where the recorder of writes and syncs puts its trace.
-    package var storageTrace: String?
 
     static let known: Set<String> = [
         "node-id", "state-dir", "runtime-dir", "storage-backend", "heartbeat-interval-ms",
-        "election-timeout-min-ms", "election-timeout-max-ms", "tokens-required", "storage-trace",
+        "election-timeout-min-ms", "election-timeout-max-ms", "tokens-required",
         "log-tail-entries",
     ]
 
@@ -84,12 +82,6 @@ package struct RaftSettings: Sendable {
         if let tail = try settings.integer("log-tail-entries", in: 0...10_000_000) {
             options.logTailEntries = tail
         }
-        storageTrace = settings.string("storage-trace")
-        #if !ASPEN_TEST_BUILD
-            if storageTrace != nil {
-                throw AspenError(.invalidArgument, "--storage-trace works in test builds only")
-            }
-        #endif
     }
 
     private static func raft(

@@ -36,7 +36,8 @@ struct RequestRule: Sendable {
 
     init(
         _ name: String, _ permission: Permission, isForLeader: Bool = false,
-        _ handler: @escaping @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
+        _ handler:
+            @escaping @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
     ) {
         self.name = name
         self.permission = permission

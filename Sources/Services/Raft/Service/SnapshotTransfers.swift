@@ -138,7 +138,8 @@ final class SnapshotTransfers: @unchecked Sendable {
         guard incoming === transfer else { return }
         transfer.written += count
         if let failure {
-            node.logger.error("the snapshot received is damaged", metadata: ["reason": "\(failure)"])
+            node.logger.error(
+                "the snapshot received is damaged", metadata: ["reason": "\(failure)"])
             abandon()
             return reply(transfer.id, to: transfer.from, received: 0, refused: true)
         }
@@ -171,7 +172,8 @@ final class SnapshotTransfers: @unchecked Sendable {
     ) {
         incoming = nil
         if let failure {
-            node.logger.error("the snapshot received is damaged", metadata: ["reason": "\(failure)"])
+            node.logger.error(
+                "the snapshot received is damaged", metadata: ["reason": "\(failure)"])
             node.resume()
             return reply(transfer.id, to: transfer.from, received: 0, refused: true)
         }
