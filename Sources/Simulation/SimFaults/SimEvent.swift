@@ -36,7 +36,9 @@ enum SimEvent {
     case quickDisk(node: Int)
     case spaciousDisk(node: Int)
     case operate
-    case endOfPatience
+    case replace
+    /// That part of the run has taken long enough.
+    case endOfPatience(World.Part)
 
     enum LinkChange: UInt8 {
         case restored = 1
@@ -98,6 +100,7 @@ extension SimEvent {
         case .spaciousDisk(let node): (22, node)
         case .operate: (23, 0)
         case .endOfPatience: (24, 0)
+        case .replace: (25, 0)
         }
     }
 

@@ -12,7 +12,7 @@ package final class SimNode {
     package let id: NodeID
     package let disk: SimDisk
     let clock: SimClock
-    let member: Membership.Member
+    var member: Membership.Member
     /// What a checkpoint made durable: the state falls back to it when the raft daemon ends.
     var checkpoint = MemoryState()
     /// Nil while the raft daemon is down.
@@ -89,6 +89,8 @@ package final class RaftShell {
     package internal(set) var membership: Membership?
     var outgoing: [SnapshotTransfer] = []
     var incoming: SnapshotIntakeInProgress?
+    /// As which replicas this daemon knows its peers, by position.
+    var replicas: [ReplicaID?]
 
     init(
         node: SimNode, core: RaftCore, log: any LogStore, state: MemoryState,
@@ -102,6 +104,7 @@ package final class RaftShell {
         self.random = random
         durableIndex = log.lastIndex
         held = Array(repeating: [], count: peers * Lane.allCases.count)
+        replicas = Array(repeating: nil, count: peers)
     }
 }
 

@@ -123,7 +123,7 @@ extension World {
     func link(_ shell: RaftShell, _ change: SimEvent.LinkChange, _ peer: Int) throws(Violation) {
         let id = nodes[peer].id
         switch change {
-        case .restored: try feed(shell, .linkRestored(id))
+        case .restored: if !isForeign(peer, to: shell) { try feed(shell, .linkRestored(id)) }
         case .lost: try feed(shell, .linkLost(id))
         case .serviceGone: try feed(shell, .serviceGone(id))
         case .ownNetLost: if !shell.node.isNetUp { try feed(shell, .ownNetLost) }

@@ -30,7 +30,7 @@ extension World {
                 after: workRandom.uniform(.milliseconds(1), scenario.thinkTimeMax))
         }
         schedule(.operate, after: .milliseconds(20))
-        schedule(.endOfPatience, after: patience)
+        schedule(.endOfPatience(.founding), after: patience)
     }
 
     /// How long a cluster without trouble may take to set itself right.
@@ -91,7 +91,7 @@ extension World {
         try change(leader, voters: voters.sorted(), learners: learners)
     }
 
-    private func change(
+    func change(
         _ leader: RaftShell, voters: [NodeID], learners: [NodeID]
     ) throws(Violation) {
         note("operator: voters \(voters), learners \(learners)")

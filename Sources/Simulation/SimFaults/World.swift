@@ -37,8 +37,12 @@ package final class World {
     var clients: [SimClient] = []
     var nextValue: UInt64 = 1
     var effects: [RaftEffect] = []
+    /// The disk that is lost and not yet replaced.
+    var replacement: Replacement?
     /// When the last leader's raft daemon ended, until there is another.
     var leaderKilledAt: MonotonicInstant?
+    /// The newest commit anywhere, and when it was made (or when trouble began).
+    var newestCommit = (index: LogIndex.zero, at: MonotonicInstant.zero)
     /// When the part with trouble began.
     var troubleBegan: UInt64 = 0
 
@@ -64,8 +68,11 @@ package final class World {
         package var untrustedTails = 0
         package var snapshots = 0
         package var memberships = 0
+        package var wipes = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
         package var takeovers: [Duration] = []
+        /// The longest time in trouble without any new commit.
+        package var commitGapMax = Duration.zero
         package var virtualTime = MonotonicInstant.zero
     }
 
@@ -174,7 +181,8 @@ package final class World {
         case .quickDisk(let node): nodes[node].isDiskSlow = false
         case .spaciousDisk(let node): nodes[node].disk.failure = nil
         case .operate: try operate()
-        case .endOfPatience: try runOutOfPatience()
+        case .replace: try replace()
+        case .endOfPatience(let expected): if part == expected { try runOutOfPatience() }
         default: preconditionFailure("an event for a daemon has been handled above")
         }
     }

@@ -87,6 +87,8 @@ package final class RaftNode: @unchecked Sendable {
 
     private var committed = ApplyQueue()
     private var isApplyScheduled = false
+    /// What the log had for the state while a snapshot was taking its place.
+    private var heldReplay: (entries: [Entry], from: LogIndex)?
     private var maintenanceCountdown = RaftNode.maintenanceEntries
     private var nextProposal: UInt64 = 1
     /// Read rounds that wait until an index is applied, ascending by round.
@@ -405,7 +407,8 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func applyCommitted() {
-        while !isStopped, let action = committed.next() { carryOut(action) }
+        // What a snapshot is about to overtake must not be given to the state behind it.
+        while !isStopped, !isPaused, let action = committed.next() { carryOut(action) }
     }
 
     private func carryOut(_ action: ApplyQueue.Action) {
@@ -419,6 +422,10 @@ package final class RaftNode: @unchecked Sendable {
 
     /// A piece of the log that the core no longer has in memory.
     private func replay(_ entries: [Entry], from: LogIndex) {
+        if isPaused {
+            heldReplay = (entries, from)
+            return
+        }
         guard !entries.isEmpty else {
             return fatal(.corrupt("the log has no entry \(from), which is committed"))
         }
@@ -459,6 +466,7 @@ package final class RaftNode: @unchecked Sendable {
         applied = batch
         membershipAppliedIndex = batch.membershipIndex ?? membershipAppliedIndex
         committed.clear()
+        heldReplay = nil
         step(.snapshotInstalled(meta))
         client?.skipped()
         client?.applied([], batch: batch)
@@ -467,11 +475,18 @@ package final class RaftNode: @unchecked Sendable {
 
     /// Between the moment a snapshot is put in force and the core's knowing it, the core neither
     /// hears messages nor campaigns: whatever it appended then would be swept away.
+    /// Nor is anything more applied: the state is ahead of what is committed here.
     func pause() { isPaused = true }
 
+    /// Call `installed` first if the snapshot is in force.
     func resume() {
         isPaused = false
         armTimer()
+        if let held = heldReplay {
+            heldReplay = nil
+            replay(held.entries, from: held.from)
+        }
+        scheduleApply()
     }
 
     // MARK: - Housekeeping
