@@ -59,6 +59,7 @@ package final class RaftNode: @unchecked Sendable {
     private(set) var core: RaftCore
     private var random: RandomSource
     private var effects: [RaftEffect] = []
+    private var slowSyncs = LogLimiter(burst: 3)
     private var isCarryingOut = false
     private(set) var isStopped = false
     private var isPaused = false
@@ -167,6 +168,7 @@ package final class RaftNode: @unchecked Sendable {
             for entry in write.entries { writeBytes += entry.payload.count }
             scheduleDisk()
         case .send(let message, let after):
+            message.tellElection(to: logger)
             if news.maySend(message) { links.send(message, after: after) } else { scheduleNews() }
         case .commit(let entries, _):
             if core.isLeader { news.committed(entries, own: options.raft.node) }
@@ -210,6 +212,12 @@ package final class RaftNode: @unchecked Sendable {
         news.reset()
         let before = self.standing
         self.standing = standing
+        logger.debug(
+            "standing",
+            metadata: [
+                "role": "\(standing.role)", "term": "\(standing.term)",
+                "last": "\(core.lastTerm)/\(core.lastIndex)",
+            ])
         if standing.leader != before.leader || standing.term != before.term,
             let leader = standing.leader
         {
@@ -368,6 +376,7 @@ package final class RaftNode: @unchecked Sendable {
             case .durable(let ticket):
                 links.durable(ticket)
                 step(.durable(ticket))
+            case .slowSync(let duration): noteSlowSync(duration)
             case .fetched(nil, let from, let entries): replay(entries, from: from)
             case .fetched(let peer?, let from, let entries):
                 step(.fetched(for: peer, from: from, entries: entries))
@@ -381,6 +390,14 @@ package final class RaftNode: @unchecked Sendable {
             case .nothing: break
             case .failed(let error): fatal(error)
             }
+        }
+    }
+
+    private func noteSlowSync(_ duration: Duration) {
+        slowSyncs.record {
+            logger.warning(
+                "the disk was slow to make the log durable",
+                metadata: ["milliseconds": "\(duration.milliseconds)"].merging($0) { $1 })
         }
     }
 
@@ -533,6 +550,7 @@ extension RaftNode: PeerLinksDelegate {
     }
 
     private func take(_ message: Message) {
+        message.tellElection(to: logger)
         // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
         // by the same leader: so whoever applies an entry of a later term knows that its proposal
         // is lost (see `ClientService.proposeLost`).
