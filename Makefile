@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test bootstrap build format lint sim soak bench clean
+.PHONY: help cluster test bootstrap build format lint sim soak measure bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,9 @@ sim: bootstrap ## a long simulation: SEEDS=10000 FROM=1
 soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write
 	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"
 	@Tests/Integration/net-restarts
+
+measure: ## fail-over, idle cost and start of a real cluster, in figures
+	@Tests/Integration/measure
 
 bench: ## side by side with etcd on this machine
 	@Tests/Benchmarks/etcd-side-by-side.sh
