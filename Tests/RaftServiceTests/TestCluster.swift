@@ -105,9 +105,12 @@ final class TestClient: Sendable {
         return send(.writeKey(body))
     }
 
-    func get(_ key: String, stale: Bool = false) async throws -> WireResponse {
+    func get(
+        _ key: String, revision: UInt64 = 0, stale: Bool = false
+    ) async throws -> WireResponse {
         var body = Aspen_Client_V1_ReadKeyRequest()
         body.key = Data(key.utf8)
+        body.revision = revision
         body.consistency = stale ? .stale : .linearizable
         return try await ask(.readKey(body))
     }

@@ -19,6 +19,8 @@ struct PendingRead {
     var origin: RequestOrigin
     var query: StateQuery
     var shape: Shape
+    /// Of a stale read, the revision asked for may exist on another node.
+    var isStale = false
 }
 
 extension ClientService {
@@ -79,8 +81,10 @@ extension ClientService {
                     retry: .safe))
         }
         readCount += 1
+        var read = read
         switch consistency {
         case .stale:
+            read.isStale = true
             let round = nextLocalRound
             nextLocalRound += 1
             execute(round, [read])
@@ -163,6 +167,11 @@ extension ClientService {
                 AspenError(
                     .compacted,
                     "that revision is compacted away; the oldest that can be read is \(oldest)"))
+        case (_, .range(.future(let current))) where !read.isStale:
+            return WireResponse(
+                AspenError(
+                    .invalidArgument,
+                    "that revision is in the future: the store is at \(current)"))
         case (_, .range(.future(let current))):
             return WireResponse(
                 AspenError(
