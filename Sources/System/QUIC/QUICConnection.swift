@@ -84,6 +84,8 @@ package final class QUICConnection: @unchecked Sendable {
     var isDirty = false
     /// In `QUICEndpoint.delivering`.
     var isDeliveryScheduled = false
+    /// ngtcp2 wants to be told that time has passed, before the next packet.
+    var isExpiryDue = false
     var timer: NIOScheduledCallback?
     var timerDeadline: UInt64?
     var closeError: QUICError?

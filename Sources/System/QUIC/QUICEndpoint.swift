@@ -57,6 +57,8 @@ package final class QUICEndpoint: @unchecked Sendable {
     var halfOpenCount = 0
 
     private var dirty: [QUICConnection] = []
+    /// Has more to send, but others come first.
+    private var dirtyNextTurn: [QUICConnection] = []
     private var delivering: [QUICConnection] = []
     private var isTurnScheduled = false
     private var isInTurn = false
@@ -223,6 +225,12 @@ package final class QUICEndpoint: @unchecked Sendable {
         scheduleTurn()
     }
 
+    /// As `flushLater`, but not in the turn that is going on.
+    func flushNextTurn(_ connection: QUICConnection) {
+        dirtyNextTurn.append(connection)
+        scheduleTurn()
+    }
+
     func deliverLater(_ connection: QUICConnection) {
         if !connection.isDeliveryScheduled {
             connection.isDeliveryScheduled = true
@@ -255,6 +263,9 @@ package final class QUICEndpoint: @unchecked Sendable {
             if !isSendBlocked { flushDirty() }
         }
         isInTurn = false
+        let later = dirtyNextTurn
+        dirtyNextTurn = []
+        for connection in later { flushLater(connection) }
         if !delivering.isEmpty || !(dirty.isEmpty || isSendBlocked) { scheduleTurn() }
     }
 

@@ -67,10 +67,7 @@ final class SendBatch {
 
     private func isSameRemote(_ other: UnsafePointer<sockaddr>, _ otherLength: socklen_t) -> Bool {
         guard otherLength == remoteLength else { return false }
-        return withUnsafeBytes(of: &remote) { mine in
-            mine.prefix(Int(remoteLength)).elementsEqual(
-                UnsafeRawBufferPointer(start: other, count: Int(otherLength)))
-        }
+        return memcmp(&remote, other, Int(otherLength)) == 0
     }
 
     /// Sends what is there.
