@@ -28,7 +28,8 @@ package final class QUICConnection: @unchecked Sendable {
     package internal(set) var alpn: String
     /// Whether the peer dialled.
     package let isInbound: Bool
-    /// Streams that the peer opens; until this is set, they wait.
+    /// Streams that the peer opens; until this is set, they wait. All callbacks are let go of when
+    /// the connection is over, so that they may hold on to whatever they like.
     package var onStream: ((QUICStream) -> Void)? {
         didSet { if !unannounced.isEmpty { endpoint?.deliverLater(self) } }
     }
@@ -106,6 +107,12 @@ package final class QUICConnection: @unchecked Sendable {
         // Replaced by the proved key before anybody sees the connection.
         remoteEndpoint = expected ?? endpoint.key.endpoint
         self.alpn = alpn
+    }
+
+    deinit {
+        // Set only if it was given up before its first packet.
+        if let conn { ngtcp2_conn_del(conn) }
+        aspen_tls_session_free(tls)
     }
 
     @inline(__always)
@@ -283,6 +290,8 @@ package final class QUICConnection: @unchecked Sendable {
 
     private func deliverClose(_ error: QUICError) {
         abandonStreams()
+        onStream = nil
+        onStreamsAvailable = nil
         guard let onClosed else { return }
         closeError = nil
         self.onClosed = nil

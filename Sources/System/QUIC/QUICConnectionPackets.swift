@@ -183,7 +183,7 @@ extension QUICConnection {
         while written + capacity <= quantum, !endpoint.isSendBlocked {
             let result = writePacket(conn, batch.reserve(capacity), now: now)
             if result < 0 {
-                batch.send()
+                batch.end()
                 finish(
                     .connectionLost("cannot go on: \(Self.text(CInt(result)))"),
                     sending: .init(ASPEN_CLOSE_LIBRARY, Int64(result), ""))
@@ -193,7 +193,7 @@ extension QUICConnection {
             batch.commit(result)
             written += result
         }
-        batch.send()
+        batch.end()
         // Pacing begins with the first real measurement: before, it would hold back the first
         // application packet for milliseconds.
         if written > 0, handshakeCompleted { ngtcp2_conn_update_pkt_tx_time(conn, now) }

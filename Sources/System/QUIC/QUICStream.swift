@@ -191,7 +191,16 @@ package final class QUICStream: @unchecked Sendable {
         if isLibraryClosed, self.connection != nil, isDrained {
             self.connection = nil
             connection.forget(self)
+            dropCallbacks()
         }
+    }
+
+    /// Nothing will be told any more: what the callbacks hold on to, this stream perhaps, may go.
+    private func dropCallbacks() {
+        onData = nil
+        onEnd = nil
+        onReset = nil
+        onWritable = nil
     }
 
     /// Nothing is left that a callback could still want.
@@ -226,10 +235,11 @@ package final class QUICStream: @unchecked Sendable {
         connection = nil
         sendQueue.removeAll()
         inbound = ByteBuffer()
-        guard !isReset else { return }
+        let isOver = isReset || (endDelivered && finishSent)
         isReset = true
-        let isOver = endDelivered && finishSent
-        if !isOver { onReset?(Self.connectionLostCode) }
+        let tell = onReset
+        dropCallbacks()
+        if !isOver { tell?(Self.connectionLostCode) }
     }
 }
 

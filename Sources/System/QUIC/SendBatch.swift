@@ -75,8 +75,13 @@ final class SendBatch {
         return memcmp(&remote, other, Int(otherLength)) == 0
     }
 
-    /// Sends what is there.
-    func send() {
+    /// Sends what is there; nothing of the connection is kept.
+    func end() {
+        send()
+        connection = nil
+    }
+
+    private func send() {
         guard length > 0 else { return }
         let bytes = UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[..<length])
         let size = packets > 1 ? segment : 0
