@@ -184,7 +184,7 @@ let checks: [Target] = [
         "NetServiceTests",
         nio + [
             "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
-            "aspend-net", logging,
+            "CAspenSystem", "ServiceKit", "aspend-net", logging,
         ]),
     tests(
         "SimulationTests",
