@@ -208,6 +208,12 @@ let checks: [Target] = [
         "AspenClientTests",
         nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
+    tests(
+        "FuzzTests",
+        nio + [
+            "NetService", "RaftService", "RaftCore", "KVCore", "LinkCore", "AspenWire",
+            "AspenBytes", "AspenMachine", "AspenTypes", protobuf,
+        ], settings: pure, exclude: ["Corpus"]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 
