@@ -93,6 +93,7 @@ package final class QUICConnection: @unchecked Sendable {
     /// What answers late packets after a close by this side.
     var closePacket: [UInt8] = []
     var latePackets = 0
+    private var isTrusted = false
     private var lastRoundTrip: UInt64 = 0
 
     init(
@@ -145,6 +146,17 @@ package final class QUICConnection: @unchecked Sendable {
     package var availableStreams: Int {
         guard state == .established, let conn else { return 0 }
         return Int(clamping: ngtcp2_conn_get_streams_bidi_left(conn))
+    }
+
+    /// The peer is no stranger: from now on it may send `connectionWindow` bytes beyond what was
+    /// read, and not only `inboundConnectionWindow`.
+    package func trust() {
+        checkConfinement()
+        let more = configuration.connectionWindow - configuration.inboundConnectionWindow
+        guard isInbound, !isTrusted, more > 0, let conn else { return }
+        isTrusted = true
+        ngtcp2_conn_extend_max_offset(conn, UInt64(more))
+        endpoint?.flushLater(self)
     }
 
     /// Opens a stream. The peer learns of it with its first bytes.

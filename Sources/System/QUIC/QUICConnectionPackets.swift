@@ -22,14 +22,16 @@ extension QUICConnection {
     private static let vectorsMax = 8
 
     private func settings(now: UInt64) -> aspen_quic_settings {
-        aspen_quic_settings(
+        let window =
+            isInbound ? configuration.inboundConnectionWindow : configuration.connectionWindow
+        return aspen_quic_settings(
             now: now,
             handshake_timeout: configuration.handshakeTimeout.nanosecondCount,
             idle_timeout: configuration.idleTimeout.nanosecondCount,
             initial_rtt: configuration.initialRoundTrip.nanosecondCount,
             streams_max: UInt64(configuration.maxStreams),
             stream_window: UInt64(configuration.streamWindow),
-            connection_window: UInt64(configuration.connectionWindow))
+            connection_window: UInt64(window))
     }
 
     /// Prepares the first packet of an outbound connection.

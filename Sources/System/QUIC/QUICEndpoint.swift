@@ -54,7 +54,9 @@ package final class QUICEndpoint: @unchecked Sendable {
     var originalIDs: [ConnectionID: QUICConnection] = [:]
     var resetTokens: [ResetToken: QUICConnection] = [:]
     var establishedCount = 0
-    var halfOpenCount = 0
+    /// Inbound connections whose handshake is not finished, the oldest first.
+    var halfOpen: [QUICConnection] = []
+    var halfOpenCount: Int { halfOpen.count }
 
     private var dirty: [QUICConnection] = []
     /// Has more to send, but others come first.
@@ -301,7 +303,7 @@ package final class QUICEndpoint: @unchecked Sendable {
             return
         }
         connection.state = .established
-        if connection.isInbound { halfOpenCount -= 1 }
+        if connection.isInbound { halfOpen.removeAll { $0 === connection } }
         establishedCount += 1
         counters.established += 1
         if connection.isInbound {
@@ -322,7 +324,7 @@ package final class QUICEndpoint: @unchecked Sendable {
             return
         }
         if connection.isInbound {
-            halfOpenCount -= 1
+            halfOpen.removeAll { $0 === connection }
             counters.refused += 1
             onRefused(connection.claimedEndpoint, connection.initialRemote, "\(error)")
         } else {

@@ -74,6 +74,8 @@ package final class QUICStream: @unchecked Sendable {
     package var unsentBytes: Int { sendQueue.unsentBytes }
     /// Bytes that are held in memory: not sent, or sent and not yet acknowledged.
     package var heldBytes: Int { sendQueue.heldBytes }
+    /// Bytes from the peer that wait to be delivered.
+    package var undeliveredBytes: Int { inbound.readableBytes }
     /// False from the high-water mark of unsent bytes until the low-water mark; `onWritable`
     /// tells when. A writer that goes on regardless is not stopped, it only uses memory.
     package var isWritable: Bool { !wasUnwritable && !finishRequested && !isReset }
