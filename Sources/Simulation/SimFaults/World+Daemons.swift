@@ -26,13 +26,14 @@ extension World {
             return try cannotStart(node, error)
         }
         try observer.recovered(node.index, log.recovery, entries: entries)
-        let state = node.checkpoint.copy()
+        var state = node.checkpoint.copy()
         let isStateAhead = state.appliedIndex > log.lastIndex
+        let isStateBehind = state.appliedIndex < log.firstIndex.previous
         let recovery: RaftRecovery
-        do throws(StorageError) { recovery = try log.recovery(joining: state) } catch {
+        do throws(StorageError) { recovery = try log.recovery(joining: &state) } catch {
             return try cannotStart(node, error)
         }
-        if isStateAhead {
+        if isStateAhead || isStateBehind {
             try observer.restartedLog(
                 node.index, after: state.appliedIndex, term: state.appliedTerm)
         }

@@ -72,7 +72,7 @@ extension ClientService {
     }
 
     private func submit(_ read: PendingRead, _ consistency: Aspen_Client_V1_Consistency) {
-        guard node.membership != nil else { return read.origin.fail(Self.notInitialized) }
+        guard node.membership != nil else { return read.origin.fail(outsideCluster) }
         guard readCount < Limits.readsInFlightMax else {
             return read.origin.fail(
                 AspenError(
