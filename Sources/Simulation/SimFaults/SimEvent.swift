@@ -36,7 +36,8 @@ enum SimEvent {
     case quickDisk(node: Int)
     case spaciousDisk(node: Int)
     case operate
-    case endOfPatience
+    /// A part that still lasts now lasts too long.
+    case endOfPatience(World.Part)
 
     enum LinkChange: UInt8 {
         case restored = 1
@@ -97,7 +98,7 @@ extension SimEvent {
         case .quickDisk(let node): (21, node)
         case .spaciousDisk(let node): (22, node)
         case .operate: (23, 0)
-        case .endOfPatience: (24, 0)
+        case .endOfPatience(let part): (24, Int(part.rawValue))
         }
     }
 

@@ -30,7 +30,7 @@ extension World {
                 after: workRandom.uniform(.milliseconds(1), scenario.thinkTimeMax))
         }
         schedule(.operate, after: .milliseconds(20))
-        schedule(.endOfPatience, after: patience)
+        schedule(.endOfPatience(.founding), after: patience)
     }
 
     /// How long a cluster without trouble may take to set itself right.

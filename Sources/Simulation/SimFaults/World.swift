@@ -174,7 +174,7 @@ package final class World {
         case .quickDisk(let node): nodes[node].isDiskSlow = false
         case .spaciousDisk(let node): nodes[node].disk.failure = nil
         case .operate: try operate()
-        case .endOfPatience: try runOutOfPatience()
+        case .endOfPatience(let impatient): try runOutOfPatience(impatient)
         default: preconditionFailure("an event for a daemon has been handled above")
         }
     }
