@@ -155,7 +155,8 @@ let simulation: [Target] = [
         "SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
-        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage", "AspenBytes"], settings: pure),
+        ["SimKit", "RaftCore", "KVCore", "LinkCore", "AspenWire", "RaftStorage", "AspenBytes"],
+        settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
 ]
 
