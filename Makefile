@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test bootstrap build format lint sim soak bench clean
+.PHONY: help cluster test bootstrap build format lint sim fuzz soak measure bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -23,9 +23,15 @@ sim: bootstrap ## a long simulation: SEEDS=10000 FROM=1
 	swift build --product aspen-sim
 	.build/debug/aspen-sim sweep --from $(or $(FROM),1) --count $(or $(SEEDS),10000)
 
+fuzz: ## mutated inputs to every decoder, SECONDS=60 each (SEED=n, ONLY=name)
+	@scripts/fuzz "$(or $(SECONDS),60)" "$(SEED)" "$(ONLY)"
+
 soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write
 	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"
 	@Tests/Integration/net-restarts
+
+measure: ## fail-over, idle cost and start of a real cluster, in figures
+	@Tests/Integration/measure
 
 bench: ## side by side with etcd on this machine
 	@Tests/Benchmarks/etcd-side-by-side.sh

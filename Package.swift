@@ -155,7 +155,8 @@ let simulation: [Target] = [
         "SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
-        ["SimKit", "RaftCore", "KVCore", "LinkCore", "RaftStorage", "AspenBytes"], settings: pure),
+        ["SimKit", "RaftCore", "KVCore", "LinkCore", "AspenWire", "RaftStorage", "AspenBytes"],
+        settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
 ]
 
@@ -184,7 +185,7 @@ let checks: [Target] = [
         "NetServiceTests",
         nio + [
             "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
-            "aspend-net", logging,
+            "CAspenSystem", "ServiceKit", "aspend-net", logging,
         ]),
     tests(
         "SimulationTests",
@@ -208,6 +209,12 @@ let checks: [Target] = [
         "AspenClientTests",
         nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
+    tests(
+        "FuzzTests",
+        nio + [
+            "NetService", "RaftService", "RaftCore", "KVCore", "LinkCore", "AspenWire",
+            "AspenBytes", "AspenMachine", "AspenTypes", protobuf,
+        ], settings: pure, exclude: ["Corpus"]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 

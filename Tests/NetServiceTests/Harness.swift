@@ -157,6 +157,8 @@ final class EchoService: Sendable {
     let principals = Mutex<[Principal]>([])
     let bytes = Mutex<[UInt8]>([])
     let channels = Mutex<[any Channel]>([])
+    /// From now on it accepts and reads nothing.
+    let isStalled = Mutex(false)
     private let keepsBytes: Bool
 
     init(keepsBytes: Bool = false) { self.keepsBytes = keepsBytes }
@@ -164,6 +166,9 @@ final class EchoService: Sendable {
     func accept(_ channel: any Channel) throws {
         try channel.syncOptions?.setOption(.allowRemoteHalfClosure, value: true)
         channels.withLock { $0.append(channel) }
+        if isStalled.withLock({ $0 }) {
+            try channel.syncOptions?.setOption(.autoRead, value: false)
+        }
         try channel.pipeline.syncOperations.addHandler(Handler(service: self))
     }
 

@@ -3,20 +3,28 @@
 import AspenBytes
 import AspenTypes
 import AspenWire
+import CAspenSystem
 import Glibc
 import NIOCore
 import NetClient
-import NetService
 import QUIC
+import ServiceKit
 import Synchronization
 import Testing
+
+@testable import NetService
 
 /// The program itself, started as a supervisor starts it.
 final class NetProcess: @unchecked Sendable {
     // SAFETY: used by one test at a time.
     let node: TestNode
     let stateDirectory = Scratch()
-    private let sockets: [(name: String, descriptor: CInt)]
+    private var sockets: [(name: String, descriptor: CInt)]
+    /// Where the program says what a supervisor should know, and what it has asked to keep.
+    private let notifications: CInt
+    private(set) var kept: [CInt] = []
+    /// What it has said, in order.
+    private(set) var said: [String] = []
     private var pid: pid_t = 0
     var logPath: String { "\(stateDirectory.path)/log" }
 
@@ -28,19 +36,47 @@ final class NetProcess: @unchecked Sendable {
             ("quic", Self.high(Sockets.datagram(port: node.port))),
             ("raft.peer", Self.high(node.passingEnd)),
         ]
-        if let cookie {
-            let path = "\(node.scratch.path)/cookie"
-            let file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-            unlink(path)
-            _ = write(file, cookie, cookie.utf8.count)
-            sockets.append(("cookie", Self.high(file)))
-        }
+        if let cookie { sockets.append(("cookie", Self.cookie(cookie))) }
         self.sockets = sockets
+        notifications = aspen_bind_unix_datagram("\(node.scratch.path)/notify.sock")
+        precondition(notifications >= 0)
     }
 
     deinit {
         kill()
-        for socket in sockets { close(socket.descriptor) }
+        for descriptor in sockets.map(\.descriptor) + kept + [notifications] { close(descriptor) }
+    }
+
+    private static func cookie(_ text: String) -> CInt {
+        high(aspen_memory_file("cookie", text, text.utf8.count))
+    }
+
+    /// What the next start is given.
+    func changeCookie(_ text: String) {
+        for place in sockets.indices where sockets[place].name == "cookie" {
+            close(sockets[place].descriptor)
+            sockets[place].descriptor = Self.cookie(text)
+        }
+    }
+
+    /// Does as systemd does with what the program has said since the last time (sd_notify(3)).
+    func readNotifications() {
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        while true {
+            var sender: pid_t = 0
+            var descriptor: CInt = -1
+            let count = aspen_receive_notification(
+                notifications, &buffer, buffer.count, &sender, &descriptor)
+            guard count >= 0 else { return }
+            let text = String(decoding: buffer.prefix(count), as: UTF8.self)
+            said.append(text)
+            if text.contains("FDSTOREREMOVE=1") {
+                for descriptor in kept { close(descriptor) }
+                kept = []
+            } else if text.contains("FDSTORE=1"), descriptor >= 0 {
+                kept.append(Self.high(descriptor))
+            }
+        }
     }
 
     /// Out of the way of the numbers that the child will have.
@@ -72,7 +108,10 @@ final class NetProcess: @unchecked Sendable {
             "1", "--tokens-required", "\(tokensRequired)",
         ]
         for peer in peers { arguments += ["--peers", peer] }
-        pid = Self.spawn(arguments, sockets, out: "/dev/null", errors: logPath)
+        readNotifications()
+        pid = Self.spawn(
+            arguments, sockets + kept.map { (CookieKey.keptName, $0) }, out: "/dev/null",
+            errors: logPath, notify: "\(node.scratch.path)/notify.sock")
     }
 
     /// kill -9.
@@ -125,7 +164,7 @@ final class NetProcess: @unchecked Sendable {
 
     private static func spawn(
         _ arguments: [String], _ sockets: [(name: String, descriptor: CInt)], out: String,
-        errors: String
+        errors: String, notify: String? = nil
     ) -> pid_t {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -136,12 +175,13 @@ final class NetProcess: @unchecked Sendable {
         for (place, socket) in sockets.enumerated() {
             posix_spawn_file_actions_adddup2(&actions, socket.descriptor, CInt(3 + place))
         }
-        let environment = [
+        var environment = [
             "LISTEN_FDS=\(sockets.count)",
             "LISTEN_FDNAMES=\(sockets.map(\.name).joined(separator: ":"))",
             "LD_LIBRARY_PATH=" + (getenv("LD_LIBRARY_PATH").map { String(cString: $0) } ?? ""),
             "ASPEN_LOG_LEVEL=debug",
         ]
+        if let notify { environment.append("NOTIFY_SOCKET=\(notify)") }
         var words = ([program] + arguments).map { strdup($0) } + [nil]
         var variables = environment.map { strdup($0) } + [nil]
         defer { (words + variables).forEach { free($0) } }
@@ -206,6 +246,7 @@ extension NetServiceTests {
                 let start = ContinuousClock.now
                 processes[1].kill()
                 processes[1].start()
+                #expect(processes[1].kept.count == 1, "the key of the cookie")
                 #expect(await eventually { nodes[1].connects.withLock { $0 } == round + 1 })
                 let isBack = await eventually {
                     guard let stream = try? await nodes[0].open(to: peers[1].endpoint) else {

@@ -244,7 +244,7 @@ extension NetServiceTests {
 }
 
 extension Array where Element == UInt8 {
-    fileprivate func contains(_ part: ArraySlice<UInt8>) -> Bool {
+    func contains(_ part: ArraySlice<UInt8>) -> Bool {
         guard count >= part.count else { return false }
         return indices.dropLast(part.count - 1).contains {
             self[$0..<$0 + part.count].elementsEqual(part)

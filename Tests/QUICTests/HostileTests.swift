@@ -234,6 +234,48 @@ import Testing
     }
 }
 
+extension HostileTests {
+    /// Strangers that prove their addresses and then say no more fill all the room there is: who
+    /// comes next is let in all the same.
+    @Test func stalledHandshakesMakeRoom() async throws {
+        try await Loopback.run { loopback in
+            let server = try await loopback.endpoint(serves: [protocolName]) {
+                $0.retryThreshold = 10
+                $0.maxHalfOpen = 20
+            }
+            let flood = try await loopback.endpoint()
+            // A relay that lets back nothing but Retry packets.
+            let relay = Relay(to: try await loopback.address(of: server))
+            let address = try await relay.start(loopback)
+            try await loopback.on {
+                relay.transform = { datagram, toServer in
+                    let first = datagram.getInteger(at: datagram.readerIndex, as: UInt8.self) ?? 0
+                    return toServer || first & 0xf0 == 0xf0 ? [datagram] : []
+                }
+            }
+            var attempts: [EventLoopFuture<QUICConnection>] = []
+            for _ in 0..<100 {
+                attempts.append(
+                    flood.connect(to: server.id, addresses: [address], alpn: protocolName))
+            }
+            while try await loopback.on({
+                server.counters.retries < 90 || server.counters.refused < 80
+            }) { await Task.yield() }
+            try await loopback.on { #expect(server.halfOpenCount == 20) }
+            for _ in 0..<10 {
+                let honest = try await loopback.endpoint()
+                let connection = try await loopback.connect(honest, to: server)
+                try await loopback.on {
+                    #expect(connection.isOpen)
+                    #expect(server.halfOpenCount <= 20)
+                }
+            }
+            try await flood.close().get()
+            for attempt in attempts { _ = try? await attempt.get() }
+        }
+    }
+}
+
 /// Tells of the first datagram that comes in.
 private final class FirstDatagram: ChannelInboundHandler {
     typealias InboundIn = AddressedEnvelope<ByteBuffer>

@@ -42,6 +42,19 @@ import Testing
         }
     }
 
+    @Test(.timeLimit(.minutes(1))) func aRevisionInTheFutureIsRefused() async throws {
+        try await Self.withNode(1) { _, client in
+            let put = try await client.put("key", [1]).get()
+            let past = put.writeKey.revision
+            #expect(try await client.get("key", revision: past).readKey.entry.value == Data([1]))
+            let refused = try await client.get("key", revision: past + 1000)
+            #expect(refused.failure?.code == .invalidArgument)
+            // Another node may have it already.
+            let stale = try await client.get("key", revision: past + 1000, stale: true)
+            #expect(stale.failure?.code == .unavailable)
+        }
+    }
+
     @Test(.timeLimit(.minutes(1))) func aRetriedWriteIsAppliedOnce() async throws {
         try await Self.withNode(3) { cluster, client in
             let opened = try await client.ask(.openSession(.init())).openSession

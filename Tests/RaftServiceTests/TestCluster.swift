@@ -105,9 +105,12 @@ final class TestClient: Sendable {
         return send(.writeKey(body))
     }
 
-    func get(_ key: String, stale: Bool = false) async throws -> WireResponse {
+    func get(
+        _ key: String, revision: UInt64 = 0, stale: Bool = false
+    ) async throws -> WireResponse {
         var body = Aspen_Client_V1_ReadKeyRequest()
         body.key = Data(key.utf8)
+        body.revision = revision
         body.consistency = stale ? .stale : .linearizable
         return try await ask(.readKey(body))
     }
@@ -153,7 +156,8 @@ final class TestCluster: Sendable {
     @discardableResult
     func start(
         _ id: NodeID, storage: (@Sendable (RaftSettings) throws -> OpenedStorage)? = nil,
-        adjust: @escaping @Sendable (inout RaftSettings) -> Void = { _ in }
+        adjust: @escaping @Sendable (inout RaftSettings) -> Void = { _ in },
+        onFatal: (@Sendable (StorageError) -> Void)? = nil
     ) async throws -> Running {
         let loop = group.next()
         let others = ids.filter { $0 != id }
@@ -170,7 +174,10 @@ final class TestCluster: Sendable {
             let server = RaftServer(
                 settings: settings, storage: opened, loop: loop, logger: logger,
                 transport: transport,
-                onFatal: { error in Issue.record("node \(id) stopped: \(error)") })
+                onFatal: { error in
+                    if let onFatal { return onFatal(error) }
+                    Issue.record("node \(id) stopped: \(error)")
+                })
             server.start()
             let box = NIOLoopBound(transport, eventLoop: loop)
             network.add(

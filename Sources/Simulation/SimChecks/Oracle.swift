@@ -268,7 +268,8 @@ package final class Oracle: WorldObserver {
     package func restartedLog(
         _ node: Int, after index: LogIndex, term: Term
     ) throws(Violation) {
-        guard committedEntry(at: index)?.mark.term == term else {
+        // An empty one is a replica that has to be filled again.
+        guard index == .zero || committedEntry(at: index)?.mark.term == term else {
             throw breach(
                 "states hold what is committed",
                 "n\(node + 1) has a state at \(index) of term \(term)")

@@ -7,18 +7,13 @@ import RaftStorage
 extension LogStore {
     /// What the core starts from: the log as it was found, and what the state knows. A state that
     /// is ahead of the log (its checkpoint was durable before the log's last entries were) lets the
-    /// log start anew behind it: everything applied is committed, and others have it.
-    func recovery(joining state: any StateStore) throws(StorageError) -> RaftRecovery {
-        var recovery = self.recovery
-        if state.appliedIndex > lastIndex {
-            try reset(to: state.appliedIndex, term: state.appliedTerm)
-            recovery.snapshotIndex = state.appliedIndex
-            recovery.snapshotTerm = state.appliedTerm
-            recovery.lastIndex = state.appliedIndex
-            recovery.termStarts = []
-            recovery.memberships = []
-            if recovery.untrustedBelow <= state.appliedIndex { recovery.isTailTrusted = true }
+    /// log start anew behind it: everything applied is committed, and others have it. Where entries
+    /// are missing between the two, both become empty and a leader has to fill them.
+    func recovery(joining state: inout MemoryState) throws(StorageError) -> RaftRecovery {
+        if try !align(applied: state.appliedIndex, term: state.appliedTerm) {
+            state = MemoryState()
         }
+        var recovery = self.recovery
         recovery.appliedIndex = state.appliedIndex
         recovery.lastTime = max(recovery.lastTime, state.time)
         if let known = state.membership {

@@ -14,16 +14,30 @@ enum SimEvent {
     case synced(node: Int, life: UInt64)
     case apply(node: Int, life: UInt64)
     case fetch(node: Int, life: UInt64, peer: NodeID, from: LogIndex, upTo: LogIndex, bytesMax: Int)
-    case link(node: Int, life: UInt64, change: LinkChange, peer: Int)
+    case connectNet(node: Int, life: UInt64)
+    /// The socket of a net that ended is closed.
+    case netLost(node: Int, life: UInt64, net: UInt64)
+    /// A frame of `net.sock`, for one of the connections that the daemon has there.
+    case fromNet(
+        node: Int, life: UInt64, net: UInt64, request: UInt64, stream: UInt64, [UInt8])
+    case streamGone(node: Int, life: UInt64, stream: UInt64, peer: Int)
+    case dialLane(node: Int, life: UInt64, peer: Int, lane: Lane)
+    case graceOver(node: Int, life: UInt64, peer: Int, grace: UInt64)
     case snapshotTimeout(node: Int, life: UInt64, transfer: UInt64)
     case request(ClientRequest)
     case startRaft(node: Int)
     // Net daemons.
     case startNet(node: Int)
-    case dial(Int, Int)
-    /// One side learns that its connection is gone.
-    case connectionLost(node: Int, peer: Int, connection: UInt64)
-    case graceOver(node: Int, peer: Int, connection: UInt64)
+    case netWake(node: Int, net: UInt64)
+    case fromRaft(
+        node: Int, net: UInt64, life: UInt64, request: UInt64, lane: Lane, [UInt8])
+    case raftLost(node: Int, net: UInt64, life: UInt64)
+    case waitedLong(node: Int, net: UInt64, request: UInt64)
+    case handshake(connection: UInt64)
+    /// One side learns that its connection is gone, by itself or from the other side.
+    case connectionLost(node: Int, connection: UInt64)
+    case connectionClosed(node: Int, connection: UInt64)
+    case streamReset(node: Int, stream: UInt64)
     case idle(Int, Int, blockade: UInt64)
     // Clients.
     case act(client: Int)
@@ -37,16 +51,10 @@ enum SimEvent {
     case spaciousDisk(node: Int)
     case operate
     case replace
-    /// That part of the run has taken long enough.
+    /// The membership names another replica of a peer.
+    case linkChanged(node: Int, life: UInt64, peer: Int)
+    /// A part that still lasts now lasts too long.
     case endOfPatience(World.Part)
-
-    enum LinkChange: UInt8 {
-        case restored = 1
-        case lost
-        case serviceGone
-        case ownNetLost
-        case ownNetRestored
-    }
 }
 
 /// What a client asks of a node.
@@ -80,15 +88,25 @@ extension SimEvent {
         case .synced(let node, _): (3, node)
         case .apply(let node, _): (4, node)
         case .fetch(let node, _, _, _, _, _): (5, node)
-        case .link(let node, _, let change, let peer):
-            (6, node << 16 | peer << 8 | Int(change.rawValue))
+        case .connectNet(let node, _): (6, node)
+        case .netLost(let node, _, _): (11, node)
+        case .fromNet(let node, _, _, _, _, _): (25, node)
+        case .streamGone(let node, _, _, let peer): (26, node << 8 | peer)
+        case .dialLane(let node, _, let peer, let lane):
+            (27, node << 16 | peer << 8 | Int(lane.rawValue))
         case .snapshotTimeout(let node, _, _): (7, node)
         case .request(let request): (8, request.node << 8 | request.client)
         case .startRaft(let node): (9, node)
         case .startNet(let node): (10, node)
-        case .dial(let one, let other): (11, one << 8 | other)
-        case .connectionLost(let node, let peer, _): (12, node << 8 | peer)
-        case .graceOver(let node, let peer, _): (13, node << 8 | peer)
+        case .netWake(let node, _): (28, node)
+        case .fromRaft(let node, _, _, _, _, _): (29, node)
+        case .raftLost(let node, _, _): (30, node)
+        case .waitedLong(let node, _, _): (31, node)
+        case .handshake(let connection): (32, Int(truncatingIfNeeded: connection))
+        case .connectionLost(let node, _): (12, node)
+        case .connectionClosed(let node, _): (33, node)
+        case .streamReset(let node, _): (34, node)
+        case .graceOver(let node, _, let peer, _): (13, node << 8 | peer)
         case .idle(let one, let other, _): (14, one << 8 | other)
         case .act(let client): (15, client)
         case .answer(let client, _, _): (16, client)
@@ -99,8 +117,9 @@ extension SimEvent {
         case .quickDisk(let node): (21, node)
         case .spaciousDisk(let node): (22, node)
         case .operate: (23, 0)
-        case .endOfPatience: (24, 0)
-        case .replace: (25, 0)
+        case .endOfPatience(let part): (24, Int(part.rawValue))
+        case .replace: (40, 0)
+        case .linkChanged(let node, _, let peer): (41, node << 8 | peer)
         }
     }
 
@@ -108,8 +127,11 @@ extension SimEvent {
     var daemon: (node: Int, life: UInt64?)? {
         switch self {
         case .wake(let node, let life), .synced(let node, let life), .apply(let node, let life),
-            .fetch(let node, let life, _, _, _, _), .link(let node, let life, _, _),
-            .snapshotTimeout(let node, let life, _):
+            .fetch(let node, let life, _, _, _, _), .snapshotTimeout(let node, let life, _),
+            .connectNet(let node, let life), .netLost(let node, let life, _),
+            .fromNet(let node, let life, _, _, _, _), .streamGone(let node, let life, _, _),
+            .dialLane(let node, let life, _, _), .graceOver(let node, let life, _, _),
+            .linkChanged(let node, let life, _):
             (node, life)
         case .request(let request): (request.node, nil)
         default: nil

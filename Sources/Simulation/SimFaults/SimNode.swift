@@ -19,7 +19,8 @@ package final class SimNode {
     package internal(set) var shell: RaftShell?
     /// Grows with each start of the raft daemon.
     var life: UInt64 = 0
-    var isNetUp = true
+    /// Nil while the net daemon is down.
+    var net: SimNet?
     /// The raft daemon stands still until then.
     var pausedUntil = MonotonicInstant.zero
     var isDiskSlow = false
@@ -56,7 +57,8 @@ package final class RaftShell {
         var number: UInt64
     }
 
-    let node: SimNode
+    /// It owns this: a strong reference would keep both for ever.
+    unowned let node: SimNode
     let life: UInt64
     package internal(set) var core: RaftCore
     let log: any LogStore
@@ -83,6 +85,16 @@ package final class RaftShell {
     var reads: [UInt64: ClientRequest] = [:]
     var waitingReads: [WaitingRead] = []
 
+    // Net.
+    /// The net that it is connected with, by its life.
+    var net: UInt64?
+    /// Requests answered on that connection; from the second on it is subscribed.
+    var netAnswers = 0
+    var netFailures = 0
+    var peers: [PeerStreams]
+    var requests: [UInt64: (peer: Int, lane: Lane)] = [:]
+    var nextRequest: UInt64 = 0
+
     // Raft.
     var wakeAt: MonotonicInstant?
     package internal(set) var standing = RaftStanding(role: .follower, term: .zero, leader: nil)
@@ -105,6 +117,7 @@ package final class RaftShell {
         durableIndex = log.lastIndex
         held = Array(repeating: [], count: peers * Lane.allCases.count)
         replicas = Array(repeating: nil, count: peers)
+        self.peers = Array(repeating: PeerStreams(), count: peers)
     }
 }
 

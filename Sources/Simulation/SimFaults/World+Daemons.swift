@@ -26,13 +26,14 @@ extension World {
             return try cannotStart(node, error)
         }
         try observer.recovered(node.index, log.recovery, entries: entries)
-        let state = node.checkpoint.copy()
+        var state = node.checkpoint.copy()
         let isStateAhead = state.appliedIndex > log.lastIndex
+        let isStateBehind = state.appliedIndex < log.firstIndex.previous
         let recovery: RaftRecovery
-        do throws(StorageError) { recovery = try log.recovery(joining: state) } catch {
+        do throws(StorageError) { recovery = try log.recovery(joining: &state) } catch {
             return try cannotStart(node, error)
         }
-        if isStateAhead {
+        if isStateAhead || isStateBehind {
             try observer.restartedLog(
                 node.index, after: state.appliedIndex, term: state.appliedTerm)
         }
@@ -51,8 +52,7 @@ extension World {
         note(
             "n\(node.id) raft starts: log \(log.firstIndex)...\(log.lastIndex), applied "
                 + "\(state.appliedIndex)\(recovery.isTailTrusted ? "" : ", tail untrusted")")
-        if !node.isNetUp { try feed(shell, .ownNetLost) }
-        announceService(node)
+        schedule(.connectNet(node: node.index, life: shell.life), after: .zero)
         // The first deadline is known before the first event.
         heap.schedule(.wake(node: node.index, life: shell.life), at: now)
     }
@@ -94,10 +94,9 @@ extension World {
     }
 
     func killRaft(_ node: SimNode, restartAfter delay: Duration) {
-        if node.shell?.standing.role == .leader, node.isNetUp { leaderKilledAt = now }
+        if node.shell?.standing.role == .leader, node.net != nil { leaderKilledAt = now }
         guard endRaft(node) else { return }
         note("n\(node.id) raft is gone")
-        if node.isNetUp { announceServiceGone(node) }
         schedule(.startRaft(node: node.index), after: delay)
     }
 
@@ -108,6 +107,10 @@ extension World {
         node.shell = nil
         node.disk.endProcess()
         observer.ended(node.index)
+        if let net = shell.net {
+            schedule(
+                .raftLost(node: node.index, net: net, life: shell.life), after: .microseconds(50))
+        }
         // A local client sees its connection break. In the order of the numbers: no hash order.
         for request in (shell.proposals.sorted { $0.key < $1.key }.map(\.value)) {
             answer(request, .lost)
@@ -116,44 +119,6 @@ extension World {
             answer(request, .lost)
         }
         return true
-    }
-
-    // MARK: - Net
-
-    func killNet(_ node: SimNode, restartAfter delay: Duration) {
-        guard node.isNetUp else { return }
-        note("n\(node.id) net is gone")
-        node.isNetUp = false
-        if let shell = node.shell {
-            schedule(
-                .link(node: node.index, life: shell.life, change: .ownNetLost, peer: node.index),
-                after: .microseconds(50))
-        }
-        for peer in nodes.indices where peer != node.index {
-            // Its peers notice when it answers with a stateless reset, or by silence.
-            let notice = min(
-                delay + netRandom.uniform(.milliseconds(1), .milliseconds(20)),
-                scenario.idleTimeout)
-            cut(node.index, peer, noticeAfter: notice)
-        }
-        schedule(.startNet(node: node.index), after: delay)
-    }
-
-    func startNet(_ node: SimNode) throws(Violation) {
-        guard !node.isNetUp else { return }
-        note("n\(node.id) net starts")
-        node.isNetUp = true
-        if let shell = node.shell {
-            schedule(
-                .link(
-                    node: node.index, life: shell.life, change: .ownNetRestored, peer: node.index),
-                after: .microseconds(200))
-        }
-        for peer in nodes.indices where peer != node.index {
-            schedule(
-                .dial(min(node.index, peer), max(node.index, peer)),
-                after: netRandom.uniform(.milliseconds(1), .milliseconds(20)))
-        }
     }
 
     // MARK: - Machines

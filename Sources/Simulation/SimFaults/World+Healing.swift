@@ -69,7 +69,10 @@ extension World {
     /// The members of the membership in which the run ends.
     package var finalStates: [RaftShell] { (finalMembers ?? []).compactMap { nodes[$0].shell } }
 
-    func runOutOfPatience() throws(Violation) {
+    /// - Parameter impatient: the part that began a patience ago. Trouble may begin and end within
+    ///   it: then the healing has only just begun, and has a patience of its own.
+    func runOutOfPatience(_ impatient: Part) throws(Violation) {
+        guard part == impatient else { return }
         switch part {
         case .founding:
             throw Violation(.liveness, "founding", "the cluster was not founded: \(situation)")

@@ -9,11 +9,9 @@ import RaftStorage
 extension World {
     /// Starts every daemon and makes the first node a cluster of one.
     func found() throws(Violation) {
-        for node in nodes { try startRaft(node) }
-        for one in nodes.indices {
-            for other in nodes.indices where other > one {
-                schedule(.dial(one, other), after: netRandom.uniform(.zero, .milliseconds(5)))
-            }
+        for node in nodes {
+            startNet(node)
+            try startRaft(node)
         }
         guard let shell = nodes[0].shell else { preconditionFailure("it has just started") }
         let membership = Membership(

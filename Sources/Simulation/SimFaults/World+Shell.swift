@@ -72,6 +72,7 @@ extension World {
             statistics.memberships += 1
             note("n\(shell.node.id) membership \(Self.brief(membership))")
             shell.membership = membership
+            publishPeers(shell)
             observer.membership(index, membership)
             learnReplicas(membership, shell)
         case .fetch(let peer, let from, let upTo, let bytesMax):
@@ -132,7 +133,8 @@ extension World {
     private func send(
         _ message: Message, after: DurabilityTicket?, _ shell: RaftShell
     ) throws(Violation) {
-        guard let peer = position(message.to) else { return }
+        // What is sent while there is no stream is dropped.
+        guard let peer = position(message.to), shell.peers[peer].isUp(message.lane) else { return }
         let slot = peer * Lane.allCases.count + Int(message.lane.rawValue)
         let waits = after.map { $0 > shell.durable } ?? false
         // Order within a lane: behind one that waits, all wait.
@@ -156,10 +158,12 @@ extension World {
     }
 
     func transmit(_ message: Message, _ shell: RaftShell) throws(Violation) {
-        guard let peer = position(message.to), !isForeign(peer, to: shell) || message.isAnswer
+        guard let peer = position(message.to), shell.peers[peer].isUp(message.lane),
+            message.isAnswer || !isForeign(peer, to: shell)
         else { return }
         statistics.messages += 1
-        var writer = ByteWriter(capacity: message.byteCountEstimate)
+        var writer = ByteWriter(capacity: 1 + message.byteCountEstimate)
+        writer.byte(PeerFrameKind.message.rawValue)
         message.encode(into: &writer)
         let bytes = writer.bytes
         trace.fold(bytes)
@@ -174,6 +178,9 @@ extension World {
         let message: Message
         do {
             var reader = ByteReader(bytes)
+            guard try reader.byte("kind") == PeerFrameKind.message.rawValue else {
+                throw DecodeError.unknown(field: "kind")
+            }
             message = try Message.decode(&reader)
             try reader.end()
         } catch {

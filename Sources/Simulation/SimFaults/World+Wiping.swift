@@ -91,12 +91,9 @@ extension World {
             guard let peer = position(member.node), shell.replicas[peer] != member.replica else {
                 continue
             }
-            let wasKnown = shell.replicas[peer] != nil
             shell.replicas[peer] = member.replica
-            guard wasKnown, !isForeign(peer, to: shell) else { continue }
             schedule(
-                .link(node: shell.node.index, life: shell.life, change: .restored, peer: peer),
-                after: .microseconds(20))
+                .linkChanged(node: shell.node.index, life: shell.life, peer: peer), after: .zero)
         }
     }
 }

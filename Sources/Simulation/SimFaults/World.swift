@@ -29,7 +29,8 @@ package final class World {
     let observer: any WorldObserver
     var heap = EventHeap<SimEvent>()
     var network: SimNetwork
-    var connections: [Connection]
+    var connections: [SimConnection] = []
+    var streams: [SimStream] = []
     var nextEpoch: UInt64 = 1
     /// How many partitions forbid a direction, by `from * nodes + to`.
     var blockades: [Int]
@@ -86,8 +87,6 @@ package final class World {
         network = SimNetwork(
             nodes: scenario.nodes, lanes: Self.lanes, conditions: scenario.network,
             random: source.split())
-        connections = Array(
-            repeating: Connection(), count: scenario.nodes * scenario.nodes)
         blockades = Array(repeating: 0, count: scenario.nodes * scenario.nodes)
         fate = source.split()
         storageRandom = source.split()
@@ -141,7 +140,7 @@ package final class World {
         let target: Int
         if let daemon = event.daemon {
             target = daemon.node
-        } else if case .segment(let segment) = event, segment.lane != Self.netLane {
+        } else if case .segment(let segment) = event, segment.lane < Self.noticeLane {
             target = segment.to
         } else {
             return nil
@@ -163,12 +162,19 @@ package final class World {
         switch event {
         case .segment(let segment): try deliver(segment)
         case .startRaft(let node): try startRaft(nodes[node])
-        case .startNet(let node): try startNet(nodes[node])
-        case .dial(let one, let other): dial(one, other)
-        case .connectionLost(let node, let peer, let connection):
-            connectionLost(node, peer, connection)
-        case .graceOver(let node, let peer, let connection):
-            try graceOver(node, peer, connection)
+        case .startNet(let node): startNet(nodes[node])
+        case .netWake(let node, let net): if let net = alive(node, net) { wake(net) }
+        case .fromRaft(let node, let net, let life, let request, let lane, let bytes):
+            guard let net = alive(node, net) else { return }
+            try fromRaft(net, life, request, lane, bytes)
+        case .raftLost(let node, let net, let life):
+            if let net = alive(node, net) { raftLost(net, life) }
+        case .waitedLong(let node, let net, let request):
+            if let net = alive(node, net) { waitedLong(net, request) }
+        case .handshake(let connection): handshake(connection)
+        case .connectionLost(let node, let connection): connectionLost(node, connection)
+        case .connectionClosed(let node, let connection): connectionClosed(node, connection)
+        case .streamReset(let node, let stream): streamReset(node, stream)
         case .idle(let one, let other, let blockade): idle(one, other, blockade)
         case .act(let client): act(clients[client])
         case .answer(let client, let attempt, let answer):
@@ -182,7 +188,7 @@ package final class World {
         case .spaciousDisk(let node): nodes[node].disk.failure = nil
         case .operate: try operate()
         case .replace: try replace()
-        case .endOfPatience(let expected): if part == expected { try runOutOfPatience() }
+        case .endOfPatience(let impatient): try runOutOfPatience(impatient)
         default: preconditionFailure("an event for a daemon has been handled above")
         }
     }
@@ -194,11 +200,23 @@ package final class World {
         case .apply: try apply(shell)
         case .fetch(_, _, let peer, let from, let upTo, let bytesMax):
             try fetch(shell, for: peer, from: from, upTo: upTo, bytesMax: bytesMax)
-        case .link(_, _, let change, let peer): try link(shell, change, peer)
+        case .connectNet: try connectNet(shell)
+        case .linkChanged(_, _, let peer): try changed(shell, peer)
+        case .netLost(_, _, let net): try netLost(shell, net)
+        case .fromNet(_, _, let net, let request, let stream, let bytes):
+            try fromNet(shell, net, request, stream, bytes)
+        case .streamGone(_, _, let stream, let peer): try streamGone(shell, stream, peer: peer)
+        case .dialLane(_, _, let peer, let lane): dialLane(shell, peer, lane)
+        case .graceOver(_, _, let peer, let grace): try graceOver(shell, peer, grace)
         case .snapshotTimeout(_, _, let transfer): try snapshotTimeout(shell, transfer)
         case .request(let request): try take(request, shell)
         default: preconditionFailure("not an event for a raft daemon")
         }
+    }
+
+    private func alive(_ node: Int, _ net: UInt64) -> SimNet? {
+        guard let running = nodes[node].net, running.life == net else { return nil }
+        return running
     }
 
     func schedule(_ event: SimEvent, after delay: Duration) {

@@ -91,6 +91,12 @@ package struct SimNetwork {
         stalled[from * nodes + to].removeAll { $0.lane == lane }
     }
 
+    /// As `close`, unless the lane has been opened anew since.
+    package mutating func close(from: Int, to: Int, lane: Int, epoch: UInt64) {
+        guard streams[slot(from, to, lane)].senderEpoch == epoch else { return }
+        close(from: from, to: to, lane: lane)
+    }
+
     package func isOpen(from: Int, to: Int, lane: Int) -> Bool {
         streams[slot(from, to, lane)].senderEpoch != 0
     }

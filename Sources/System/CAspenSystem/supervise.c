@@ -52,15 +52,23 @@ pid_t aspen_spawn(const char *path, char *const arguments[], char *const environ
     _exit(127);
 }
 
+static const int all_seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL;
+
 int aspen_memory_file(const char *name, const void *bytes, size_t count) {
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) return -errno;
-    if (write(fd, bytes, count) != (ssize_t)count) {
+    /* The mode is for whoever opens it through /proc/PID/fd: by default it is 0777. */
+    if (fchmod(fd, 0600) != 0 || write(fd, bytes, count) != (ssize_t)count ||
+        fcntl(fd, F_ADD_SEALS, all_seals) != 0) {
         close(fd);
         return -EIO;
     }
-    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL);
     return fd;
+}
+
+int aspen_is_sealed(int fd) {
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & all_seals) == all_seals;
 }
 
 void aspen_wipe_argument(char **arguments, int index) {
@@ -122,7 +130,45 @@ int aspen_listen_unix(const char *path) {
     return fd;
 }
 
-int aspen_bind_unix_datagram(const char *path) { return bind_unix(path, SOCK_DGRAM); }
+int aspen_bind_unix_datagram(const char *path) {
+    int fd = bind_unix(path, SOCK_DGRAM);
+    int on = 1;
+    if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
+    return fd;
+}
+
+ssize_t aspen_receive_notification(int socket, void *buffer, size_t size, pid_t *sender, int *fd) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(4 * sizeof(int))];
+    } control;
+    struct iovec part = {.iov_base = buffer, .iov_len = size};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control.bytes,
+                             .msg_controllen = sizeof control.bytes};
+    *sender = 0;
+    *fd = -1;
+    ssize_t count = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (count < 0) return -errno;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level != SOL_SOCKET) continue;
+        if (c->cmsg_type == SCM_CREDENTIALS) {
+            struct ucred who;
+            memcpy(&who, CMSG_DATA(c), sizeof who);
+            *sender = who.pid;
+        } else if (c->cmsg_type == SCM_RIGHTS) {
+            size_t held = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+            for (size_t i = 0; i < held; i++) {
+                int next;
+                memcpy(&next, CMSG_DATA(c) + i * sizeof(int), sizeof next);
+                if (*fd < 0) *fd = next;
+                else close(next);
+            }
+        }
+    }
+    return count;
+}
 
 int aspen_signal_descriptor(void) {
     sigset_t set;

@@ -4,7 +4,6 @@
 
 #include "vfs_internal.h"
 
-#define WAL_HEADER_BYTES 32
 #define FRAME_HEADER_BYTES 24
 #define FRAME_BYTES (FRAME_HEADER_BYTES + ASPEN_VFS_PAGE_BYTES)
 

@@ -92,6 +92,39 @@ int aspen_vfs_sync_file(const char *path) {
     return sync_path(path, ASPEN_VFS_SYNC, O_RDWR);
 }
 
+static int rewrite_block(const char *path, int descriptor, char *block, ssize_t count, off_t at) {
+    aspen_vfs_event event = {
+        .kind = ASPEN_VFS_WRITE, .path = path, .offset = at, .bytes = block, .count = count};
+    int failure = observe_before(&event);
+    for (ssize_t done = 0; !failure && done < count;) {
+        ssize_t written = pwrite(descriptor, block + done, (size_t)(count - done), at + done);
+        if (written < 0 && errno != EINTR) failure = errno;
+        if (written > 0) done += written;
+    }
+    if (!failure) observe_after(&event);
+    return failure;
+}
+
+int aspen_vfs_rewrite_file(const char *path) {
+    enum { BLOCK_BYTES = 1 << 20 };
+    int descriptor = open(path, O_RDWR | O_CLOEXEC);
+    if (descriptor < 0) return errno == ENOENT ? 0 : errno;
+    char *block = malloc(BLOCK_BYTES);
+    int failure = block ? 0 : ENOMEM;
+    off_t at = 0;
+    while (!failure) {
+        ssize_t count = pread(descriptor, block, BLOCK_BYTES, at);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) failure = errno;
+        if (count <= 0) break;
+        failure = rewrite_block(path, descriptor, block, count, at);
+        at += count;
+    }
+    free(block);
+    close(descriptor);
+    return failure || at == 0 ? failure : aspen_vfs_sync_file(path);
+}
+
 int aspen_vfs_rename(const char *from, const char *to) {
     aspen_vfs_event event = {.kind = ASPEN_VFS_RENAME, .path = from, .to = to};
     int failure = observe_before(&event);

@@ -10,6 +10,8 @@
 
 #include "CAspenVFS.h"
 
+#define WAL_HEADER_BYTES 32
+
 typedef enum { FILE_OTHER = 0, FILE_DATABASE = 1, FILE_WAL = 2 } file_kind;
 
 /* What all connections of this process to one database share. */

@@ -21,13 +21,15 @@ package struct QUICConfiguration: Sendable {
     package var streamWindow: Int = 1 << 20
     /// Bytes that a peer may send on a connection beyond what was read from it.
     package var connectionWindow: Int = 16 << 20
+    /// The same for whoever dials, until `QUICConnection.trust`.
+    package var inboundConnectionWindow: Int = 1 << 20
     /// Unsent bytes of a stream from which on it is not writable.
     package var streamSendHighWater: Int = 512 << 10
     /// Unsent bytes of a stream at which it becomes writable again.
     package var streamSendLowWater: Int = 128 << 10
     /// Connections with a finished handshake, in both directions together.
     package var maxConnections: Int = Limits.connectionsMax
-    /// Inbound connections whose handshake is not finished.
+    /// Inbound connections whose handshake is not finished; for one more the oldest is given up.
     package var maxHalfOpen: Int = 256
     /// From this many half-open connections on, clients must prove their address first (Retry).
     package var retryThreshold: Int = 64

@@ -28,7 +28,8 @@ package final class QUICConnection: @unchecked Sendable {
     package internal(set) var alpn: String
     /// Whether the peer dialled.
     package let isInbound: Bool
-    /// Streams that the peer opens; until this is set, they wait.
+    /// Streams that the peer opens; until this is set, they wait. All callbacks are let go of when
+    /// the connection is over, so that they may hold on to whatever they like.
     package var onStream: ((QUICStream) -> Void)? {
         didSet { if !unannounced.isEmpty { endpoint?.deliverLater(self) } }
     }
@@ -84,12 +85,15 @@ package final class QUICConnection: @unchecked Sendable {
     var isDirty = false
     /// In `QUICEndpoint.delivering`.
     var isDeliveryScheduled = false
+    /// ngtcp2 wants to be told that time has passed, before the next packet.
+    var isExpiryDue = false
     var timer: NIOScheduledCallback?
     var timerDeadline: UInt64?
     var closeError: QUICError?
     /// What answers late packets after a close by this side.
     var closePacket: [UInt8] = []
     var latePackets = 0
+    private var isTrusted = false
     private var lastRoundTrip: UInt64 = 0
 
     init(
@@ -104,6 +108,12 @@ package final class QUICConnection: @unchecked Sendable {
         // Replaced by the proved key before anybody sees the connection.
         remoteEndpoint = expected ?? endpoint.key.endpoint
         self.alpn = alpn
+    }
+
+    deinit {
+        // Set only if it was given up before its first packet.
+        if let conn { ngtcp2_conn_del(conn) }
+        aspen_tls_session_free(tls)
     }
 
     @inline(__always)
@@ -136,6 +146,17 @@ package final class QUICConnection: @unchecked Sendable {
     package var availableStreams: Int {
         guard state == .established, let conn else { return 0 }
         return Int(clamping: ngtcp2_conn_get_streams_bidi_left(conn))
+    }
+
+    /// The peer is no stranger: from now on it may send `connectionWindow` bytes beyond what was
+    /// read, and not only `inboundConnectionWindow`.
+    package func trust() {
+        checkConfinement()
+        let more = configuration.connectionWindow - configuration.inboundConnectionWindow
+        guard isInbound, !isTrusted, more > 0, let conn else { return }
+        isTrusted = true
+        ngtcp2_conn_extend_max_offset(conn, UInt64(more))
+        endpoint?.flushLater(self)
     }
 
     /// Opens a stream. The peer learns of it with its first bytes.
@@ -281,6 +302,8 @@ package final class QUICConnection: @unchecked Sendable {
 
     private func deliverClose(_ error: QUICError) {
         abandonStreams()
+        onStream = nil
+        onStreamsAvailable = nil
         guard let onClosed else { return }
         closeError = nil
         self.onClosed = nil

@@ -22,14 +22,16 @@ extension QUICConnection {
     private static let vectorsMax = 8
 
     private func settings(now: UInt64) -> aspen_quic_settings {
-        aspen_quic_settings(
+        let window =
+            isInbound ? configuration.inboundConnectionWindow : configuration.connectionWindow
+        return aspen_quic_settings(
             now: now,
             handshake_timeout: configuration.handshakeTimeout.nanosecondCount,
             idle_timeout: configuration.idleTimeout.nanosecondCount,
             initial_rtt: configuration.initialRoundTrip.nanosecondCount,
             streams_max: UInt64(configuration.maxStreams),
             stream_window: UInt64(configuration.streamWindow),
-            connection_window: UInt64(configuration.connectionWindow))
+            connection_window: UInt64(window))
     }
 
     /// Prepares the first packet of an outbound connection.
@@ -171,15 +173,19 @@ extension QUICConnection {
     /// Writes what is due, as far as the congestion controller, the pacer and the peer allow.
     func flush(now: UInt64) {
         guard let conn, let endpoint else { return }
+        if isExpiryDue {
+            isExpiryDue = false
+            guard handleExpiry(conn, now: now) else { return }
+        }
         let batch = endpoint.batch
         batch.begin(connection: self, payload: aspen_quic_path_payload(conn))
         let capacity = ngtcp2_conn_get_max_tx_udp_payload_size(conn)
         let quantum = max(ngtcp2_conn_get_send_quantum(conn), capacity)
         var written = 0
-        while written < quantum, !endpoint.isSendBlocked {
+        while written + capacity <= quantum, !endpoint.isSendBlocked {
             let result = writePacket(conn, batch.reserve(capacity), now: now)
             if result < 0 {
-                batch.send()
+                batch.end()
                 finish(
                     .connectionLost("cannot go on: \(Self.text(CInt(result)))"),
                     sending: .init(ASPEN_CLOSE_LIBRARY, Int64(result), ""))
@@ -189,11 +195,11 @@ extension QUICConnection {
             batch.commit(result)
             written += result
         }
-        batch.send()
+        batch.end()
         // Pacing begins with the first real measurement: before, it would hold back the first
         // application packet for milliseconds.
         if written > 0, handshakeCompleted { ngtcp2_conn_update_pkt_tx_time(conn, now) }
-        armTimer(conn)
+        armTimer(conn, wrote: written > 0)
     }
 
     /// Builds one packet from as many streams as fit, in turn.
@@ -280,13 +286,20 @@ extension QUICConnection {
 
     /// Asks to be woken when ngtcp2 has something to do. A timer that fires too early costs less
     /// than setting it anew for each packet, so that only an earlier deadline replaces it.
-    func armTimer(_ conn: OpaquePointer) {
+    /// - Parameter wrote: packets have just been written. The pacer may have fallen due meanwhile:
+    ///   then the next turn of the loop goes on, without a timer, after others had theirs.
+    private func armTimer(_ conn: OpaquePointer, wrote: Bool = false) {
         let expiry = ngtcp2_conn_get_expiry(conn)
         guard expiry != UInt64.max else { return }
-        arm(at: expiry)
+        if wrote, expiry <= NIODeadline.now().uptimeNanoseconds {
+            isExpiryDue = true
+            endpoint?.flushNextTurn(self)
+        } else {
+            arm(at: expiry)
+        }
     }
 
-    func arm(at deadline: UInt64) {
+    private func arm(at deadline: UInt64) {
         if let timerDeadline, timerDeadline <= deadline { return }
         timer?.cancel()
         timerDeadline = deadline
@@ -294,7 +307,7 @@ extension QUICConnection {
             at: .uptimeNanoseconds(min(deadline, UInt64(Int64.max))), handler: self)
     }
 
-    func timerFired() {
+    private func timerFired() {
         timer = nil
         timerDeadline = nil
         guard let endpoint else { return }
@@ -306,12 +319,16 @@ extension QUICConnection {
         let now = endpoint.turnTime()
         if ngtcp2_conn_get_expiry(conn) > now {
             armTimer(conn)
-            return
+        } else if handleExpiry(conn, now: now) {
+            endpoint.flushLater(self)
         }
+    }
+
+    /// - Returns: false when the connection has ended.
+    private func handleExpiry(_ conn: OpaquePointer, now: UInt64) -> Bool {
         let result = ngtcp2_conn_handle_expiry(conn, now)
         switch result {
-        case 0:
-            endpoint.flushLater(self)
+        case 0: return true
         case NGTCP2_ERR_IDLE_CLOSE, NGTCP2_ERR_HANDSHAKE_TIMEOUT:
             finish(.timedOut, sending: nil, lingers: false)
         default:
@@ -319,6 +336,7 @@ extension QUICConnection {
                 .connectionLost(Self.text(result)),
                 sending: .init(ASPEN_CLOSE_LIBRARY, Int64(result), ""))
         }
+        return false
     }
 
     // MARK: The end

@@ -54,9 +54,13 @@ package final class QUICEndpoint: @unchecked Sendable {
     var originalIDs: [ConnectionID: QUICConnection] = [:]
     var resetTokens: [ResetToken: QUICConnection] = [:]
     var establishedCount = 0
-    var halfOpenCount = 0
+    /// Inbound connections whose handshake is not finished, the oldest first.
+    var halfOpen: [QUICConnection] = []
+    var halfOpenCount: Int { halfOpen.count }
 
     private var dirty: [QUICConnection] = []
+    /// Has more to send, but others come first.
+    private var dirtyNextTurn: [QUICConnection] = []
     private var delivering: [QUICConnection] = []
     private var isTurnScheduled = false
     private var isInTurn = false
@@ -223,6 +227,12 @@ package final class QUICEndpoint: @unchecked Sendable {
         scheduleTurn()
     }
 
+    /// As `flushLater`, but not in the turn that is going on.
+    func flushNextTurn(_ connection: QUICConnection) {
+        dirtyNextTurn.append(connection)
+        scheduleTurn()
+    }
+
     func deliverLater(_ connection: QUICConnection) {
         if !connection.isDeliveryScheduled {
             connection.isDeliveryScheduled = true
@@ -255,6 +265,9 @@ package final class QUICEndpoint: @unchecked Sendable {
             if !isSendBlocked { flushDirty() }
         }
         isInTurn = false
+        let later = dirtyNextTurn
+        dirtyNextTurn = []
+        for connection in later { flushLater(connection) }
         if !delivering.isEmpty || !(dirty.isEmpty || isSendBlocked) { scheduleTurn() }
     }
 
@@ -290,7 +303,7 @@ package final class QUICEndpoint: @unchecked Sendable {
             return
         }
         connection.state = .established
-        if connection.isInbound { halfOpenCount -= 1 }
+        if connection.isInbound { halfOpen.removeAll { $0 === connection } }
         establishedCount += 1
         counters.established += 1
         if connection.isInbound {
@@ -311,7 +324,7 @@ package final class QUICEndpoint: @unchecked Sendable {
             return
         }
         if connection.isInbound {
-            halfOpenCount -= 1
+            halfOpen.removeAll { $0 === connection }
             counters.refused += 1
             onRefused(connection.claimedEndpoint, connection.initialRemote, "\(error)")
         } else {

@@ -170,9 +170,7 @@ extension QUICEndpoint {
             counters.strayDatagrams += 1
             return
         }
-        if halfOpenCount >= configuration.maxHalfOpen
-            || establishedCount >= configuration.maxConnections
-        {
+        if establishedCount >= configuration.maxConnections {
             refuse(initial, NGTCP2_CONNECTION_REFUSED, to: remote, source: source)
             onRefused(nil, remote, "\(QUICError.tooManyConnections)")
             return
@@ -194,8 +192,18 @@ extension QUICEndpoint {
             retry(initial, path: path, to: remote, source: source, now: now)
             return
         }
+        if halfOpenCount >= configuration.maxHalfOpen { giveUpOldestHandshake() }
         open(initial, original, path: &path, remote: remote, source: source, now: now)?
             .read(packet, path: &path, now: now)
+    }
+
+    /// Whoever stalls makes room for whoever comes: a flood of handshakes that go nowhere would
+    /// otherwise keep everybody out for as long as each may take.
+    private func giveUpOldestHandshake() {
+        halfOpen.first { !$0.establishPending }?.finish(
+            .tooManyConnections,
+            sending: .init(ASPEN_CLOSE_TRANSPORT, Int64(NGTCP2_CONNECTION_REFUSED), ""),
+            lingers: false)
     }
 
     private func open(
@@ -211,7 +219,7 @@ extension QUICEndpoint {
             onRefused(nil, remote, "\(error)")
             return nil
         }
-        halfOpenCount += 1
+        halfOpen.append(connection)
         // The client goes on using the id that it made up until it has seen ours.
         if let id = ConnectionID(initial.destination) {
             connection.clientOriginalID = id

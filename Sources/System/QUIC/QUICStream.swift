@@ -74,6 +74,8 @@ package final class QUICStream: @unchecked Sendable {
     package var unsentBytes: Int { sendQueue.unsentBytes }
     /// Bytes that are held in memory: not sent, or sent and not yet acknowledged.
     package var heldBytes: Int { sendQueue.heldBytes }
+    /// Bytes from the peer that wait to be delivered.
+    package var undeliveredBytes: Int { inbound.readableBytes }
     /// False from the high-water mark of unsent bytes until the low-water mark; `onWritable`
     /// tells when. A writer that goes on regardless is not stopped, it only uses memory.
     package var isWritable: Bool { !wasUnwritable && !finishRequested && !isReset }
@@ -191,7 +193,16 @@ package final class QUICStream: @unchecked Sendable {
         if isLibraryClosed, self.connection != nil, isDrained {
             self.connection = nil
             connection.forget(self)
+            dropCallbacks()
         }
+    }
+
+    /// Nothing will be told any more: what the callbacks hold on to, this stream perhaps, may go.
+    private func dropCallbacks() {
+        onData = nil
+        onEnd = nil
+        onReset = nil
+        onWritable = nil
     }
 
     /// Nothing is left that a callback could still want.
@@ -226,10 +237,11 @@ package final class QUICStream: @unchecked Sendable {
         connection = nil
         sendQueue.removeAll()
         inbound = ByteBuffer()
-        guard !isReset else { return }
+        let isOver = isReset || (endDelivered && finishSent)
         isReset = true
-        let isOver = endDelivered && finishSent
-        if !isOver { onReset?(Self.connectionLostCode) }
+        let tell = onReset
+        dropCallbacks()
+        if !isOver { tell?(Self.connectionLostCode) }
     }
 }
 

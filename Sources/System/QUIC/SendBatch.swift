@@ -36,7 +36,11 @@ final class SendBatch {
 
     /// Room for the next packet.
     func reserve(_ capacity: Int) -> UnsafeMutableBufferPointer<UInt8> {
-        UnsafeMutableBufferPointer(rebasing: memory[length..<(length + capacity)])
+        room(at: length, capacity)
+    }
+
+    private func room(at start: Int, _ count: Int) -> UnsafeMutableBufferPointer<UInt8> {
+        UnsafeMutableBufferPointer(rebasing: memory[start..<(start + count)])
     }
 
     /// The packet of `count` bytes just written into the room is part of the batch now.
@@ -47,7 +51,8 @@ final class SendBatch {
             // It does not fit with the others: they go first.
             let start = length
             send()
-            memory.baseAddress?.update(from: memory.baseAddress! + start, count: count)
+            UnsafeMutableRawBufferPointer(memory).copyMemory(
+                from: UnsafeRawBufferPointer(room(at: start, count)))
         }
         if length == 0 {
             segment = count
@@ -67,14 +72,16 @@ final class SendBatch {
 
     private func isSameRemote(_ other: UnsafePointer<sockaddr>, _ otherLength: socklen_t) -> Bool {
         guard otherLength == remoteLength else { return false }
-        return withUnsafeBytes(of: &remote) { mine in
-            mine.prefix(Int(remoteLength)).elementsEqual(
-                UnsafeRawBufferPointer(start: other, count: Int(otherLength)))
-        }
+        return memcmp(&remote, other, Int(otherLength)) == 0
     }
 
-    /// Sends what is there.
-    func send() {
+    /// Sends what is there; nothing of the connection is kept.
+    func end() {
+        send()
+        connection = nil
+    }
+
+    private func send() {
         guard length > 0 else { return }
         let bytes = UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[..<length])
         let size = packets > 1 ? segment : 0

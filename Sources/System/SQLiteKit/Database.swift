@@ -137,11 +137,14 @@ package final class Database {
         try check(sqlite3_exec(handle, sql, nil, nil, nil))
     }
 
-    /// The first column of the first row.
+    /// The first column of the first row. The statement runs to its end: what it changes is committed
+    /// only there, and may fail.
     package func integer(_ sql: String) throws(SQLiteError) -> Int64? {
         let statement = try prepare(sql)
         guard try statement.step() else { return nil }
-        return statement.integer(0)
+        let result = statement.integer(0)
+        while try statement.step() {}
+        return result
     }
 
     package func text(_ sql: String) throws(SQLiteError) -> String? {
@@ -149,7 +152,9 @@ package final class Database {
         guard try statement.step(), let text = sqlite3_column_text(statement.pointer, 0) else {
             return nil
         }
-        return String(cString: text)
+        let result = String(cString: text)
+        while try statement.step() {}
+        return result
     }
 
     // MARK: Checkpoint

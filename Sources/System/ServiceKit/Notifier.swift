@@ -15,6 +15,16 @@ package enum Notifier {
         send("EXTEND_TIMEOUT_USEC=\(duration.components.seconds * 1_000_000)")
     }
 
+    /// Asks the supervisor to keep a descriptor and to hand it, under `name`, to whoever runs after
+    /// this process (FDSTORE of sd_notify(3); a systemd unit needs FileDescriptorStoreMax=).
+    package static func keep(_ descriptor: CInt, name: String) {
+        var descriptor = descriptor
+        _ = sd_pid_notify_with_fds(0, 0, "FDSTORE=1\nFDNAME=\(name)", &descriptor, 1)
+    }
+
+    /// Asks the supervisor to let go of what it keeps under `name`.
+    package static func discard(name: String) { send("FDSTOREREMOVE=1\nFDNAME=\(name)") }
+
     /// How often the watchdog wants a sign of life: half of WATCHDOG_USEC; nil without a watchdog.
     package static var watchdogInterval: Duration? {
         var microseconds: UInt64 = 0

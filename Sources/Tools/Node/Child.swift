@@ -11,6 +11,8 @@ struct Child {
     /// Descriptors handed over, by the names the daemon looks for; kept open for its successors.
     let descriptors: [(name: String, descriptor: CInt)]
     let environment: [String]
+    /// Descriptors that the daemon has asked to keep for its successors (FDSTORE of sd_notify(3)).
+    private(set) var stored: [(name: String, descriptor: CInt)] = []
 
     var pid: pid_t = 0
     /// Read end of its standard error.
@@ -26,6 +28,8 @@ struct Child {
     /// longer each time, so that a broken one does not burn a core.
     static let stableMilliseconds: UInt64 = 1000
     static let restartDelayMax: UInt64 = 1000
+    /// Most descriptors kept for a daemon; more are not taken.
+    static let storedMax = 4
     /// Longest log line kept together, in bytes.
     static let lineBytesMax = 16_384
 
@@ -46,6 +50,7 @@ struct Child {
         }
         for end in pipes { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         _ = fcntl(pipes[0], F_SETFL, O_NONBLOCK)
+        let descriptors = descriptors + stored
         let variables =
             environment + [
                 "LISTEN_FDS=\(descriptors.count)",
@@ -67,6 +72,21 @@ struct Child {
         startedAt = now
         restartAt = nil
         isReady = false
+    }
+
+    /// Does what the daemon says through sd_notify(3).
+    mutating func notified(_ notification: Notification) {
+        if notification.isReady { isReady = true }
+        if notification.discards {
+            for kept in stored where kept.name == notification.name { close(kept.descriptor) }
+            stored.removeAll { $0.name == notification.name }
+        }
+        guard let descriptor = notification.descriptor else { return }
+        if notification.stores, stored.count < Self.storedMax {
+            stored.append((notification.name, descriptor))
+        } else {
+            close(descriptor)
+        }
     }
 
     /// Notes that the process has ended and plans its next start.

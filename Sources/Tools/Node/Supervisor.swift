@@ -142,17 +142,13 @@ struct Supervisor {
     }
 
     private mutating func readNotifications() {
-        var buffer = [UInt8](repeating: 0, count: 4096)
-        while true {
-            let count = recv(notifications, &buffer, buffer.count, 0)
-            guard count > 0 else { return }
-            guard String(decoding: buffer.prefix(count), as: UTF8.self).contains("READY=1") else {
+        while let notification = Notification.next(from: notifications) {
+            // Only a child of ours is heard, and for itself alone.
+            guard let index = children.firstIndex(where: { $0.pid == notification.sender }) else {
+                if let descriptor = notification.descriptor { close(descriptor) }
                 continue
             }
-            // Which child it was does not matter for the announcement: both must have said so.
-            if let index = children.firstIndex(where: { !$0.isReady && $0.pid != 0 }) {
-                children[index].isReady = true
-            }
+            children[index].notified(notification)
             if !hasAnnounced, children.allSatisfy(\.isReady) {
                 hasAnnounced = true
                 Terminal.error("aspen-node: node \(nodeID) is up; its sockets are in \(runtime)")

@@ -20,53 +20,27 @@ enum ControlMessage: Equatable, Sendable {
     case unknown
 
     /// Largest message, in bytes.
-    static let bytesMax = 256
+    static let bytesMax = LinkNotice.bytesMax
 
     func encoded() -> ByteBuffer {
-        var writer = ByteWriter()
         switch self {
         case .proof(let mac, let incarnation, let raft):
-            writer.byte(1)
-            writer.raw(mac)
-            writer.integer(incarnation)
-            writer.byte(raft.rawValue)
+            ByteBuffer(
+                bytes: LinkNotice.proof(mac: mac, incarnation: incarnation, raft: raft).encoded())
         case .service(let name, let state):
-            writer.byte(2)
-            writer.byte(name.rawValue)
-            writer.byte(state.rawValue)
+            ByteBuffer(bytes: LinkNotice.service(name.rawValue, state).encoded())
         case .unknown: preconditionFailure("not a message to send")
         }
-        var buffer = ByteBuffer()
-        buffer.writeInteger(UInt16(writer.bytes.count), endianness: .little)
-        buffer.writeBytes(writer.bytes)
-        return buffer
     }
 
     init(decoding bytes: [UInt8]) throws(DecodeError) {
-        var reader = ByteReader(bytes)
-        switch try reader.byte("type") {
-        case 1:
-            let mac = Array(try reader.raw(CookieKey.proofByteCount, "mac"))
-            let incarnation: UInt64 = try reader.integer("incarnation")
-            self = .proof(mac: mac, incarnation: incarnation, raft: try Self.state(&reader))
-        case 2:
-            guard let name = ServiceName(rawValue: try reader.byte("service")) else {
-                self = .unknown
-                return
-            }
-            self = .service(name, try Self.state(&reader))
-        default:
-            self = .unknown
-            return
+        switch try LinkNotice(decoding: bytes) {
+        case .proof(let mac, let incarnation, let raft):
+            self = .proof(mac: mac, incarnation: incarnation, raft: raft)
+        case .service(let number, let state):
+            self = ServiceName(rawValue: number).map { .service($0, state) } ?? .unknown
+        case .unknown: self = .unknown
         }
-        try reader.end()
-    }
-
-    private static func state(_ reader: inout ByteReader) throws(DecodeError) -> ServiceState {
-        guard let state = ServiceState(rawValue: try reader.byte("state")) else {
-            throw .unknown(field: "state")
-        }
-        return state
     }
 
     /// Takes the next whole message off the front of `buffer`.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenTypes
+import CAspenSystem
 import CSodium
+import Glibc
 import ServiceKit
 
 /// What is made of the cluster cookie once at start, and how two nets prove to each other that they
@@ -44,6 +46,52 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
         }
         key = stretched
     }
+
+    // MARK: - Kept for the next start
+
+    /// The name under which a supervisor keeps the memory file.
+    package static let keptName = "cookie-key"
+    private static let keptHeading = Array("aspen cookie key v1\n".utf8)
+
+    /// What an earlier process has left in a sealed memory file, if it was made from this cookie.
+    ///
+    /// Stretching takes a tenth of a second on an idle machine and seconds on a busy one, which is
+    /// too long for a daemon that was killed and is missed.
+    package init?(keptIn descriptor: CInt, for cookie: Secret) {
+        guard aspen_is_sealed(descriptor) == 1, sodium_init() >= 0 else { return nil }
+        let heading = Self.keptHeading
+        var bytes = [UInt8](repeating: 0, count: heading.count + 64 + 1)
+        guard pread(descriptor, &bytes, bytes.count, 0) == bytes.count - 1,
+            bytes.starts(with: heading)
+        else { return nil }
+        key = Array(bytes[heading.count..<heading.count + 32])
+        let tag = Array(bytes[heading.count + 32..<heading.count + 64])
+        guard sodium_memcmp(tag, Self.tag(of: cookie, under: key), tag.count) == 0 else {
+            return nil
+        }
+    }
+
+    /// A memory file for `init(keptIn:for:)`, which the caller closes: it touches no disk, nobody
+    /// can change it, and only who is handed the descriptor gets at it. It holds the key and not the
+    /// cookie; whoever reads it can do all that the cookie is good for.
+    /// - Returns: nil when the system gives none.
+    package func kept(for cookie: Secret) -> CInt? {
+        let bytes = Self.keptHeading + key + Self.tag(of: cookie, under: key)
+        let descriptor = aspen_memory_file(Self.keptName, bytes, bytes.count)
+        return descriptor < 0 ? nil : descriptor
+    }
+
+    /// Ties a key to the cookie that it was made from.
+    private static func tag(of cookie: Secret, under key: [UInt8]) -> [UInt8] {
+        var tag = [UInt8](repeating: 0, count: 32)
+        let text = Array("aspen cookie key v1, made from\n".utf8) + cookie.bytes
+        let result = crypto_generichash(
+            &tag, tag.count, text, UInt64(text.count), key, key.count)
+        precondition(result == 0, "hashing cannot fail")
+        return tag
+    }
+
+    // MARK: - Proofs
 
     /// - Parameter exported: the connection's exporter under `exporterLabel`.
     func proof(of side: Side, exported: [UInt8]) -> [UInt8] {

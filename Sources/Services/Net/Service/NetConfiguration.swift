@@ -20,6 +20,8 @@ package struct NetConfiguration: Sendable {
     package var connectors: [ServiceName: PeerConnector] = [:]
     package var access: AccessTable
     package var quic = QUICConfiguration()
+    /// Less in tests.
+    package var clientBytesMax = NetLimits.clientBytesMax
     package var link: LinkConfiguration
 
     package init(

@@ -60,7 +60,8 @@ package enum NetDaemon {
             raft = .path("\(settings.runtimeDirectory)/raft.peer.sock")
         }
         let peers = settings.peers.filter { $0.peer.endpoint != key.endpoint }
-        return stretch(cookie ?? Secret([]), on: context.eventLoop).flatMap { cookieKey in
+        let kept = sockets.take(CookieKey.keptName)
+        return stretch(cookie ?? Secret([]), kept, context).flatMap { cookieKey in
             var configuration = NetConfiguration(
                 key: key, cookie: cookieKey, advertised: advertised, access: .ofSystem())
             configuration.configuredPeers = peers
@@ -94,14 +95,29 @@ package enum NetDaemon {
         return descriptor
     }
 
-    /// Off the event loop, on a thread that ends afterwards.
+    /// The key of the cookie: as an earlier process left it with the supervisor, or made anew, off
+    /// the event loop, on a thread that ends afterwards, and left for the next process.
     private static func stretch(
-        _ cookie: Secret, on loop: any EventLoop
+        _ cookie: Secret, _ kept: [CInt], _ context: DaemonContext
     ) -> EventLoopFuture<CookieKey> {
+        defer { for descriptor in kept { close(descriptor) } }
+        let loop = context.eventLoop
+        for descriptor in kept {
+            guard let key = CookieKey(keptIn: descriptor, for: cookie) else { continue }
+            context.logger.debug("the key of the cookie was kept")
+            return loop.makeSucceededFuture(key)
+        }
+        if !kept.isEmpty { Notifier.discard(name: CookieKey.keptName) }
         let pool = NIOThreadPool(numberOfThreads: 1)
         pool.start()
-        return pool.runIfActive(eventLoop: loop) { try CookieKey(stretching: cookie) }
-            .always { _ in pool.shutdownGracefully { _ in } }
+        return pool.runIfActive(eventLoop: loop) {
+            let key = try CookieKey(stretching: cookie)
+            if let descriptor = key.kept(for: cookie) {
+                Notifier.keep(descriptor, name: CookieKey.keptName)
+                close(descriptor)
+            }
+            return key
+        }.always { _ in pool.shutdownGracefully { _ in } }
     }
 
     /// The process holds the node's key: its memory must not end up in a file.

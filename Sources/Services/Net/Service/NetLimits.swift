@@ -11,6 +11,11 @@ package enum NetLimits {
     package static let streamsMax = 2000
     /// Streams of clients among them; the rest is kept free for members.
     package static let clientStreamsMax = 1600
+    /// Bytes that wait in memory on behalf of clients, over all their streams. From there on, the
+    /// streams that hold most are reset: their clients, or their service, do not read.
+    package static let clientBytesMax = 64 << 20
+    /// Connections of strangers that have not proved the cookie yet.
+    package static let unprovedMax = 64
     /// Connections of local people and daemons to `net.sock`.
     package static let localConnectionsMax = Limits.connectionsMax
     /// Streams that a peer may have opened before its cookie is proved to us.
@@ -25,6 +30,8 @@ package enum NetLimits {
 
     /// Time for both sides to prove the cookie.
     package static let proofTimeout = Duration.seconds(2)
+    /// How often what clients hold is added up, while there are any.
+    static let clientSweepInterval = Duration.milliseconds(250)
     /// How long an outbound client connection without streams is kept.
     package static let clientLinger = Duration.seconds(30)
 }

@@ -30,6 +30,7 @@ package final class NetService: @unchecked Sendable {
     var joined: [ObjectIdentifier: JoinedStream] = [:]
     var joinedClientStreams = 0
     var inboundClients = 0
+    var clientWatch: Scheduled<Void>?
     var localConnections: [ObjectIdentifier: LocalConnection] = [:]
     /// Those that have not said anything yet included.
     var localCount = 0
@@ -89,6 +90,8 @@ package final class NetService: @unchecked Sendable {
         listener?.close()
         timer?.task.cancel()
         timer = nil
+        clientWatch?.cancel()
+        clientWatch = nil
         for connection in Array(localConnections.values) { connection.close() }
         // Whoever still calls back holds on to this service; the endpoint lets go of it at the end.
         return endpoint.close().always { [self] _ in
@@ -282,7 +285,10 @@ package final class NetService: @unchecked Sendable {
         switch ALPN(rawValue: alpn) {
         case .raft:
             if peer == configuration.key.endpoint { return "this is the node's own key" }
-            if machine.admits(peer) { return nil }
+            if machine.admits(peer) {
+                return machine.isExpected(peer) || unprovedCount < NetLimits.unprovedMax
+                    ? nil : "more than \(NetLimits.unprovedMax) strangers before the proof"
+            }
             return machine.isClosed
                 ? "not a member of this cluster" : "more than \(Limits.peersMax) strangers"
         case .client:
@@ -292,6 +298,10 @@ package final class NetService: @unchecked Sendable {
             return inboundClients < NetLimits.clientConnectionsMax ? nil : "too many clients"
         default: return "nobody here speaks \(alpn)"
         }
+    }
+
+    private var unprovedCount: Int {
+        sessions.values.count { !$0.isProved && $0.connection.isInbound }
     }
 
     private func refused(_ peer: EndpointID?, _ address: SocketAddress, _ reason: String) {

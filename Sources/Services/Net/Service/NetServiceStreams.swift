@@ -19,9 +19,11 @@ struct StreamWaiter {
 final class JoinedStream {
     let service: ServiceName
     let splice: Splice
-    init(service: ServiceName, splice: Splice) {
+    let isClient: Bool
+    init(service: ServiceName, splice: Splice, isClient: Bool) {
         self.service = service
         self.splice = splice
+        self.isClient = isClient
     }
 }
 
@@ -78,8 +80,12 @@ extension NetService {
             return carried()
         }
         let splice = Splice(stream: stream, lostCode: .serviceGone)
-        joined[ObjectIdentifier(splice)] = JoinedStream(service: service, splice: splice)
-        if origin.isClient { joinedClientStreams += 1 }
+        joined[ObjectIdentifier(splice)] = JoinedStream(
+            service: service, splice: splice, isClient: origin.isClient)
+        if origin.isClient {
+            joinedClientStreams += 1
+            watchClients()
+        }
         splice.onFinished = { [self] in
             joined[ObjectIdentifier(splice)] = nil
             if origin.isClient { joinedClientStreams -= 1 }
@@ -117,6 +123,31 @@ extension NetService {
             return .resourceExhausted
         }
         return nil
+    }
+
+    /// Adds up, now and then, what clients hold, and frees what is too much.
+    private func watchClients() {
+        guard clientWatch == nil, !isDraining else { return }
+        clientWatch = eventLoop.scheduleTask(in: TimeAmount(NetLimits.clientSweepInterval)) {
+            [self] in
+            clientWatch = nil
+            freeClientMemory()
+            if joinedClientStreams > 0 { watchClients() }
+        }
+    }
+
+    private func freeClientMemory() {
+        let streams = joined.values.filter(\.isClient).map { ($0.splice, $0.splice.heldBytes) }
+        var held = streams.reduce(0) { $0 + $1.1 }
+        guard held > configuration.clientBytesMax else { return }
+        edgeLog.warning(
+            "clients hold too much memory: the streams that hold most are reset",
+            culprit: "client memory", ["bytes": "\(held)", "streams": "\(streams.count)"])
+        for (splice, bytes) in streams.sorted(by: { $0.1 > $1.1 }) {
+            guard held > configuration.clientBytesMax else { return }
+            splice.abort(.resourceExhausted)
+            held -= bytes
+        }
     }
 
     /// How the raft daemon here is: from its control connection, the surest sign there is.

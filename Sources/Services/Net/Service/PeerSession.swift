@@ -170,6 +170,7 @@ final class PeerSession {
             if connection.isInbound { try showProof() }
             isProved = true
             timer?.cancel()
+            connection.trust()
             onProved(self, incarnation, raft)
             let held = waiting
             waiting = []

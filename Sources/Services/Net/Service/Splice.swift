@@ -60,6 +60,13 @@ final class Splice: ChannelInboundHandler {
         context?.close(promise: nil)
     }
 
+    /// Bytes that wait in memory for one of the sides.
+    var heldBytes: Int {
+        guard let stream else { return 0 }
+        let local = try? context?.channel.syncOptions?.getOption(.bufferedWritableBytes)
+        return stream.heldBytes + stream.undeliveredBytes + (local ?? 0)
+    }
+
     private func finish() {
         guard let stream else { return }
         self.stream = nil

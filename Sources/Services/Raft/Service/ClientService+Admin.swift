@@ -38,7 +38,7 @@ extension ClientService {
 
     private var health: (status: String, detail: String) {
         guard let membership = node.membership else {
-            return ("unavailable", Self.notInitialized.message)
+            return ("unavailable", outsideCluster.message)
         }
         guard node.standing.leader != nil else {
             return ("unavailable", "no leader in term \(node.standing.term)")
@@ -110,7 +110,7 @@ extension ClientService {
     }
 
     func getClusterStatus(_ origin: RequestOrigin) {
-        guard let membership = node.membership else { return origin.fail(Self.notInitialized) }
+        guard let membership = node.membership else { return origin.fail(outsideCluster) }
         let gathering = StatusGathering(membership, service: self, origin: origin)
         var request = WireRequest()
         request.timeoutMs = UInt32(clamping: Self.statusTimeout.nanoseconds / 1_000_000)
@@ -133,7 +133,7 @@ extension ClientService {
     }
 
     func getClusterTicket(_ origin: RequestOrigin) {
-        guard let membership = node.membership else { return origin.fail(Self.notInitialized) }
+        guard let membership = node.membership else { return origin.fail(outsideCluster) }
         // The nodes that vote first: they are the least likely to be gone when it is used.
         let members = membership.members.sorted { left, right in
             let (isLeft, isRight) = (membership.isVoter(left.node), membership.isVoter(right.node))
@@ -170,6 +170,7 @@ extension ClientService {
             return origin.fail(
                 AspenError(.alreadyInitialized, "this node belongs to a cluster already"))
         }
+        guard !node.isRebuilt else { return origin.fail(Self.isRebuilt) }
         guard let identity = links.netIdentity else {
             return origin.fail(
                 AspenError(
@@ -307,7 +308,7 @@ extension ClientService {
         _ kind: WriteKind, _ origin: RequestOrigin,
         _ wish: @escaping (Membership) throws(AspenError) -> Wish?
     ) {
-        guard let membership = node.membership else { return origin.fail(Self.notInitialized) }
+        guard let membership = node.membership else { return origin.fail(outsideCluster) }
         guard isLeader else {
             return origin.fail(AspenError(.unavailable, "this node leads no more", retry: .safe))
         }

@@ -19,6 +19,8 @@ struct PendingRead {
     var origin: RequestOrigin
     var query: StateQuery
     var shape: Shape
+    /// Of a stale read, the revision asked for may exist on another node.
+    var isStale = false
 }
 
 extension ClientService {
@@ -70,7 +72,7 @@ extension ClientService {
     }
 
     private func submit(_ read: PendingRead, _ consistency: Aspen_Client_V1_Consistency) {
-        guard node.membership != nil else { return read.origin.fail(Self.notInitialized) }
+        guard node.membership != nil else { return read.origin.fail(outsideCluster) }
         guard readCount < Limits.readsInFlightMax else {
             return read.origin.fail(
                 AspenError(
@@ -79,8 +81,10 @@ extension ClientService {
                     retry: .safe))
         }
         readCount += 1
+        var read = read
         switch consistency {
         case .stale:
+            read.isStale = true
             let round = nextLocalRound
             nextLocalRound += 1
             execute(round, [read])
@@ -163,6 +167,11 @@ extension ClientService {
                 AspenError(
                     .compacted,
                     "that revision is compacted away; the oldest that can be read is \(oldest)"))
+        case (_, .range(.future(let current))) where !read.isStale:
+            return WireResponse(
+                AspenError(
+                    .invalidArgument,
+                    "that revision is in the future: the store is at \(current)"))
         case (_, .range(.future(let current))):
             return WireResponse(
                 AspenError(

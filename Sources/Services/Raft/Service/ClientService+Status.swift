@@ -34,7 +34,11 @@ extension ClientService {
     }
 
     var statusLine: String {
-        guard let membership = node.membership else { return "waits to be made part of a cluster" }
+        guard let membership = node.membership else {
+            return node.isRebuilt
+                ? "has lost its state, waits for a leader to fill it"
+                : "waits to be made part of a cluster"
+        }
         let standing = node.standing
         let count = membership.voters.count
         let role: String

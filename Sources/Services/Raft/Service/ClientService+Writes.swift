@@ -88,7 +88,7 @@ extension ClientService {
         _ command: Command, _ kind: WriteKind, hasSession: Bool, _ origin: RequestOrigin?
     ) {
         guard node.membership != nil else {
-            origin?.fail(Self.notInitialized)
+            origin?.fail(outsideCluster)
             return
         }
         guard writeCount < Limits.proposalsInFlightMax else {

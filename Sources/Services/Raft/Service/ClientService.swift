@@ -149,7 +149,7 @@ final class ClientService: @unchecked Sendable {
             return origin.fail(
                 AspenError(.unavailable, "this node leads no more", retry: .safe))
         }
-        guard node.membership != nil else { return origin.fail(Self.notInitialized) }
+        guard node.membership != nil else { return origin.fail(outsideCluster) }
         let now = RaftNode.now
         guard now < origin.deadline else { return origin.fail(Self.noLeader) }
         if isLeader {
@@ -188,6 +188,16 @@ final class ClientService: @unchecked Sendable {
         .notInitialized,
         "this node belongs to no cluster yet: run `aspen-cli cluster init` on the first node, or "
             + "`aspen-cli cluster add-learner` on a member")
+
+    static let isRebuilt = AspenError(
+        .unavailable,
+        "this node has lost its state, and its log begins too late to make it again: it waits for a "
+            + "leader of its cluster to fill it. Are a majority of the other voters up? If it was "
+            + "the only one, restore its data directory from a copy; state/state.db.set-aside is "
+            + "what was found", retry: .safe)
+
+    /// Why a node without a membership does nothing for clients.
+    var outsideCluster: AspenError { node.isRebuilt ? Self.isRebuilt : Self.notInitialized }
 
     static let noLeader = AspenError(
         .unavailable,

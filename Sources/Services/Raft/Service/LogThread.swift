@@ -136,9 +136,7 @@ final class LogThread: @unchecked Sendable {
             }
             try sync(&written, &events)
             // The next segment is prepared beside the log, never in the middle of a write.
-            if let segments = store as? SegmentedLog, let preparation = segments.preparation() {
-                events.append(.preparation(preparation))
-            }
+            if let preparation = store.preparation() { events.append(.preparation(preparation)) }
         } catch {
             let failed = (error as? StorageError) ?? .disk("\(error)")
             failure = failed
@@ -182,10 +180,10 @@ final class LogThread: @unchecked Sendable {
             try store.reset(to: index, term: term)
             return .reset(to: index, term: term)
         case .adopt(let segment):
-            (store as? SegmentedLog)?.adopt(segment)
+            store.adopt(segment)
             return .nothing
         case .preparationFailed(let preparation):
-            (store as? SegmentedLog)?.preparationFailed(preparation)
+            store.preparationFailed(preparation)
             return .nothing
         }
     }

@@ -20,6 +20,7 @@ package struct OpenedStorage {
     package var recovery: RaftRecovery
     /// Holds the lock while the node lives.
     var disks: [any Disk]
+    var recording: StateRecording?
 
     /// For a node that was never started.
     package func close() {
@@ -35,8 +36,12 @@ package struct OpenedStorage {
             recovery: log.recovery, disks: [])
     }
 
+    /// - Parameter recorder: is told, in one order, what log and state write and sync as long as the
+    ///   storage is open: from that a test builds what a power cut would have left.
     /// - Throws: `AspenError` for settings that do not fit the directory, `StorageError`.
-    package static func open(_ settings: RaftSettings, logger: Logger) throws -> OpenedStorage {
+    package static func open(
+        _ settings: RaftSettings, logger: Logger, recorder: WriteRecorder? = nil
+    ) throws -> OpenedStorage {
         if settings.backend == .inMemory {
             logger.notice("storage is in memory: everything is gone when this process ends")
             return inMemory()
@@ -48,7 +53,8 @@ package struct OpenedStorage {
             do {
                 let disk: any Disk = try PosixDisk(path: path)
                 disks.append(disk)
-                return disk
+                guard let recorder else { return disk }
+                return RecordingDisk(disk, recorder: recorder, directory: name)
             } catch {
                 throw AspenError(.storage, "the data directory \(path) cannot be used: \(error)")
             }
@@ -56,12 +62,18 @@ package struct OpenedStorage {
         let root = try disk("")
         let replica = try ReplicaFile.open(
             in: root, node: settings.node, newReplica: ReplicaID(UInt64.random(in: 1...UInt64.max)))
-        let log = try SegmentedLog(disk: try disk("log"), salt: UInt64.random(in: 1...UInt64.max))
+        let log = try SegmentedLog(
+            disk: try disk("log"), configuration: settings.log,
+            salt: UInt64.random(in: 1...UInt64.max))
         _ = try disk("state")
-        let state = try openState(directory + "/state", logger: logger)
-        let recovery = try reconcile(log, state, logger: logger)
+        let recording = recorder.map {
+            StateRecording(directory: directory + "/state", recorder: $0, as: "state")
+        }
+        let state = try openState(
+            directory + "/state", beside: log, settings.state, logger: logger)
         return OpenedStorage(
-            replica: replica.replica, log: log, state: state, recovery: recovery, disks: disks)
+            replica: replica.replica, log: log, state: state, recovery: merge(log, state),
+            disks: disks, recording: recording)
     }
 
     private static func absolute(_ path: String) -> String {
@@ -71,40 +83,48 @@ package struct OpenedStorage {
         return String(cString: current) + "/" + path
     }
 
-    /// A state that is damaged is no loss: it is made again from the log, or from a peer.
+    /// A state that is damaged, gone, or behind what the log still has is made anew: from the log if
+    /// that reaches back far enough, else by a leader. It is never a reason not to start.
     private static func openState(
-        _ directory: String, logger: Logger
+        _ directory: String, beside log: any LogStore, _ options: SQLiteState.Options,
+        logger: Logger
     ) throws(StorageError) -> SQLiteState {
+        var state: SQLiteState
         do throws(StorageError) {
-            return try SQLiteState(directory: directory)
+            state = try SQLiteState(directory: directory, options: options)
         } catch .corrupt(let reason) {
             logger.error(
                 "the state is damaged and will be made anew", metadata: ["reason": "\(reason)"])
-            return try SQLiteState.rebuildEmpty(directory: directory)
+            state = try SQLiteState.rebuildEmpty(directory: directory, options: options)
         }
+        let (applied, first) = (state.appliedIndex, log.firstIndex)
+        if applied > log.lastIndex {
+            logger.warning(
+                "the state is ahead of the log, which starts anew behind it",
+                metadata: ["applied": "\(applied)", "last": "\(log.lastIndex)"])
+            // Before the log lets go of what the state may still need.
+            guard try state.checkpoint() == applied else {
+                throw .disk("the state cannot be made durable")
+            }
+        }
+        if try log.align(applied: applied, term: state.appliedTerm) {
+            if log.recovery.isTailTrusted { try state.removeSetAside() }
+        } else {
+            logger.error(
+                "the state is lost and the log begins later: this node waits for a leader to fill it",
+                metadata: ["applied": "\(applied)", "first": "\(first)"])
+            if applied > .zero {
+                state.close()
+                state = try SQLiteState.rebuildEmpty(directory: directory, options: options)
+            }
+        }
+        return state
     }
 
     /// One picture of what log and state found.
-    static func reconcile(
-        _ log: any LogStore, _ state: any StateStore, logger: Logger
-    ) throws(StorageError) -> RaftRecovery {
+    private static func merge(_ log: any LogStore, _ state: any StateStore) -> RaftRecovery {
         var recovery = log.recovery
-        let applied = state.appliedIndex
-        if applied > recovery.lastIndex {
-            // A snapshot was put in force and the log not yet reset, or its tail was damaged below
-            // what the state has: what is applied is committed, the log goes on behind it.
-            logger.warning(
-                "the state is ahead of the log, which starts anew behind it",
-                metadata: ["applied": "\(applied)", "last": "\(recovery.lastIndex)"])
-            try log.reset(to: applied, term: state.appliedTerm)
-            recovery.snapshotIndex = applied
-            recovery.snapshotTerm = state.appliedTerm
-            recovery.lastIndex = applied
-            recovery.termStarts = []
-            recovery.memberships = []
-            if recovery.untrustedBelow <= applied { recovery.isTailTrusted = true }
-        }
-        recovery.appliedIndex = applied
+        recovery.appliedIndex = state.appliedIndex
         recovery.lastTime = max(recovery.lastTime, state.time)
         if let known = state.membership {
             recovery.memberships.removeAll { $0.index <= known.index }

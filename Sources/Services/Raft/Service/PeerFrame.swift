@@ -6,19 +6,6 @@ import AspenWire
 import NIOCore
 import RaftCore
 
-/// What a node says first on each stream, and is answered with: who it is.
-struct PeerHello: Equatable, Sendable {
-    /// `ProtocolVersion.raftPeer` of the sender.
-    var version: UInt16
-    /// Nil: belongs to no cluster yet.
-    var cluster: ClusterID?
-    var node: NodeID
-    var replica: ReplicaID
-    var lane: Lane
-    /// Only wants to know who we are; no messages will follow.
-    var isProbe = false
-}
-
 /// One frame between raft daemons. Streams are one-way but for `hello` and the answers to requests:
 /// each node opens its own to each peer, one a lane.
 enum PeerFrame: Sendable {
@@ -29,14 +16,6 @@ enum PeerFrame: Sendable {
     /// A `ClientRequest` for the peer itself (status, or a membership change for the leader).
     case request(id: UInt64, [UInt8])
     case response(id: UInt64, [UInt8])
-}
-
-enum PeerFrameKind: UInt8, Sendable {
-    case hello = 1
-    case message = 2
-    case request = 3
-    case response = 4
-    case refused = 5
 }
 
 extension PeerFrame {
@@ -94,31 +73,5 @@ extension PeerFrame {
             writer.string(String(text.prefix(200)))
             buffer.writeBytes(writer.bytes)
         }
-    }
-}
-
-extension PeerHello {
-    func encode(into writer: inout ByteWriter) {
-        writer.integer(version)
-        writer.integer(cluster?.rawValue ?? 0)
-        writer.integer(node.rawValue)
-        writer.integer(replica.rawValue)
-        writer.byte(lane.rawValue)
-        writer.flag(isProbe)
-    }
-
-    init(from reader: inout ByteReader) throws(DecodeError) {
-        version = try reader.integer("version")
-        let cluster: UInt128 = try reader.integer("cluster")
-        self.cluster = cluster == 0 ? nil : ClusterID(cluster)
-        let node: UInt64 = try reader.integer("node")
-        guard node != 0 else { throw .outOfRange(field: "node") }
-        self.node = NodeID(node)
-        replica = ReplicaID(try reader.integer("replica"))
-        guard let lane = Lane(rawValue: try reader.byte("lane")) else {
-            throw .unknown(field: "lane")
-        }
-        self.lane = lane
-        isProbe = try reader.flag("isProbe")
     }
 }

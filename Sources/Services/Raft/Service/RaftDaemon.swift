@@ -81,6 +81,7 @@ package final class RaftServer: @unchecked Sendable {
     private var listeners: [any RunningListener] = []
     /// Hold the locks of the data directory.
     private var disks: [any Disk]
+    private var recording: StateRecording?
 
     package init(
         settings: RaftSettings, storage: OpenedStorage, loop: any EventLoop, logger: Logger,
@@ -88,6 +89,7 @@ package final class RaftServer: @unchecked Sendable {
     ) {
         self.loop = loop
         disks = storage.disks
+        recording = storage.recording
         var options = settings.options
         options.raft.replica = storage.replica
         self.options = options
@@ -217,5 +219,6 @@ package final class RaftServer: @unchecked Sendable {
         service.closeConnections()
         node.stop()
         disks.removeAll()
+        recording = nil
     }
 }

@@ -125,6 +125,9 @@ package final class RaftNode: @unchecked Sendable {
         membershipAppliedIndex = parts.state.membership?.index ?? .zero
     }
 
+    /// What this node knew is lost: until a leader has filled it, it does not even know its cluster.
+    var isRebuilt: Bool { membership == nil && !core.isTailTrusted }
+
     /// Starts threads, links and timers; call on the loop.
     func start() {
         log.onEvents = { [unowned self] in take($0) }

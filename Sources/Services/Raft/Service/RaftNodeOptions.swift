@@ -51,6 +51,9 @@ package struct RaftSettings: Sendable {
     package var runtimeDirectory: String
     package var backend: Backend
     package var options: RaftNodeOptions
+    /// How the stores lay themselves out. Without flags: what is there fits all but tests.
+    package var log = LogConfiguration()
+    package var state = SQLiteState.Options()
 
     static let known: Set<String> = [
         "node-id", "state-dir", "runtime-dir", "storage-backend", "heartbeat-interval-ms",

@@ -30,16 +30,22 @@ int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port);
  * Call only while the process has one thread. */
 pid_t aspen_spawn(const char *path, char *const arguments[], char *const environment[],
                   const int *fds, int count, int error);
-/* A sealed memory file that holds `bytes`; the descriptor, or -errno. */
+/* A sealed memory file (0600) that holds `bytes`; the descriptor, or -errno. */
 int aspen_memory_file(const char *name, const void *bytes, size_t count);
+/* 1 if the descriptor is a memory file that nobody can change any more, else 0. */
+int aspen_is_sealed(int fd);
 /* Overwrites the text of argv[index] with 'x', so that no process listing shows it. */
 void aspen_wipe_argument(char **arguments, int index);
 /* Binds a UDP socket to "host" (numeric) and port, with packet info and large buffers. */
 int aspen_bind_datagram(const char *host, uint16_t port);
 /* Binds a listening Unix stream socket (0600 before anybody can connect), replacing a dead one. */
 int aspen_listen_unix(const char *path);
-/* Binds a Unix datagram socket. The descriptor, or -errno. */
+/* Binds a Unix datagram socket that tells who sends. The descriptor, or -errno. */
 int aspen_bind_unix_datagram(const char *path);
+/* Takes one message of sd_notify(3) from such a socket: its first `size` bytes, the pid of its
+ * sender (0 unknown) and a descriptor that came along (close-on-exec; -1 none). The length, or
+ * -errno. */
+ssize_t aspen_receive_notification(int socket, void *buffer, size_t size, pid_t *sender, int *fd);
 /* A descriptor that becomes readable when one of SIGTERM, SIGINT, SIGCHLD, SIGHUP is pending; the
  * signals are blocked. */
 int aspen_signal_descriptor(void);

@@ -73,6 +73,9 @@ void aspen_vfs_unobserve(int number);
 /* fsync of a directory or a file, rename and unlink, seen by observers. 0, or an errno value. */
 int aspen_vfs_sync_directory(const char *path);
 int aspen_vfs_sync_file(const char *path);
+/* Writes what the file holds over itself, then fsync: after a failed sync the kernel takes pages for
+   clean that never reached the disk. 0 also if there is no such file. */
+int aspen_vfs_rewrite_file(const char *path);
 int aspen_vfs_rename(const char *from, const char *to);
 int aspen_vfs_remove(const char *path);
 

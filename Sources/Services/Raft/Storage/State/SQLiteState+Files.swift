@@ -50,6 +50,48 @@ extension SQLiteState {
         }
     }
 
+    /// Removes what `rebuildEmpty` has set aside. Call once the state is whole again.
+    package func removeSetAside() throws(StorageError) {
+        for suffix in ["-wal", "-journal", ""] {
+            try Self.remove(directory + "/" + Self.setAsideName + suffix)
+        }
+    }
+
+    /// Writes what the file holds over itself and syncs it. No error if there is no such file.
+    static func rewriteFile(_ path: String) throws(StorageError) {
+        try check(aspen_vfs_rewrite_file(path), "write \(path) again")
+    }
+
+    static func exists(_ path: String) -> Bool {
+        var status = stat()
+        return stat(path, &status) == 0
+    }
+
+    // MARK: Damage found at run time
+
+    /// A page may be found damaged long after the start. The next start then makes the state anew
+    /// instead of finding the same page again.
+    static func noteDamage(_ reason: String, in directory: String) {
+        let descriptor = open(
+            directory + "/" + damageName, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else { return }
+        defer { Glibc.close(descriptor) }
+        // Its being there says enough: what cannot be written is left out.
+        _ = Glibc.write(descriptor, reason, min(reason.utf8.count, 1000))
+        _ = fsync(descriptor)
+        _ = aspen_vfs_sync_directory(directory)
+    }
+
+    static func knownDamage(in directory: String) -> String? {
+        let descriptor = open(directory + "/" + damageName, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return nil }
+        defer { Glibc.close(descriptor) }
+        let bytes = [UInt8](unsafeUninitializedCapacity: 1000) { buffer, count in
+            count = max(0, Glibc.read(descriptor, buffer.baseAddress, 1000))
+        }
+        return "found while running: " + String(decoding: bytes, as: UTF8.self)
+    }
+
     private static func check(_ code: Int32, _ operation: String) throws(StorageError) {
         guard code != 0 else { return }
         throw .disk("\(operation): \(String(cString: strerror(code)))")

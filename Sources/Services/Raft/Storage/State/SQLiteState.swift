@@ -27,6 +27,8 @@ package final class SQLiteState: StateStore {
 
     static let fileName = "state.db"
     static let incomingName = "state.db.incoming"
+    static let setAsideName = "state.db.set-aside"
+    static let damageName = "state.damaged"
 
     package struct Options: Sendable {
         /// Memory for pages, in KiB.
@@ -65,7 +67,11 @@ package final class SQLiteState: StateStore {
     package init(directory: String, options: Options = Options()) throws(StorageError) {
         self.directory = directory
         self.options = options
+        if let reason = Self.knownDamage(in: directory) { throw .corrupt(reason) }
         try Self.removeIncoming(in: directory)
+        // Its pages may count as clean although a sync of them has failed (see
+        // `SegmentedLog.reopen`): they are to be on the disk before anybody builds on them.
+        try Self.rewriteFile(directory + "/" + Self.fileName + "-wal")
         let machine: KVMachine<SQLiteTables>
         do { machine = try Self.open(directory + "/" + Self.fileName, options) } catch {
             throw Self.explain(error)
@@ -80,13 +86,20 @@ package final class SQLiteState: StateStore {
     }
 
     /// Puts an empty state in the place of one that cannot be used. The caller replays the log, if
-    /// that begins with the first entry, or fetches a snapshot.
+    /// that begins with the first entry, or fetches a snapshot. The old files are set aside until
+    /// the new state is whole: should nobody have another copy, they are all that is left.
     package static func rebuildEmpty(
         directory: String, options: Options = Options()
     ) throws(StorageError) -> SQLiteState {
+        // The WAL first, and for certain: over another database it would be poison.
         for suffix in ["-wal", "-journal", ""] {
-            try remove(directory + "/" + fileName + suffix)
+            let path = directory + "/" + fileName + suffix
+            if exists(path) {
+                try rename(path, directory + "/" + setAsideName + suffix)
+                try syncDirectory(directory)
+            }
         }
+        try remove(directory + "/" + damageName)
         try syncDirectory(directory)
         return try SQLiteState(directory: directory, options: options)
     }
@@ -277,6 +290,7 @@ package final class SQLiteState: StateStore {
             pagesAtCheckpoint = 0
             durableIndex = .zero
             _ = try checkpoint()
+            try removeSetAside()
         } catch {
             failure = error
             throw error
@@ -310,6 +324,7 @@ package final class SQLiteState: StateStore {
         } catch {
             let explained = Self.explain(error)
             failure = explained
+            if case .corrupt(let reason) = explained { Self.noteDamage(reason, in: directory) }
             throw explained
         }
     }

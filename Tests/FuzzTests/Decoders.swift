@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenBytes
+import AspenTypes
+import AspenWire
+import FoundationEssentials
+import KVCore
+import LinkCore
+import NIOCore
+import RaftCore
+import SwiftProtobuf
+import Testing
+
+@testable import NetService
+@testable import RaftService
+
+/// Something that reads bytes from strangers, or from a disk.
+struct Decoder: Sendable, CustomTestStringConvertible {
+    let name: String
+    /// Decodes; says whether the bytes had a meaning. What was understood has one encoding only:
+    /// encoded and decoded again it is the same.
+    let decode: @Sendable ([UInt8]) -> Bool
+    /// Inputs that mean something, to record a corpus from.
+    let examples: @Sendable () throws -> [[UInt8]]
+    var testDescription: String { name }
+
+    static let all: [Decoder] = [
+        controlMessage, streamHeader, netRequest, netReply, principal, ticket, peerFrame,
+        raftMessage, membership, command, result, scanToken, clientRequest, clientResponse,
+    ]
+
+    static func named(_ name: String) -> Decoder? { all.first { $0.name == name } }
+}
+
+extension Decoder {
+    // MARK: Between nets
+
+    static let controlMessage = Decoder(name: "control-message") { bytes in
+        var buffer = ByteBuffer(bytes: bytes)
+        var isUnderstood = false
+        while let message = try? ControlMessage.next(in: &buffer) {
+            isUnderstood = true
+            guard message != .unknown else { continue }
+            var again = message.encoded()
+            check((try? ControlMessage.next(in: &again)) == message)
+        }
+        return isUnderstood
+    } examples: {
+        [
+            ControlMessage.proof(mac: bytes(32), incarnation: 7, raft: .serving),
+            .service(.raft, .gone), .service(.dns, .unknown),
+        ].map { Array(buffer: $0.encoded()) } + [[2, 0, 99, 1]]
+    }
+
+    static let streamHeader = Decoder(name: "stream-header") { bytes in
+        var buffer = ByteBuffer(bytes: bytes)
+        guard let service = try? StreamHeader.read(from: &buffer) else { return false }
+        check(Array(buffer: StreamHeader.bytes(for: service)) == Array(bytes.prefix(2)))
+        return true
+    } examples: {
+        [ServiceName.raft, .gossip, .cookie].map { Array(buffer: StreamHeader.bytes(for: $0)) }
+    }
+
+    static let principal = Decoder(name: "principal") { bytes in
+        guard let value = try? Principal(decoding: bytes) else { return false }
+        check(value.encoded() == bytes)
+        return true
+    } examples: {
+        [
+            Principal(
+                endpoint: endpoint, alpn: .client, hasProvedCookie: false, tokenChain: [1, 2],
+                remoteAddress: "127.0.0.1:9"
+            ).encoded(),
+            Principal(
+                endpoint: endpoint, alpn: .raft, hasProvedCookie: true,
+                remoteAddress: "[2001:db8::1]:7001"
+            ).encoded(),
+        ]
+    }
+
+    // MARK: net.sock
+
+    static let netRequest = Decoder(name: "net-request") { bytes in
+        guard let value = try? NetRequest(decoding: bytes) else { return false }
+        check((try? NetRequest(decoding: value.encoded())) == value)
+        return true
+    } examples: {
+        [
+            NetRequest.openStream(endpoint: endpoint, alpn: .raft, service: .raft), .identify,
+            .setPeers(peers: [peer, peer], isClosed: true), .subscribe,
+            .sign(context: "gossip", bytes: [1, 2, 3]),
+        ].map { $0.encoded() }
+    }
+
+    static let netReply = Decoder(name: "net-reply") { bytes in
+        guard let value = try? NetReply(decoding: bytes) else { return false }
+        check((try? NetReply(decoding: value.encoded())) == value)
+        return true
+    } examples: {
+        [
+            NetReply.opened, .done,
+            .identity(
+                endpoint: endpoint, addresses: ["127.0.0.1:1"],
+                configuredPeers: [
+                    ConfiguredPeer(node: NodeID(2), peer: peer),
+                    ConfiguredPeer(node: nil, peer: peer),
+                ]),
+            .signature(bytes(64)), .failed(code: .unavailable, message: "no"),
+            .event(.peerUp(endpoint)), .event(.peerDown(endpoint, reason: "gone")),
+            .event(.serviceGone(endpoint, .raft)),
+        ].map { $0.encoded() }
+    }
+
+    // MARK: From people
+
+    /// The input is what the ticket's checksum stands behind, which most changes would break.
+    static let ticket = Decoder(name: "ticket") { bytes in
+        _ = try? Ticket(String(decoding: bytes, as: UTF8.self))
+        guard let ticket = try? Ticket(Ticket.prefix + Base32.encode(checksummed(bytes))) else {
+            return false
+        }
+        check((try? Ticket(ticket.encoded())) == ticket)
+        return true
+    } examples: {
+        let text = Ticket(
+            cluster: ClusterID(0x0123_4567_89ab_cdef),
+            endpoints: [
+                Ticket.Endpoint(endpoint: endpoint, addresses: peer.addresses),
+                Ticket.Endpoint(endpoint: endpoint, addresses: []),
+            ]
+        ).encoded()
+        return [(Base32.decode(text.dropFirst(5)) ?? []).dropLast(4)]
+    }
+
+    static let clientRequest = Decoder(name: "client-request") { bytes in
+        guard let request = try? WireRequest(serializedBytes: bytes) else { return false }
+        if case .transaction(let body)? = request.request { _ = try? Transaction(body) }
+        let again: [UInt8]? = try? request.serializedBytes()
+        check(again.flatMap { try? WireRequest(serializedBytes: $0) } == request)
+        return true
+    } examples: {
+        var write = WireRequest()
+        write.timeoutMs = 500
+        write.writeKey = .with {
+            $0.key = Data([1, 2, 3])
+            $0.value = Data(bytes(40))
+            $0.session = .with {
+                $0.session = 7
+                $0.number = 3
+                $0.acknowledgedBelow = 2
+            }
+        }
+        var transaction = WireRequest()
+        transaction.transaction = .with {
+            $0.compares = [
+                .with {
+                    $0.key = Data([1])
+                    $0.version = 3
+                }
+            ]
+            $0.success = [.with { $0.put = .with { $0.key = Data([9]) } }]
+            $0.failure = [.with { $0.get = .with { $0.key = Data([9]) } }]
+        }
+        var health = WireRequest()
+        health.getHealth = .init()
+        return try [write, transaction, health].map { try $0.serializedBytes() }
+    }
+
+    static let clientResponse = Decoder(name: "client-response") { bytes in
+        guard let response = try? WireResponse(serializedBytes: bytes) else { return false }
+        let again: [UInt8]? = try? response.serializedBytes()
+        check(again.flatMap { try? WireResponse(serializedBytes: $0) } == response)
+        return true
+    } examples: {
+        let refusal = WireResponse(AspenError(.unavailable, "no leader", retry: .safe))
+        var health = WireResponse()
+        health.getHealth = .with {
+            $0.status = "healthy"
+            $0.nodeID = 3
+        }
+        return try [refusal, health].map { try $0.serializedBytes() }
+    }
+
+    static let scanToken = Decoder(name: "scan-token") { bytes in
+        _ = try? ScanToken(decoding: bytes, prefix: [])
+        let input = checksummed(bytes)
+        guard let token = try? ScanToken(decoding: input, prefix: [1]) else { return false }
+        check(token.encoded(prefix: [1]) == input)
+        return true
+    } examples: {
+        [ScanToken(revision: Revision(9), lastKey: [1, 2, 3]).encoded(prefix: [1]).dropLast(4)]
+    }
+}
+
+/// What a decoder promises of what it has understood.
+func check(_ condition: Bool, _ what: StaticString = #function) {
+    precondition(condition, "a value changes when it is encoded and decoded again")
+}
+
+func checksummed(_ bytes: [UInt8]) -> [UInt8] {
+    var writer = ByteWriter()
+    writer.raw(bytes)
+    writer.integer(CRC32C.of(bytes))
+    return writer.bytes
+}
+
+func bytes(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 37) } }
+
+let endpoint: EndpointID = {
+    guard let endpoint = EndpointID(bytes: bytes(32)) else { preconditionFailure("32 bytes") }
+    return endpoint
+}()
+
+let peer = NetPeer(endpoint: endpoint, addresses: ["127.0.0.1:7701", "[::1]:1"])

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenDisk
+import AspenMachine
+import AspenTypes
+import Glibc
+import KVCore
+import RaftCore
+import RaftStorage
+import SQLiteKit
+import Synchronization
+import Testing
+
+/// A run over a state in memory that remembers the hash at every index.
+private struct Reference {
+    var source: EntrySource
+    let memory = MemoryState()
+    var entries: [Entry] = []
+    var hashes: [UInt64] = []
+
+    init(seed: UInt64) {
+        source = EntrySource(seed: seed)
+        hashes = [memory.contentHash()]
+    }
+
+    /// Entries that continue the run.
+    mutating func batch(_ count: Int) throws -> [Entry] {
+        var batch: [Entry] = []
+        for _ in 0..<count {
+            let entry =
+                source.next == LogIndex(1)
+                ? source.membership() : source.any(revision: memory.revision)
+            batch.append(entry)
+            _ = try memory.apply([entry])
+            hashes.append(memory.contentHash())
+        }
+        entries += batch
+        return batch
+    }
+
+    /// What opening the files in `directory` shows is the run up to some index, at least `durable`,
+    /// and the rest of the run can be applied to it.
+    func check(_ directory: StateDirectory, durable: LogIndex, _ label: String) throws {
+        let state: SQLiteState
+        do throws(StorageError) { state = try SQLiteState(directory: directory.path) } catch {
+            // Before anything was promised, a half-made file may be thrown away.
+            guard durable == .zero, case .corrupt = error else {
+                Issue.record("\(label): \(error)")
+                return
+            }
+            let fresh = try SQLiteState.rebuildEmpty(directory: directory.path)
+            #expect(fresh.appliedIndex == .zero)
+            fresh.close()
+            return
+        }
+        defer { state.close() }
+        let index = state.appliedIndex
+        guard index >= durable, index.rawValue < hashes.count else {
+            Issue.record("\(label): \(durable) was durable, \(index) is there")
+            return
+        }
+        #expect(try state.contentHash() == hashes[Int(index.rawValue)], "\(label)")
+        #expect(try state.recomputeContentHash() == hashes[Int(index.rawValue)], "\(label)")
+        _ = try state.apply(Array(entries[Int(index.rawValue)...]))
+        #expect(try state.contentHash() == hashes[hashes.count - 1], "\(label)")
+    }
+}
+
+private func smallOptions() -> SQLiteState.Options {
+    var options = SQLiteState.Options()
+    options.commitEntries = 24
+    options.checkpointPages = 60
+    // So small that pages are written before they are committed.
+    options.cacheKiB = 64
+    return options
+}
+
+@Suite struct StateCrashTests {
+    /// What SIGKILL leaves: all writes, in any state between two calls.
+    @Test func killsAtRandomMoments() throws {
+        let directory = StateDirectory()
+        var reference = Reference(seed: 1)
+        var state = try SQLiteState(directory: directory.path, options: smallOptions())
+        var durable = LogIndex.zero
+        for round in 0..<120 {
+            let batch = try reference.batch(reference.source.random.uniform(1..<30))
+            _ = try state.apply(batch)
+            let dice = reference.source.random.uniform(0..<10)
+            if dice < 4 { durable = try state.checkpointIfDue() ?? durable }
+            if dice == 4 { durable = try state.checkpoint() }
+            if round % 3 == 0 {
+                let copy = directory.copy()
+                try reference.check(copy, durable: durable, "round \(round)")
+                guard dice > 7 else { continue }
+                // Go on from what was left, as a restarted process does.
+                state.close()
+                state = try SQLiteState(directory: directory.path, options: smallOptions())
+                let index = Int(state.appliedIndex.rawValue)
+                _ = try state.apply(Array(reference.entries[index...]))
+            }
+        }
+        state.close()
+    }
+
+    /// What a power cut leaves: any subset of what was not synced, in torn sectors, under any names.
+    @Test(arguments: 0..<6 as Range<UInt64>) func powerCuts(seed: UInt64) throws {
+        let directory = StateDirectory()
+        let recorder = WriteRecorder()
+        let recording = StateRecording(directory: directory.path, recorder: recorder)
+        var reference = Reference(seed: seed + 100)
+        var state = try SQLiteState(directory: directory.path, options: smallOptions())
+        for round in 0..<40 {
+            let batch = try reference.batch(reference.source.random.uniform(1..<40))
+            _ = try state.apply(batch)
+            if let index = try state.checkpointIfDue() { recorder.note("durable \(index)") }
+            if round == 20 {
+                // A snapshot of what memory has takes the state's place.
+                let more = try reference.batch(50)
+                #expect(!more.isEmpty)
+                try transfer(from: reference.memory, to: state)
+                recorder.note("durable \(state.appliedIndex)")
+            }
+            if round == 30 {
+                state.close()
+                state = try SQLiteState(directory: directory.path, options: smallOptions())
+                let index = Int(state.appliedIndex.rawValue)
+                _ = try state.apply(Array(reference.entries[index...]))
+            }
+        }
+        state.close()
+        withExtendedLifetime(recording) {}
+        var random = RandomSource(seed: seed)
+        var replay = PowerCutReplay(events: recorder.events)
+        let cuts = (0..<30).map { _ in random.uniform(0..<recorder.events.count + 1) }.sorted()
+        for cut in cuts {
+            replay.advance(to: cut)
+            var durable = LogIndex.zero
+            for event in recorder.events[..<cut] {
+                if case .note(let text) = event, let number = UInt64(text.dropFirst(8)) {
+                    durable = LogIndex(number)
+                }
+            }
+            let image = StateDirectory()
+            try replay.image(using: &random).write(toDirectory: image.path)
+            try reference.check(image, durable: durable, "seed \(seed), cut at \(cut)")
+        }
+    }
+
+    /// Every kind of operation fails once, wherever it may: an error comes out, no further call goes
+    /// through, and what is on disk is a moment of the run.
+    @Test(arguments: [EIO, ENOSPC]) func failingDisks(code: Int32) throws {
+        for target in 0..<60 {
+            let directory = StateDirectory()
+            let countdown = Mutex(target * 7)
+            let failed = Mutex<String?>(nil)
+            var observer: VFSObserver? = VFSObserver(
+                prefix: directory.path,
+                before: { event in
+                    guard event.kind != .read || code == EIO else { return 0 }
+                    let isNow = countdown.withLock {
+                        $0 -= 1
+                        return $0 == -1
+                    }
+                    // SQLite may leave a WAL longer than we like: that is no failure.
+                    if isNow, event.kind == .truncate, event.path.hasSuffix("-wal") { return 0 }
+                    if isNow { failed.withLock { $0 = "\(event.kind) \(event.path)" } }
+                    return isNow ? code : 0
+                })
+            var reference = Reference(seed: UInt64(target))
+            var durable = LogIndex.zero
+            var state: SQLiteState?
+            var failure: StorageError?
+            do throws(StorageError) {
+                state = try SQLiteState(directory: directory.path, options: smallOptions())
+            } catch { failure = error }
+            for _ in 0..<25 {
+                guard let state, failure == nil else { break }
+                let batch = try reference.batch(30)
+                do throws(StorageError) {
+                    _ = try state.apply(batch)
+                    durable = try state.checkpointIfDue() ?? durable
+                } catch {
+                    failure = error
+                    for _ in 0..<2 {
+                        #expect(throws: error) { try state.apply(batch) }
+                        #expect(throws: error) { try state.checkpoint() }
+                        #expect(throws: error) { try state.get([1], at: nil) }
+                        #expect(throws: error) { try state.contentHash() }
+                    }
+                }
+            }
+            state?.close()
+            withExtendedLifetime(observer) {}
+            observer = nil
+            let what = failed.withLock { $0 }
+            #expect((failure != nil) == (what != nil), "target \(target): \(what ?? "")")
+            if case .corrupt? = failure { Issue.record("target \(target): \(code) is no damage") }
+            try reference.check(directory, durable: durable, "target \(target)")
+        }
+    }
+
+    @Test func failingSnapshotsLeaveTheOldState() throws {
+        var origin = Reference(seed: 77)
+        _ = try origin.batch(300)
+        var isFinished = false
+        var target = 0
+        while !isFinished {
+            let directory = StateDirectory()
+            var reference = Reference(seed: 78)
+            let state = try SQLiteState(directory: directory.path, options: smallOptions())
+            _ = try state.apply(try reference.batch(100))
+            let durable = try state.checkpoint()
+            let countdown = Mutex(target)
+            var observer: VFSObserver? = VFSObserver(
+                prefix: directory.path,
+                before: { _ in
+                    countdown.withLock {
+                        $0 -= 1
+                        return $0 == -1 ? EIO : 0
+                    }
+                })
+            do {
+                try transfer(from: origin.memory, to: state)
+            } catch {
+                #expect(error is StorageError)
+            }
+            isFinished = countdown.withLock { $0 } >= 0
+            state.close()
+            withExtendedLifetime(observer) {}
+            observer = nil
+            // Either the one or the other, whole.
+            let reopened = try SQLiteState(directory: directory.path)
+            if reopened.appliedIndex == origin.memory.appliedIndex {
+                #expect(try reopened.contentHash() == origin.memory.contentHash())
+                #expect(
+                    try reopened.recomputeContentHash() == origin.memory.contentHash())
+                reopened.close()
+            } else {
+                reopened.close()
+                try reference.check(directory, durable: durable, "target \(target)")
+            }
+            target += 9
+        }
+        #expect(target > 100, "the snapshot is long enough to fail in many places")
+    }
+}

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import CAspenVFS
+import Glibc
+import KVCore
+import RaftCore
+import RaftStorage
+import SQLiteKit
+import Synchronization
+import Testing
+
+/// The file itself: its checksums, its locks, its versions, its WAL.
+@Suite struct StateDatabaseTests {
+    private func filled(_ directory: StateDirectory, seed: UInt64 = 1) throws -> SQLiteState {
+        let state = try SQLiteState(directory: directory.path)
+        var source = EntrySource(seed: seed)
+        source.keyCount = 200
+        _ = try state.apply([source.membership()])
+        for _ in 0..<10 { _ = try state.apply(source.batch(100, revision: state.revision)) }
+        return state
+    }
+
+    /// Reads all there is; nil, or the error that came.
+    private func readAll(_ state: SQLiteState) -> StorageError? {
+        do throws(StorageError) {
+            var from: [UInt8] = []
+            while case .page(let page) = try state.range(
+                RangeRequest(from: from, to: nil, limit: 1000))
+            {
+                guard page.more, let last = page.entries.last else { break }
+                from = last.key + [0]
+            }
+            _ = try state.recomputeContentHash()
+            return nil
+        } catch { return error }
+    }
+
+    /// Any byte of any page in use: an error, or nothing was lost; never a wrong answer.
+    @Test func flippedBitsAreNeverServed() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        _ = try state.checkpoint()
+        let hash = try state.contentHash()
+        state.close()
+        unlink(directory.path + "/state.db-wal")
+        let file = directory.path + "/state.db"
+        let good = StateDirectory.read(file)
+        #expect(good.count > 100 * 4096)
+        var random = RandomSource(seed: 1)
+        var found = 0
+        for round in 0..<250 {
+            var bad = good
+            // The header of the file and the beginnings of pages get their share.
+            let place =
+                round % 4 == 0
+                ? random.uniform(0..<100)
+                : round % 4 == 1
+                    ? random.uniform(0..<good.count / 4096) * 4096 + random.uniform(0..<12)
+                    : random.uniform(0..<good.count)
+            bad[place] ^= 1 << UInt8(random.uniform(0..<8))
+            StateDirectory.write(bad, to: file)
+            var failure: StorageError?
+            do throws(StorageError) {
+                let damaged = try SQLiteState(directory: directory.path)
+                failure = readAll(damaged)
+                if failure == nil { #expect(try damaged.contentHash() == hash) }
+                damaged.close()
+            } catch { failure = error }
+            if case .corrupt? = failure { found += 1 }
+            if let failure, case .corrupt = failure { continue }
+            // Only a page that nobody reads may go unnoticed.
+            #expect(failure == nil, "round \(round), byte \(place)")
+        }
+        #expect(found > 200, "\(found)")
+    }
+
+    /// The same for what is still in the WAL while the process runs.
+    @Test func flippedBitsInTheWALAreNeverServed() throws {
+        var options = SQLiteState.Options()
+        options.commitEntries = 1
+        options.checkpointPages = 1_000_000
+        options.cacheKiB = 40
+        var found = 0
+        for round in 0..<20 as Range<UInt64> {
+            let directory = StateDirectory()
+            let state = try SQLiteState(directory: directory.path, options: options)
+            var source = EntrySource(seed: round)
+            for _ in 0..<300 {
+                let (key, value) = (source.bytes(12), source.bytes(500))
+                _ = try state.apply([source.put(key, value)])
+            }
+            let file = directory.path + "/state.db-wal"
+            var bytes = StateDirectory.read(file)
+            // One bit in every frame.
+            for start in stride(from: 32, to: bytes.count - 4120, by: 4120) {
+                bytes[start + 24 + source.random.uniform(0..<4096)] ^= 0x10
+            }
+            let descriptor = open(file, O_WRONLY)
+            #expect(pwrite(descriptor, bytes, bytes.count, 0) == bytes.count)
+            Glibc.close(descriptor)
+            if case .corrupt? = readAll(state) { found += 1 }
+            state.close()
+        }
+        #expect(found == 20)
+    }
+
+    @Test func pagesInTheWrongPlaceAreFound() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        _ = try state.checkpoint()
+        state.close()
+        unlink(directory.path + "/state.db-wal")
+        let file = directory.path + "/state.db"
+        var bytes = StateDirectory.read(file)
+        // A misdirected write: two sound pages change places.
+        let (a, b) = (5 * 4096, 20 * 4096)
+        for offset in 0..<4096 { bytes.swapAt(a + offset, b + offset) }
+        StateDirectory.write(bytes, to: file)
+        let damaged = try SQLiteState(directory: directory.path)
+        guard case .corrupt? = readAll(damaged) else {
+            Issue.record("pages were taken for each other")
+            return
+        }
+        damaged.close()
+    }
+
+    @Test func theFileIsMadeAsPrescribed() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        _ = try state.checkpoint()
+        state.close()
+        let bytes = StateDirectory.read(directory.path + "/state.db")
+        #expect(bytes[16] == 0x10 && bytes[17] == 0, "pages of 4,096 bytes")
+        #expect(bytes[18] == 2 && bytes[19] == 2, "WAL")
+        #expect(bytes[20] == 8, "room for checksums")
+        #expect(bytes[52..<56].contains { $0 != 0 }, "auto_vacuum")
+        #expect(bytes[64..<68].elementsEqual([0, 0, 0, 1]), "incremental")
+        #expect(bytes[68..<72].elementsEqual(Array("aspn".utf8)), "application id")
+        #expect(bytes[60..<64].elementsEqual([0, 0, 0, 1]), "schema version")
+        for number in 0..<bytes.count / 4096 {
+            let page = Array(bytes[number * 4096..<(number + 1) * 4096])
+            let sum = page[4088...].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+            #expect(sum == aspen_vfs_page_checksum(UInt32(number + 1), page))
+        }
+        // No -shm: nobody else can take our locks.
+        #expect(StateDirectory.names(in: directory.path) == ["state.db", "state.db-wal"])
+    }
+
+    @Test func otherProcessesAreKeptOut() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        let descriptor = open(directory.path + "/state.db", O_RDWR)
+        defer { Glibc.close(descriptor) }
+        // What any other SQLite does first: a read lock on the shared range.
+        var lock = flock(
+            l_type: Int16(F_RDLCK), l_whence: Int16(SEEK_SET), l_start: 0x4000_0002, l_len: 510,
+            l_pid: 0)
+        // Locks of open files (F_OFD_SETLK): those of a process would not exclude itself.
+        #expect(fcntl(descriptor, 37, &lock) == -1 && errno == EAGAIN)
+        state.close()
+        #expect(fcntl(descriptor, 37, &lock) == 0)
+        var failure: StorageError?
+        do throws(StorageError) { _ = try SQLiteState(directory: directory.path) } catch {
+            failure = error
+        }
+        guard case .locked? = failure else {
+            Issue.record("\(String(describing: failure))")
+            return
+        }
+        lock.l_type = Int16(F_UNLCK)
+        #expect(fcntl(descriptor, 37, &lock) == 0)
+        try SQLiteState(directory: directory.path).close()
+    }
+
+    @Test func newerAndForeignFilesAreRefused() throws {
+        let directory = StateDirectory()
+        try filled(directory).close()
+        let path = directory.path + "/state.db"
+        func open() -> StorageError? {
+            do throws(StorageError) {
+                try SQLiteState(directory: directory.path).close()
+                return nil
+            } catch { return error }
+        }
+        #expect(open() == nil)
+        func change(_ sql: String) throws { try Database(path: path).execute(sql) }
+        try change("PRAGMA user_version = 2")
+        guard case .newerVersion(let text)? = open() else {
+            Issue.record("a newer schema was opened")
+            return
+        }
+        #expect(text.contains("version 2"))
+        try change("PRAGMA user_version = 1; PRAGMA application_id = 7")
+        guard case .corrupt? = open() else {
+            Issue.record("a foreign database was opened")
+            return
+        }
+        StateDirectory.write(Array("this is no database at all".utf8), to: path)
+        guard case .corrupt? = open() else {
+            Issue.record("a text was opened")
+            return
+        }
+        let fresh = try SQLiteState.rebuildEmpty(directory: directory.path)
+        #expect(fresh.appliedIndex == .zero && fresh.membership == nil)
+        fresh.close()
+        #expect(open() == nil)
+    }
+
+    /// A checkpoint that could not copy everything says nothing about what is durable.
+    @Test func readersHoldBackWhatIsDurable() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        let before = try state.checkpoint()
+        #expect(before == state.appliedIndex)
+        var source = EntrySource(seed: 2)
+        source.next = state.appliedIndex.next
+        source.term = Term(1000)
+        _ = try state.apply([source.put([1], [1])])
+        #expect(try state.checkpoint() == state.appliedIndex)
+
+        var options = Database.Options()
+        options.isReadOnly = true
+        let reader = try Database(path: directory.path + "/state.db", options: options)
+        try reader.execute("BEGIN; SELECT * FROM meta")
+        let held = state.appliedIndex
+        _ = try state.apply([source.put([1], [2])])
+        #expect(try state.checkpoint() == held, "the reader still looks at the pages of then")
+        _ = try state.apply([source.put([1], [3])])
+        #expect(try state.checkpoint() == held)
+        try reader.execute("COMMIT")
+        #expect(try state.checkpoint() == state.appliedIndex)
+        state.close()
+    }
+
+    /// However much is written, the WAL is started over.
+    @Test func theWALStaysBounded() throws {
+        let directory = StateDirectory()
+        let state = try SQLiteState(directory: directory.path)
+        var source = EntrySource(seed: 3)
+        var largest = 0
+        for round in 0..<60 {
+            let entries = (0..<500).map { number in
+                source.put(Array("\(round % 7) \(number)".utf8), source.bytes(600))
+            }
+            _ = try state.apply(entries)
+            _ = try state.checkpointIfDue()
+            var status = stat()
+            stat(directory.path + "/state.db-wal", &status)
+            largest = max(largest, Int(status.st_size))
+        }
+        #expect(largest > 0 && largest < 24 << 20, "\(largest) bytes")
+        state.close()
+    }
+
+    /// What is deleted and compacted gives its space back.
+    @Test func theFileTrimsItself() throws {
+        let directory = StateDirectory()
+        let state = try SQLiteState(directory: directory.path)
+        var source = EntrySource(seed: 4)
+        for round in 0..<40 as Range<UInt8> {
+            let entries = (0..<50 as Range<UInt8>).map {
+                source.put([round, $0], [UInt8](repeating: $0, count: 8000))
+            }
+            _ = try state.apply(entries)
+        }
+        _ = try state.checkpoint()
+        let full = state.byteCount
+        for round in 0..<40 as Range<UInt8> {
+            _ = try state.apply([
+                source.command(
+                    .transaction(
+                        Transaction(success: [.deleteRange(from: [round], to: [round + 1])]), nil))
+            ])
+        }
+        for _ in 0..<10 {
+            _ = try state.apply([source.command(.compact(state.revision))])
+            for number in 0..<2000 as Range<Int> {
+                _ = try state.apply([source.put([200], Array("\(number)".utf8))])
+            }
+        }
+        for _ in 0..<100 {
+            _ = try state.apply([source.put([200], source.bytes(1_000_000))])
+            _ = try state.apply([source.command(.compact(state.revision))])
+            _ = try state.checkpointIfDue()
+        }
+        #expect(full > 16_000_000)
+        var status = stat()
+        stat(directory.path + "/state.db", &status)
+        #expect(UInt64(status.st_size) < full / 2, "\(status.st_size) of \(full)")
+        #expect(try state.recomputeContentHash() == state.contentHash())
+        state.close()
+    }
+
+    /// No sync on the way of applying: durability is the log's.
+    @Test func applyingNeverSyncs() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        _ = try state.checkpoint()
+        let syncs = Mutex(0)
+        let observer = VFSObserver(
+            prefix: directory.path,
+            after: { event in
+                if event.kind == .sync { syncs.withLock { $0 += 1 } }
+            })
+        var source = EntrySource(seed: 9)
+        source.next = state.appliedIndex.next
+        source.term = Term(1000)
+        for _ in 0..<50 {
+            let entries = (0..<200).map { _ in
+                let (key, value) = (source.bytes(20), source.bytes(200))
+                return source.put(key, value)
+            }
+            _ = try state.apply(entries)
+        }
+        // One for the header of a WAL that is started over after the checkpoint above.
+        #expect(syncs.withLock { $0 } <= 1)
+        _ = try state.checkpoint()
+        #expect(syncs.withLock { $0 } >= 2)
+        withExtendedLifetime(observer) {}
+        state.close()
+    }
+}
