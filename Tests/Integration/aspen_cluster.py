@@ -94,7 +94,7 @@ class Node:
         try:
             with open(self.log_path, errors="replace") as f:
                 return f.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return ""
 
     def daemon(self, name):
@@ -104,13 +104,13 @@ class Node:
         try:
             with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as f:
                 children = f.read().split()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return None
         for pid in children:
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as f:
                     program = f.read().split(b"\0")[0]
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
             if program.endswith(f"aspend-{name}".encode()):
                 return int(pid)
@@ -149,7 +149,7 @@ def alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as f:
             return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

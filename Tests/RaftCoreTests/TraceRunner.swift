@@ -46,7 +46,7 @@ final class TraceRunner {
         case "timeout", "advance", "wait": try passTime(verb, &words)
         case "deliver", "drop", "duplicate", "stabilize", "in-flight": try move(verb, &words)
         case "propose", "read", "change", "transfer": try ask(verb, &words)
-        case "sync", "crash", "restart", "damage", "roll-back", "discard", "snapshot":
+        case "sync", "crash", "restart", "wipe", "damage", "roll-back", "discard", "snapshot":
             try disturb(verb, &words)
         case "service-gone", "link-lost", "link-restored", "own-net-lost", "own-net-restored":
             try signal(verb, &words)
@@ -148,7 +148,7 @@ final class TraceRunner {
             let voters = try words.nodes(until: "learners")
             let learners = words.skip("learners") ? try words.nodes(until: "unknown") : []
             let unknown = words.skip("unknown") ? try words.nodes() : []
-            let members = (voters + learners).filter { !unknown.contains($0) }.map(World.member)
+            let members = (voters + learners).filter { !unknown.contains($0) }.map(world.present)
             world.step(
                 id,
                 .changeMembership(
@@ -169,6 +169,7 @@ final class TraceRunner {
             let kept = words.skip("keeping") ? Int(try words.number()) : 0
             world.crash(id, syncedWrites: kept)
         case "restart": world.start(id)
+        case "wipe": world.wipe(id)
         case "damage":
             // damage N after I: what follows I is unreadable, and may have been acknowledged.
             guard words.skip("after") else { throw SyntaxError(description: "damage N after I") }

@@ -58,7 +58,9 @@ final class World {
     final class Node {
         let id: NodeID
         var core: RaftCore?
-        let disk = Disk()
+        var disk = Disk()
+        /// How often it has lost its disk: each time it comes back as another replica.
+        var wipes: UInt64 = 0
         var pending: [LogWrite] = []
         var durable = DurabilityTicket(0)
         var held: [(message: Message, after: DurabilityTicket)] = []
@@ -116,10 +118,17 @@ final class World {
             node: id, endpoint: endpoint, replica: ReplicaID(id.rawValue * 100), addresses: [])
     }
 
+    /// The replica that lives under this id now.
+    func present(_ id: NodeID) -> Membership.Member {
+        var member = Self.member(id)
+        member.replica = ReplicaID(id.rawValue * 100 + node(id).wipes)
+        return member
+    }
+
     func membership(voters: [NodeID], learners: [NodeID] = []) -> Membership {
         Membership(
             cluster: clusterID, voters: voters, learners: learners,
-            members: (voters + learners).sorted().map(Self.member))
+            members: (voters + learners).sorted().map(present))
     }
 
     func start(_ id: NodeID) {
@@ -165,6 +174,19 @@ final class World {
         node.core = nil
         node.pending = []
         node.held = []
+    }
+
+    /// The disk is new; what comes back under this id is another replica. Streams to the former one
+    /// are no streams to this one.
+    func wipe(_ id: NodeID) {
+        crash(id)
+        let node = node(id)
+        node.disk = Disk()
+        node.applied = []
+        node.appliedIndex = .zero
+        node.wipes += 1
+        inFlight.removeAll { $0.from == id || $0.to == id }
+        start(id)
     }
 
     func isUp(_ id: NodeID) -> Bool { node(id).core != nil }

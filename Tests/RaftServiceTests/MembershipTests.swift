@@ -126,4 +126,24 @@ import Testing
         try await cluster.kill(leader)
         try await cluster.stop()
     }
+
+    @Test(.timeLimit(.minutes(1))) func aWipedVoterIsNotTakenForTheOldOne() async throws {
+        let cluster = TestCluster(3)
+        try await cluster.form()
+        let leader = try await cluster.leader()
+        let victim = try #require(cluster.ids.last { $0 != leader })
+        try await cluster.kill(victim)
+        // In memory: it comes back as another replica under the same id.
+        try await cluster.start(victim)
+        let client = try await cluster.client(of: leader)
+        #expect(try await client.put("k", [1]).get().failure == nil)
+        let refused = try await add(victim.rawValue, client)
+        #expect(refused.failure?.code == .preconditionFailed)
+        let rest = cluster.ids.filter { $0 != victim }.map(\.rawValue)
+        #expect(try await change(rest, client).failure == nil)
+        #expect(try await add(victim.rawValue, client).failure == nil)
+        #expect(try await change([1, 2, 3], client).failure == nil)
+        try await caughtUp(cluster, victim)
+        try await cluster.stop()
+    }
 }

@@ -70,6 +70,35 @@ import Testing
         #expect(node == nil)
     }
 
+    /// One daemon after another is killed, raft or net, of any node: whoever knows that nobody leads
+    /// does not wait for an election timeout (1.5 to 3 s).
+    @Test func killedDaemonsStopNobodyForLong() {
+        var gaps: [Duration] = []
+        for seed in 1...60 as ClosedRange<UInt64> {
+            let trial = Trial.run(killLoop(seed: seed))
+            #expect(trial.violation == nil)
+            gaps.append(trial.statistics.commitGapMax)
+        }
+        let longest = gaps.max() ?? .zero
+        #expect(
+            longest < .milliseconds(1000), "\(longest), seed \(gaps.firstIndex(of: longest) ?? 0)")
+    }
+
+    private func killLoop(seed: UInt64) -> Scenario {
+        var scenario = quiet(seed: seed)
+        scenario.steps = 40_000
+        scenario.rates = [
+            .init(.killRaft, every: .milliseconds(1500)),
+            .init(.killNet, every: .milliseconds(1500)),
+        ]
+        scenario.leaderHuntPercent = 33
+        scenario.downtimeMax = .milliseconds(300)
+        scenario.clients = 10
+        scenario.thinkTimeMax = .milliseconds(30)
+        scenario.requestTimeout = .milliseconds(100)
+        return scenario
+    }
+
     @Test func peaceIsUneventful() {
         let trial = Trial.run(quiet(seed: 1))
         #expect(trial.violation == nil)

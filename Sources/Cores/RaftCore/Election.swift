@@ -19,16 +19,27 @@ extension RaftCore {
 
     /// A voter, or one on its way out while that is not yet known to be committed: until then it
     /// may be the only one whose log is good enough to lead (thesis §4.2.2).
-    private var isElectable: Bool { memberships.contains { $0.membership.isVoter(node) } }
+    private var isElectable: Bool {
+        memberships.contains { _, membership in
+            guard membership.isVoter(node) else { return false }
+            guard let own = configuration.replica, let named = membership.member(node) else {
+                return true
+            }
+            return named.replica == own
+        }
+    }
 
     /// The role of a node that neither leads nor campaigns.
     var roleWithoutOffice: RaftRole { isElectable ? .follower : .learner }
 
     /// A node with a live leader helps nobody to depose it. A leader that hears from no quorum
     /// resigns by itself (CheckQuorum), so until then it may take itself for alive.
-    func hasLiveLeader(now: MonotonicInstant) -> Bool {
+    ///
+    /// - Parameter candidate: who asks. A leader that asks to be elected in a later term leads no
+    ///   more: its daemon was started again, and nobody was there to say so.
+    func hasLiveLeader(besides candidate: NodeID, now: MonotonicInstant) -> Bool {
         if role == .leader { return true }
-        guard leader != nil, let heard = leaderHeardAt else { return false }
+        guard leader != nil, leader != candidate, let heard = leaderHeardAt else { return false }
         return now - heard < configuration.electionTimeoutMin
     }
 
@@ -41,7 +52,7 @@ extension RaftCore {
             // The term there is the one that the candidate would campaign in.
             return true
         case .vote(_, _, let isTransfer):
-            if !isTransfer, hasLiveLeader(now: turn.now) { return false }
+            if !isTransfer, hasLiveLeader(besides: message.from, now: turn.now) { return false }
             becomeFollower(of: nil, in: message.term, &turn)
         case .append, .heartbeat:
             becomeFollower(of: message.from, in: message.term, &turn)
@@ -121,11 +132,15 @@ extension RaftCore {
         electionDeadline = turn.now + electionTimeout
     }
 
+    /// How often a campaign is tried again soon, the second half of it at half the pace.
+    static let hurriedTriesMax = 6
+
     /// While a campaign runs, or a vote has just been given. After SERVICE_GONE a split vote is tried
     /// again soon, a few times: nobody is disturbed, for nobody has a leader.
     mutating func armCampaignTimer(_ turn: inout Turn) {
         guard hurriedTries > 0 else { return restartElectionTimer(&turn) }
-        let delay = configuration.takeoverDelayMax
+        let pace = hurriedTries > Self.hurriedTriesMax / 2 ? 1 : 2
+        let delay = configuration.takeoverDelayMax * pace
         electionDeadline = turn.now + turn.random.uniform(delay, delay * 2)
     }
 
@@ -249,10 +264,11 @@ extension RaftCore {
     mutating func answerPreVote(
         _ message: Message, lastIndex: LogIndex, lastTerm: Term, _ turn: inout Turn
     ) {
-        let candidate = Position(lastIndex, lastTerm)
+        let isVacant =
+            message.term > term && !hasLiveLeader(besides: message.from, now: turn.now)
         let isGranted =
-            message.term > term && !hasLiveLeader(now: turn.now)
-            && candidate.isAtLeastAsUpToDate(as: log.end)
+            isVacant && Position(lastIndex, lastTerm).isAtLeastAsUpToDate(as: log.end)
+        if isVacant { noteVacancy(message.from, isCandidateGood: isGranted, &turn) }
         // A refusal goes back under the candidate's own term, else it would be taken for stale.
         let answerTerm =
             isGranted ? message.term : max(term, Term(max(message.term.rawValue, 1) - 1))
@@ -263,15 +279,31 @@ extension RaftCore {
                 Message(from: node, to: message.from, term: answerTerm, body: answer), after: nil))
     }
 
+    /// Somebody asks to be elected, and this node knows of no leader that lives. A candidate whose
+    /// log is behind ours cannot have our vote, but we may have its: no need to wait for the time to
+    /// run out.
+    private mutating func noteVacancy(
+        _ candidate: NodeID, isCandidateGood: Bool, _ turn: inout Turn
+    ) {
+        if leader == candidate {
+            setLeader(nil, &turn)
+            hurry(&turn)
+            // The field is the candidate's for now.
+            if isCandidateGood { armCampaignTimer(&turn) }
+        } else if leader == nil, !isCandidateGood {
+            hurry(&turn)
+        }
+    }
+
     mutating func answerVote(
         _ candidate: NodeID, lastIndex: LogIndex, lastTerm: Term, _ turn: inout Turn
     ) {
         let isFree =
             hardState.votedFor == candidate
             || ((hardState.votedFor == nil || bugs.voteTwice) && leader == nil)
-        guard isFree, role != .leader,
-            Position(lastIndex, lastTerm).isAtLeastAsUpToDate(as: log.end)
-        else {
+        let isGood = Position(lastIndex, lastTerm).isAtLeastAsUpToDate(as: log.end)
+        guard isFree, role != .leader, isGood else {
+            if leader == nil, !isGood { hurry(&turn) }
             send(.voteReply(granted: false), to: candidate, &turn)
             return
         }

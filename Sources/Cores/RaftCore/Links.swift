@@ -23,20 +23,27 @@ extension RaftCore {
             linkLost(peer, &turn)
             return
         }
-        guard peer == leader else { return }
-        let isNamed = successor == node
+        // Where no leader is known, it may have been the one that was about to lead.
+        guard leader == nil || peer == leader else { return }
+        let isNamed = leader != nil && successor == node
         setLeader(nil, &turn)
         guard canCampaign else { return }
-        hurriedTries = 3
-        if isNamed {
-            takeOver(&turn)
-        } else {
-            // The successor has the field for itself at first; then anybody may try, by pre-vote.
-            electionDeadline =
-                turn.now
-                + turn.random.uniform(
-                    configuration.takeoverDelayMin, configuration.takeoverDelayMax)
-        }
+        hurry(&turn)
+        if isNamed { takeOver(&turn) }
+    }
+
+    /// Nobody leads: this node need not wait for a whole election timeout. After SERVICE_GONE the
+    /// successor has the field for itself at first; then anybody may try, by pre-vote, which changes
+    /// nothing where there is a leader after all.
+    mutating func hurry(_ turn: inout Turn) {
+        guard canCampaign, role != .leader else { return }
+        hurriedTries = Self.hurriedTriesMax
+        let (least, most) = (configuration.takeoverDelayMin, configuration.takeoverDelayMax)
+        // A campaign under way is given the time for its answers.
+        let delay =
+            role == .follower
+            ? turn.random.uniform(least, most) : turn.random.uniform(most, most * 2)
+        electionDeadline = min(electionDeadline ?? turn.now + delay, turn.now + delay)
     }
 
     mutating func linkLost(_ peer: NodeID, _ turn: inout Turn) {
@@ -54,7 +61,11 @@ extension RaftCore {
             sendHeartbeat(to: peer, round: reads.round, &turn)
             restartReplication(to: peer, &turn)
         case .preCandidate, .candidate: repeatVoteRequest(to: peer, &turn)
-        case .follower, .learner: if peer == leader { repeatAsk(&turn) }
+        case .follower, .learner:
+            // Just started: had this peer a leader, it would be heard at once, or the pre-vote be
+            // refused.
+            if leader == nil { hurry(&turn) }
+            if peer == leader { repeatAsk(&turn) }
         }
     }
 

@@ -68,8 +68,12 @@ extension RaftCore {
         isOwnVoteOutgoing = membership.votersOutgoing.contains(node)
         var rebuilt: [Peer] = []
         for member in membership.members where member.node != node {
-            let known = peerIndex(member.node).map { peers[$0] }
-            var peer = known ?? Peer(node: member.node, next: log.lastIndex.next, now: turn.now)
+            let known = peers.first { $0.node == member.node && $0.replica == member.replica }
+            var peer =
+                known
+                ?? Peer(
+                    node: member.node, replica: member.replica, next: log.lastIndex.next,
+                    now: turn.now)
             peer.isIncoming = membership.voters.contains(member.node)
             peer.isOutgoing = membership.votersOutgoing.contains(member.node)
             peer.isLeaving = false

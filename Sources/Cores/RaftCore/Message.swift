@@ -106,6 +106,24 @@ package enum Lane: UInt8, Sendable, CaseIterable {
 }
 
 extension Message {
+    /// What a node says because it was asked; all else is said of its own accord.
+    ///
+    /// Between two nodes one of which knows the other as another replica (its disk was lost, or the
+    /// one who knows it is far behind), the one who knows takes requests and gives answers, no more:
+    /// nothing the other one promises is counted as the promise of the replica that is known. It may
+    /// lead, in a membership that the one behind has yet to hear of from nobody else (thesis §4.1:
+    /// requests are served whatever the own configuration says).
+    package var isAnswer: Bool {
+        switch body {
+        case .preVoteReply, .voteReply, .appendAccepted, .appendRejected, .heartbeatReply,
+            .readIndexReply, .forwardRejected, .repairing, .snapshotReply:
+            true
+        case .preVote, .vote, .append, .heartbeat, .readIndex, .forward, .timeoutNow, .repaired,
+            .snapshotChunk:
+            false
+        }
+    }
+
     package var lane: Lane {
         switch body {
         case .append, .forward, .snapshotChunk: .bulk

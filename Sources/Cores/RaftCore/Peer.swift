@@ -17,6 +17,8 @@ package enum ReplicationState: String, Sendable {
 /// What a leader knows about another node.
 struct Peer {
     let node: NodeID
+    /// Whose acknowledgements these are; another replica under the same id starts from nothing.
+    let replica: ReplicaID
     /// Of the voters of the membership in force.
     var isIncoming = false
     /// Of the outgoing voters of a joint membership.
@@ -50,8 +52,9 @@ struct Peer {
     /// It has said that its log is damaged (see Repair.swift).
     var isRepairing = false
 
-    init(node: NodeID, next: LogIndex, now: MonotonicInstant) {
+    init(node: NodeID, replica: ReplicaID, next: LogIndex, now: MonotonicInstant) {
         self.node = node
+        self.replica = replica
         self.next = next
         movedAt = now
         heardAt = now

@@ -6,6 +6,9 @@ import AspenTypes
 /// Times and sizes of one node. All nodes of a cluster should agree on the times.
 package struct RaftConfiguration: Sendable {
     package var node: NodeID
+    /// This data directory. While the membership in the log names another one under the same node
+    /// id, this node has no vote: it has forgotten what that one promised. Nil: not looked at.
+    package var replica: ReplicaID?
     package var heartbeatInterval: Duration = .milliseconds(500)
     package var electionTimeoutMin: Duration = .milliseconds(1500)
     package var electionTimeoutMax: Duration = .milliseconds(3000)

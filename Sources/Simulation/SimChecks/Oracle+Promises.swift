@@ -64,6 +64,12 @@ extension Oracle {
         disks[node].memberships = []
     }
 
+    package func wiped(_ node: Int, _ replica: ReplicaID) {
+        lostDisks[replica] = disks[node].durable
+        disks[node] = ShadowDisk()
+        votes[node] = [:]
+    }
+
     /// After a crash the log must be what was durable, and then some beginning of what was not yet;
     /// nothing else, in no other order.
     package func recovered(

@@ -29,6 +29,8 @@ package final class Oracle: WorldObserver {
 
     let strictness: Strictness
     var disks: [ShadowDisk]
+    /// What was durable on disks that are gone: what they acknowledged was true when it was said.
+    var lostDisks: [ReplicaID: ShadowLog] = [:]
     /// Log matching: what stands at a place, and the term of what stands before it.
     var places: [Place: (mark: EntryMark, previousTerm: Term)] = [:]
     var leaders: [Term: Int] = [:]
@@ -202,7 +204,8 @@ package final class Oracle: WorldObserver {
     ) -> Bool {
         func isMajority(_ voters: [NodeID]) -> Bool {
             let having = voters.count { voter in
-                let theirs = disks[Int(voter.rawValue) - 1].durable
+                let lost = membership.member(voter).flatMap { lostDisks[$0.replica] }
+                let theirs = lost ?? disks[Int(voter.rawValue) - 1].durable
                 return theirs.base >= index || theirs[index] == disk.written[index]
             }
             return having * 2 > voters.count

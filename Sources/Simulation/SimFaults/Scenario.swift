@@ -31,6 +31,11 @@ package struct Scenario: Sendable {
         case failSync
         /// One disk takes no more bytes for a while.
         case fullDisk
+        /// One disk is lost for good; an administrator replaces the replica.
+        case wipe
+
+        /// After these a log may have to be repaired from those of all other voters.
+        static let damaging: Set<Trouble> = [.cutPower, .cutAllPower, .failSync]
     }
 
     package struct Rate: Sendable {
@@ -208,6 +213,10 @@ extension Scenario {
             if random.chance(isRare ? 1 : 2, in: 5) {
                 rates.append(Rate(kind, every: isRare ? interval * 3 : interval))
             }
+        }
+        // A damaged tail and a voter whose disk is gone, together, wait for a person to decide.
+        if rates.contains(where: { $0.trouble == .wipe }) {
+            rates.removeAll { Trouble.damaging.contains($0.trouble) }
         }
     }
 }

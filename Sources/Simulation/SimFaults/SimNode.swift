@@ -12,7 +12,7 @@ package final class SimNode {
     package let id: NodeID
     package let disk: SimDisk
     let clock: SimClock
-    let member: Membership.Member
+    var member: Membership.Member
     /// What a checkpoint made durable: the state falls back to it when the raft daemon ends.
     var checkpoint = MemoryState()
     /// Nil while the raft daemon is down.
@@ -101,6 +101,8 @@ package final class RaftShell {
     package internal(set) var membership: Membership?
     var outgoing: [SnapshotTransfer] = []
     var incoming: SnapshotIntakeInProgress?
+    /// As which replicas this daemon knows its peers, by position.
+    var replicas: [ReplicaID?]
 
     init(
         node: SimNode, core: RaftCore, log: any LogStore, state: MemoryState,
@@ -115,6 +117,7 @@ package final class RaftShell {
         durableIndex = log.lastIndex
         held = Array(repeating: [], count: peers * Lane.allCases.count)
         self.peers = Array(repeating: PeerStreams(), count: peers)
+        replicas = Array(repeating: nil, count: peers)
     }
 }
 

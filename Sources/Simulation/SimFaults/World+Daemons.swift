@@ -47,6 +47,7 @@ extension World {
         shell.membership = recovery.memberships.last?.membership
         for known in recovery.memberships { observer.membership(node.index, known.membership) }
         node.shell = shell
+        if let membership = shell.membership { learnReplicas(membership, shell) }
         try observer.committed(node.index, upTo: state.appliedIndex, leading: nil)
         note(
             "n\(node.id) raft starts: log \(log.firstIndex)...\(log.lastIndex), applied "
@@ -68,6 +69,7 @@ extension World {
 
     private func configuration(_ node: SimNode) -> RaftConfiguration {
         var configuration = RaftConfiguration(node: node.id)
+        configuration.replica = node.member.replica
         configuration.heartbeatInterval = scenario.heartbeatInterval
         configuration.electionTimeoutMin = scenario.electionTimeoutMin
         configuration.electionTimeoutMax = scenario.electionTimeoutMax

@@ -10,6 +10,7 @@ extension World {
     func beginTrouble() {
         part = .trouble
         troubleBegan = step
+        newestCommit.at = now
         note("trouble begins")
         for number in scenario.rates.indices { planTrouble(number) }
         if let interval = scenario.operatorInterval { schedule(.operate, after: interval) }
@@ -56,6 +57,7 @@ extension World {
         case .fullDisk:
             victim.disk.failure = .full
             schedule(.spaciousDisk(node: victim.index), after: duration)
+        case .wipe: wipe(victim)
         }
     }
 

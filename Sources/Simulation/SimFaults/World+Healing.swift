@@ -42,7 +42,8 @@ extension World {
     /// Once the membership is settled and everyone in it runs, each client writes through one node
     /// and reads all keys through others.
     private func giveErrands() throws(Violation) {
-        guard finalMembers == nil, let leader, let membership = leader.membership,
+        guard finalMembers == nil, replacement == nil, let leader,
+            let membership = leader.membership,
             !membership.isJoint, leader.state.membership?.membership == membership
         else { return }
         let members = membership.members.compactMap { position($0.node) }

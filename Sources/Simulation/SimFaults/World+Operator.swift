@@ -89,7 +89,7 @@ extension World {
         try change(leader, voters: voters.sorted(), learners: learners)
     }
 
-    private func change(
+    func change(
         _ leader: RaftShell, voters: [NodeID], learners: [NodeID]
     ) throws(Violation) {
         note("operator: voters \(voters), learners \(learners)")

@@ -27,6 +27,7 @@ extension World {
         if shell.core.commitIndex > committed {
             note("n\(shell.node.id) committed up to \(shell.core.commitIndex)")
             trace.fold(shell.core.commitIndex.rawValue)
+            noteProgress(shell.core.commitIndex)
             // Who commits its own removal steps down in the same step.
             let leading = [shell.standing, standing].first { $0.role == .leader }
             try observer.committed(
@@ -73,6 +74,7 @@ extension World {
             shell.membership = membership
             publishPeers(shell)
             observer.membership(index, membership)
+            learnReplicas(membership, shell)
         case .fetch(let peer, let from, let upTo, let bytesMax):
             schedule(
                 .fetch(
@@ -98,6 +100,14 @@ extension World {
             "n\(shell.node.id) \(standing.role) in term \(standing.term), leader "
                 + (standing.leader.map { "n\($0)" } ?? "unknown"))
         try observer.standing(shell.node.index, standing)
+    }
+
+    private func noteProgress(_ index: LogIndex) {
+        guard index > newestCommit.index else { return }
+        if part == .trouble {
+            statistics.commitGapMax = max(statistics.commitGapMax, now - newestCommit.at)
+        }
+        newestCommit = (index, now)
     }
 
     private func arrangeWake(_ shell: RaftShell) {
@@ -148,7 +158,9 @@ extension World {
     }
 
     func transmit(_ message: Message, _ shell: RaftShell) throws(Violation) {
-        guard let peer = position(message.to), shell.peers[peer].isUp(message.lane) else { return }
+        guard let peer = position(message.to), shell.peers[peer].isUp(message.lane),
+            !isForeign(peer, to: shell) || message.isAnswer
+        else { return }
         statistics.messages += 1
         var writer = ByteWriter(capacity: 1 + message.byteCountEstimate)
         writer.byte(PeerFrameKind.message.rawValue)
@@ -174,6 +186,9 @@ extension World {
         } catch {
             throw Violation(.safety, "codec", "a message sent is not understood: \(error)")
         }
+        guard let sender = position(message.from),
+            !isForeign(sender, to: shell) || !message.isAnswer
+        else { return }
         note("n\(message.to) <- n\(message.from) t\(message.term) \(Self.brief(message.body))")
         switch message.body {
         case .snapshotChunk(let chunk): try take(chunk, message, shell)

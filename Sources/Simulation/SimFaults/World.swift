@@ -38,8 +38,12 @@ package final class World {
     var clients: [SimClient] = []
     var nextValue: UInt64 = 1
     var effects: [RaftEffect] = []
+    /// The disk that is lost and not yet replaced.
+    var replacement: Replacement?
     /// When the last leader's raft daemon ended, until there is another.
     var leaderKilledAt: MonotonicInstant?
+    /// The newest commit anywhere, and when it was made (or when trouble began).
+    var newestCommit = (index: LogIndex.zero, at: MonotonicInstant.zero)
     /// When the part with trouble began.
     var troubleBegan: UInt64 = 0
 
@@ -65,8 +69,11 @@ package final class World {
         package var untrustedTails = 0
         package var snapshots = 0
         package var memberships = 0
+        package var wipes = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
         package var takeovers: [Duration] = []
+        /// The longest time in trouble without any new commit.
+        package var commitGapMax = Duration.zero
         package var virtualTime = MonotonicInstant.zero
     }
 
@@ -181,6 +188,7 @@ package final class World {
         case .spaciousDisk(let node): nodes[node].disk.failure = nil
         case .operate: try operate()
         case .endOfPatience(let impatient): try runOutOfPatience(impatient)
+        case .replace: try replace()
         default: preconditionFailure("an event for a daemon has been handled above")
         }
     }
@@ -199,6 +207,7 @@ package final class World {
         case .streamGone(_, _, let stream, let peer): try streamGone(shell, stream, peer: peer)
         case .dialLane(_, _, let peer, let lane): dialLane(shell, peer, lane)
         case .graceOver(_, _, let peer, let grace): try graceOver(shell, peer, grace)
+        case .replicaLearned(_, _, let peer): try changed(shell, peer)
         case .snapshotTimeout(_, _, let transfer): try snapshotTimeout(shell, transfer)
         case .request(let request): try take(request, shell)
         default: preconditionFailure("not an event for a raft daemon")

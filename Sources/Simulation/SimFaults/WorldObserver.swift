@@ -31,6 +31,8 @@ package protocol WorldObserver: AnyObject {
     func recovered(_ node: Int, _ recovery: RaftRecovery, entries: [Entry]) throws(Violation)
     /// The process has ended: what was written and not synced may be there or not.
     func ended(_ node: Int)
+    /// The disk of `node`, which was this replica, is gone.
+    func wiped(_ node: Int, _ replica: ReplicaID)
     func wrote(_ node: Int, _ write: LogWrite) throws(Violation)
     func synced(_ node: Int, _ writes: [LogWrite]) throws(Violation)
     /// The membership in force on `node` has changed.

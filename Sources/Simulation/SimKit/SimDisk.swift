@@ -102,6 +102,15 @@ package final class SimDisk: Disk, @unchecked Sendable {
     /// The process ended (kill -9): the page cache stays, open files are closed.
     package func endProcess() { generation += 1 }
 
+    /// Everything is gone, and the process that had it open.
+    package func wipe() {
+        generation += 1
+        names = [:]
+        stableNames = [:]
+        changes.removeAll()
+        failure = nil
+    }
+
     /// The machine lost power. Names changed since the last `syncDirectory` survive up to some
     /// point in their order (the file system's journal); bytes as `loss` says.
     package func losePower(_ loss: PowerLoss) {

@@ -44,11 +44,12 @@ struct Audit: ParsableCommand {
         for path in socket {
             await AuditCheck(prefix: prefix, socket: path).run(reports, into: &total)
         }
+        let gap = total.longestGap(from: start, to: end)
         print(
             """
             {"acknowledged":\(total.acknowledged),"unknown":\(total.unknown),\
             "refused":\(total.refused),"reads":\(total.reads),\
-            "longest_gap_ms":\(total.longestGap(from: start, to: end)),\
+            "longest_gap_ms":\(gap.milliseconds),"longest_gap_ends_at_ms":\(gap.end),\
             "violations":\(total.violations.count)}
             """)
         for violation in total.violations.prefix(20) { print("VIOLATION \(violation)") }
@@ -80,16 +81,22 @@ struct AuditReport: Sendable {
         acknowledgedAt += other.acknowledgedAt
     }
 
-    /// The longest time in which no client anywhere got a write through, in milliseconds.
-    func longestGap(from start: ContinuousClock.Instant, to end: ContinuousClock.Instant) -> Int64 {
+    /// The longest time in which no client anywhere got a write through, and when it ended; both in
+    /// milliseconds, the latter since `start`.
+    func longestGap(
+        from start: ContinuousClock.Instant, to end: ContinuousClock.Instant
+    ) -> (milliseconds: Int64, end: Int64) {
+        func milliseconds(_ duration: Duration) -> Int64 {
+            let (seconds, attoseconds) = duration.components
+            return seconds * 1000 + attoseconds / 1_000_000_000_000_000
+        }
         var last = start
-        var longest = Duration.zero
+        var longest = (duration: Duration.zero, end: start)
         for instant in acknowledgedAt.sorted() + [end] {
-            longest = max(longest, instant - last)
+            if instant - last > longest.duration { longest = (instant - last, instant) }
             last = instant
         }
-        let (seconds, attoseconds) = longest.components
-        return seconds * 1000 + attoseconds / 1_000_000_000_000_000
+        return (milliseconds(longest.duration), milliseconds(longest.end - start))
     }
 }
 

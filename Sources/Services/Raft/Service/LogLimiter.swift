@@ -2,6 +2,7 @@
 
 import Logging
 import NIOCore
+import RaftCore
 
 /// Lets a few records of one kind through in a period, so that whoever sends rubbish cannot fill the
 /// journal; the next record afterwards says how many were left out.
@@ -32,5 +33,20 @@ struct LogLimiter {
         count += 1
         log(suppressed == 0 ? [:] : ["suppressed": "\(suppressed)"])
         suppressed = 0
+    }
+}
+
+extension Message {
+    /// Who asks whom for a vote, for those who look why an election took long.
+    func tellElection(to logger: Logger) {
+        switch body {
+        case .preVote, .preVoteReply, .vote, .voteReply, .timeoutNow:
+            logger.debug(
+                "election",
+                metadata: [
+                    "from": "\(from)", "to": "\(to)", "term": "\(term)", "message": "\(body)",
+                ])
+        default: break
+        }
     }
 }

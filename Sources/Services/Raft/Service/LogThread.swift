@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import Glibc
 import NIOCore
@@ -24,6 +25,8 @@ enum LogJob: Sendable {
 /// What came of it, in the order of the jobs.
 enum LogEvent: Sendable {
     case durable(DurabilityTicket)
+    /// A sync took longer than `LogThread.slowSync`.
+    case slowSync(Duration)
     case fetched(for: NodeID?, from: LogIndex, entries: [Entry])
     case discarded(upTo: LogIndex, term: Term, firstIndex: LogIndex)
     case reset(to: LogIndex, term: Term)
@@ -42,6 +45,8 @@ enum LogEvent: Sendable {
 // SAFETY: `store` and `failure` are touched only while holding the worker; the rest only on the
 // event loop.
 final class LogThread: @unchecked Sendable {
+    /// A sync that takes longer is worth a line in the log: everyone waits for it.
+    static let slowSync = Duration.milliseconds(250)
     /// Payload above which a batch always goes to the thread, in bytes.
     static let inlineBytesMax = 262_144
     /// Average sync above which the loop does not wait for the disk, in nanoseconds.
@@ -144,7 +149,10 @@ final class LogThread: @unchecked Sendable {
         _ written: inout DurabilityTicket?, _ events: inout [LogEvent]
     ) throws {
         guard let ticket = written else { return }
+        let began = RaftNode.now
         try store.sync()
+        let duration = RaftNode.now - began
+        if duration >= Self.slowSync { events.append(.slowSync(duration)) }
         events.append(.durable(ticket))
         written = nil
     }

@@ -30,6 +30,8 @@ final class OutgoingLane {
     let node: NodeID
     let lane: Lane
     private(set) var state = State.idle
+    /// Who answered the last hello.
+    private(set) var remote: ReplicaID?
     /// Messages dropped because the lane was down or full.
     private(set) var dropped: UInt64 = 0
     private unowned let links: PeerLinks
@@ -152,6 +154,7 @@ final class OutgoingLane {
                 return frames.close()
             }
             state = .up(frames)
+            remote = hello.replica
             backOff = Self.backOffMin
             links.laneUp(node, lane)
         case (.greeting, .refused(let code, let text)):

@@ -32,14 +32,27 @@ final class PeerLink {
 
     var incomingCount: Int { incoming.count }
 
+    /// The membership names another replica: see `Message.isAnswer`.
+    func isForeign(_ other: ReplicaID?) -> Bool {
+        guard let replica, let other else { return false }
+        return other != replica
+    }
+
     /// We can send to it.
-    var isUp: Bool { lanes.allSatisfy { $0.channel != nil } }
+    var isUp: Bool { lanes.allSatisfy { $0.channel != nil && !isForeign($0.remote) } }
 
     private var isWhole: Bool {
         isUp
             && Lane.allCases.allSatisfy { lane in
-                incoming.values.contains { $0.lane == lane }
+                incoming.values.contains { $0.lane == lane && !isForeign($0.replica) }
             }
+    }
+
+    func send(_ message: Message, after: DurabilityTicket?, durable: DurabilityTicket) {
+        let lane = lanes[Int(message.lane.rawValue)]
+        if message.isAnswer || !isForeign(lane.remote) {
+            lane.send(message, after: after, durable: durable)
+        }
     }
 
     func dial() { for lane in lanes { lane.dial() } }
@@ -110,6 +123,7 @@ final class IncomingStream {
     let frames: FrameChannel
     let principal: Principal
     private(set) var lane: Lane?
+    private(set) var replica: ReplicaID?
     private unowned let links: PeerLinks
     private weak var link: PeerLink?
 
@@ -136,11 +150,13 @@ final class IncomingStream {
             guard let link = links.greeted(hello, by: self) else { return }
             self.link = link
             lane = hello.lane
+            replica = hello.replica
             channel.send { PeerFrame.hello(links.hello(hello.lane)).write(to: &$0) }
             return link.add(self)
         }
         switch decoded {
         case .message(let message) where message.from == link.node:
+            if message.isAnswer, link.isForeign(replica) { return }
             links.delegate?.received(message)
         case .request(let id, let bytes):
             links.delegate?.asked(bytes, id: id, by: link.node, on: channel)

@@ -84,12 +84,11 @@ final class PeerLinks {
         identity.cluster = membership?.cluster
         if let membership {
             for member in membership.members where member.node != identity.node {
-                if let link = links[member.node],
-                    link.endpoint == member.endpoint,
-                    link.replica == nil || link.replica == member.replica
-                {
-                    link.replica = member.replica
+                if let link = links[member.node], link.endpoint == member.endpoint {
                     leaving.removeValue(forKey: member.node)?.cancel()
+                    let isOther = link.isForeign(member.replica)
+                    link.replica = member.replica
+                    if isOther { link.changed() }
                     continue
                 }
                 removeLink(member.node)
@@ -155,11 +154,16 @@ final class PeerLinks {
     func objection(to hello: PeerHello, from node: NodeID) -> String? {
         if let general = objection(to: hello) { return general }
         if hello.node != node { return "says that it is node \(hello.node), not \(node)" }
-        if let replica = links[node]?.replica, replica != hello.replica {
-            return "has another data directory than the member of that id (wiped?): remove the "
-                + "member and add the node again"
-        }
         return nil
+    }
+
+    /// Not refused: whoever is behind may know a former replica of the leader.
+    private func noteReplica(_ replica: ReplicaID?, of link: PeerLink) {
+        guard link.isForeign(replica) else { return }
+        peerIsWrong(
+            link.node,
+            "has another data directory than the member of that id (wiped?): remove the member and "
+                + "add the node again")
     }
 
     private func objection(to hello: PeerHello) -> String? {
@@ -212,7 +216,9 @@ final class PeerLinks {
 
     func laneUp(_ node: NodeID, _ lane: Lane) {
         logger.debug("stream up", metadata: ["peer": "\(node)", "lane": "\(lane)"])
-        links[node]?.changed()
+        guard let link = links[node] else { return }
+        noteReplica(link.lanes[Int(lane.rawValue)].remote, of: link)
+        link.changed()
     }
 
     func laneDown(_ node: NodeID, _ lane: Lane) {
@@ -235,8 +241,7 @@ final class PeerLinks {
     // MARK: - Sending
 
     func send(_ message: Message, after: DurabilityTicket?) {
-        links[message.to]?.lanes[Int(message.lane.rawValue)]
-            .send(message, after: after, durable: durable)
+        links[message.to]?.send(message, after: after, durable: durable)
     }
 
     func durable(_ ticket: DurabilityTicket) {
@@ -270,12 +275,13 @@ final class PeerLinks {
         }
         if let membership, !membership.members.isEmpty {
             let link = links[hello.node]
-            guard let link, link.endpoint == endpoint, link.replica == hello.replica else {
+            guard let link, link.endpoint == endpoint else {
                 refuse(
                     stream.frames, stream.principal, .permissionDenied,
-                    "node \(hello.node) with this key and data directory is no member")
+                    "node \(hello.node) with this key is no member")
                 return nil
             }
+            noteReplica(hello.replica, of: link)
             return link
         }
         if let link = links[hello.node] {

@@ -90,7 +90,9 @@ package final class RaftServer: @unchecked Sendable {
         self.loop = loop
         disks = storage.disks
         recording = storage.recording
-        options = settings.options
+        var options = settings.options
+        options.raft.replica = storage.replica
+        self.options = options
         links = PeerLinks(
             loop: loop, transport: transport,
             identity: LocalIdentity(

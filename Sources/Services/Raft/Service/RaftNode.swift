@@ -59,6 +59,7 @@ package final class RaftNode: @unchecked Sendable {
     private(set) var core: RaftCore
     private var random: RandomSource
     private var effects: [RaftEffect] = []
+    private var slowSyncs = LogLimiter(burst: 3)
     private var isCarryingOut = false
     private(set) var isStopped = false
     private var isPaused = false
@@ -87,6 +88,8 @@ package final class RaftNode: @unchecked Sendable {
 
     private var committed = ApplyQueue()
     private var isApplyScheduled = false
+    /// What the log had for the state while a snapshot was taking its place.
+    private var heldReplay: (entries: [Entry], from: LogIndex)?
     private var maintenanceCountdown = RaftNode.maintenanceEntries
     private var nextProposal: UInt64 = 1
     /// Read rounds that wait until an index is applied, ascending by round.
@@ -168,6 +171,7 @@ package final class RaftNode: @unchecked Sendable {
             for entry in write.entries { writeBytes += entry.payload.count }
             scheduleDisk()
         case .send(let message, let after):
+            message.tellElection(to: logger)
             if news.maySend(message) { links.send(message, after: after) } else { scheduleNews() }
         case .commit(let entries, _):
             if core.isLeader { news.committed(entries, own: options.raft.node) }
@@ -211,6 +215,12 @@ package final class RaftNode: @unchecked Sendable {
         news.reset()
         let before = self.standing
         self.standing = standing
+        logger.debug(
+            "standing",
+            metadata: [
+                "role": "\(standing.role)", "term": "\(standing.term)",
+                "last": "\(core.lastTerm)/\(core.lastIndex)",
+            ])
         if standing.leader != before.leader || standing.term != before.term,
             let leader = standing.leader
         {
@@ -369,6 +379,7 @@ package final class RaftNode: @unchecked Sendable {
             case .durable(let ticket):
                 links.durable(ticket)
                 step(.durable(ticket))
+            case .slowSync(let duration): noteSlowSync(duration)
             case .fetched(nil, let from, let entries): replay(entries, from: from)
             case .fetched(let peer?, let from, let entries):
                 step(.fetched(for: peer, from: from, entries: entries))
@@ -382,6 +393,14 @@ package final class RaftNode: @unchecked Sendable {
             case .nothing: break
             case .failed(let error): fatal(error)
             }
+        }
+    }
+
+    private func noteSlowSync(_ duration: Duration) {
+        slowSyncs.record {
+            logger.warning(
+                "the disk was slow to make the log durable",
+                metadata: ["milliseconds": "\(duration.milliseconds)"].merging($0) { $1 })
         }
     }
 
@@ -408,7 +427,8 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func applyCommitted() {
-        while !isStopped, let action = committed.next() { carryOut(action) }
+        // What a snapshot is about to overtake must not be given to the state behind it.
+        while !isStopped, !isPaused, let action = committed.next() { carryOut(action) }
     }
 
     private func carryOut(_ action: ApplyQueue.Action) {
@@ -422,6 +442,10 @@ package final class RaftNode: @unchecked Sendable {
 
     /// A piece of the log that the core no longer has in memory.
     private func replay(_ entries: [Entry], from: LogIndex) {
+        if isPaused {
+            heldReplay = (entries, from)
+            return
+        }
         guard !entries.isEmpty else {
             return fatal(.corrupt("the log has no entry \(from), which is committed"))
         }
@@ -462,6 +486,7 @@ package final class RaftNode: @unchecked Sendable {
         applied = batch
         membershipAppliedIndex = batch.membershipIndex ?? membershipAppliedIndex
         committed.clear()
+        heldReplay = nil
         step(.snapshotInstalled(meta))
         client?.skipped()
         client?.applied([], batch: batch)
@@ -470,11 +495,18 @@ package final class RaftNode: @unchecked Sendable {
 
     /// Between the moment a snapshot is put in force and the core's knowing it, the core neither
     /// hears messages nor campaigns: whatever it appended then would be swept away.
+    /// Nor is anything more applied: the state is ahead of what is committed here.
     func pause() { isPaused = true }
 
+    /// Call `installed` first if the snapshot is in force.
     func resume() {
         isPaused = false
         armTimer()
+        if let held = heldReplay {
+            heldReplay = nil
+            replay(held.entries, from: held.from)
+        }
+        scheduleApply()
     }
 
     // MARK: - Housekeeping
@@ -521,6 +553,7 @@ extension RaftNode: PeerLinksDelegate {
     }
 
     private func take(_ message: Message) {
+        message.tellElection(to: logger)
         // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
         // by the same leader: so whoever applies an entry of a later term knows that its proposal
         // is lost (see `ClientService.proposeLost`).

@@ -178,8 +178,8 @@ final class SnapshotTransfers: @unchecked Sendable {
             return reply(transfer.id, to: transfer.from, received: 0, refused: true)
         }
         resetCompletion = { [unowned self] in
-            node.resume()
             node.installed(batch, transfer.meta)
+            node.resume()
             node.logger.info("installed a snapshot", metadata: ["index": "\(batch.index)"])
             reply(
                 transfer.id, to: transfer.from, received: transfer.written, installed: true)
