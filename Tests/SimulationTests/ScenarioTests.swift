@@ -29,6 +29,8 @@ import Testing
     /// DESIGN §2: restarting any aspend-net, the leader's too, changes no term.
     @Test(arguments: 1...20 as ClosedRange<UInt64>) func restartedNetsChangeNoTerm(seed: UInt64) {
         var scenario = quiet(seed: seed)
+        // A net that comes back makes a few hundred events.
+        scenario.steps = 8000
         scenario.rates = [.init(.killNet, every: .milliseconds(800))]
         scenario.downtimeMax = .milliseconds(200)
         let trial = Trial.run(scenario)
@@ -54,6 +56,18 @@ import Testing
         #expect(takeovers.count >= 20)
         #expect(takeovers[takeovers.count / 2] < .milliseconds(100))
         #expect(takeovers[takeovers.count * 9 / 10] < .milliseconds(500))
+    }
+
+    /// A sweep of a night holds one world at a time.
+    @Test func aWorldIsFreedAfterItsRun() throws {
+        weak var node: SimNode?
+        do {
+            let scenario = quiet(seed: 2)
+            let world = World(scenario, observer: Oracle(nodes: scenario.nodes))
+            node = world.nodes.first
+            try world.run()
+        }
+        #expect(node == nil)
     }
 
     /// One daemon after another is killed, raft or net, of any node: whoever knows that nobody leads

@@ -23,6 +23,8 @@ enum SimEvent {
     case streamGone(node: Int, life: UInt64, stream: UInt64, peer: Int)
     case dialLane(node: Int, life: UInt64, peer: Int, lane: Lane)
     case graceOver(node: Int, life: UInt64, peer: Int, grace: UInt64)
+    /// The membership names another replica of that peer than before.
+    case replicaLearned(node: Int, life: UInt64, peer: Int)
     case snapshotTimeout(node: Int, life: UInt64, transfer: UInt64)
     case request(ClientRequest)
     case startRaft(node: Int)
@@ -51,8 +53,6 @@ enum SimEvent {
     case spaciousDisk(node: Int)
     case operate
     case replace
-    /// The membership names another replica of a peer.
-    case linkChanged(node: Int, life: UInt64, peer: Int)
     /// A part that still lasts now lasts too long.
     case endOfPatience(World.Part)
 }
@@ -118,8 +118,8 @@ extension SimEvent {
         case .spaciousDisk(let node): (22, node)
         case .operate: (23, 0)
         case .endOfPatience(let part): (24, Int(part.rawValue))
-        case .replace: (40, 0)
-        case .linkChanged(let node, _, let peer): (41, node << 8 | peer)
+        case .replace: (35, 0)
+        case .replicaLearned(let node, _, let peer): (36, node << 8 | peer)
         }
     }
 
@@ -131,7 +131,7 @@ extension SimEvent {
             .connectNet(let node, let life), .netLost(let node, let life, _),
             .fromNet(let node, let life, _, _, _, _), .streamGone(let node, let life, _, _),
             .dialLane(let node, let life, _, _), .graceOver(let node, let life, _, _),
-            .linkChanged(let node, let life, _):
+            .replicaLearned(let node, let life, _):
             (node, life)
         case .request(let request): (request.node, nil)
         default: nil

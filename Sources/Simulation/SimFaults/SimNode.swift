@@ -116,8 +116,8 @@ package final class RaftShell {
         self.random = random
         durableIndex = log.lastIndex
         held = Array(repeating: [], count: peers * Lane.allCases.count)
-        replicas = Array(repeating: nil, count: peers)
         self.peers = Array(repeating: PeerStreams(), count: peers)
+        replicas = Array(repeating: nil, count: peers)
     }
 }
 

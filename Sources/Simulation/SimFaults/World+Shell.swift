@@ -159,7 +159,7 @@ extension World {
 
     func transmit(_ message: Message, _ shell: RaftShell) throws(Violation) {
         guard let peer = position(message.to), shell.peers[peer].isUp(message.lane),
-            message.isAnswer || !isForeign(peer, to: shell)
+            !isForeign(peer, to: shell) || message.isAnswer
         else { return }
         statistics.messages += 1
         var writer = ByteWriter(capacity: 1 + message.byteCountEstimate)

@@ -391,7 +391,7 @@ extension World {
 
     // MARK: - What it means
 
-    /// All four streams up: a link. One of them gone, and not back within the grace: lost.
+    /// All four streams up, with the replica that the membership names: a link. One of them gone, and not back within the grace: lost.
     func changed(_ shell: RaftShell, _ peer: Int) throws(Violation) {
         if shell.peers[peer].isWhole, !isForeign(peer, to: shell) {
             shell.peers[peer].grace += 1

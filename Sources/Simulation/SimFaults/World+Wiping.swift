@@ -93,7 +93,8 @@ extension World {
             }
             shell.replicas[peer] = member.replica
             schedule(
-                .linkChanged(node: shell.node.index, life: shell.life, peer: peer), after: .zero)
+                .replicaLearned(node: shell.node.index, life: shell.life, peer: peer),
+                after: .microseconds(20))
         }
     }
 }

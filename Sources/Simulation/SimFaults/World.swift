@@ -187,8 +187,8 @@ package final class World {
         case .quickDisk(let node): nodes[node].isDiskSlow = false
         case .spaciousDisk(let node): nodes[node].disk.failure = nil
         case .operate: try operate()
-        case .replace: try replace()
         case .endOfPatience(let impatient): try runOutOfPatience(impatient)
+        case .replace: try replace()
         default: preconditionFailure("an event for a daemon has been handled above")
         }
     }
@@ -201,13 +201,13 @@ package final class World {
         case .fetch(_, _, let peer, let from, let upTo, let bytesMax):
             try fetch(shell, for: peer, from: from, upTo: upTo, bytesMax: bytesMax)
         case .connectNet: try connectNet(shell)
-        case .linkChanged(_, _, let peer): try changed(shell, peer)
         case .netLost(_, _, let net): try netLost(shell, net)
         case .fromNet(_, _, let net, let request, let stream, let bytes):
             try fromNet(shell, net, request, stream, bytes)
         case .streamGone(_, _, let stream, let peer): try streamGone(shell, stream, peer: peer)
         case .dialLane(_, _, let peer, let lane): dialLane(shell, peer, lane)
         case .graceOver(_, _, let peer, let grace): try graceOver(shell, peer, grace)
+        case .replicaLearned(_, _, let peer): try changed(shell, peer)
         case .snapshotTimeout(_, _, let transfer): try snapshotTimeout(shell, transfer)
         case .request(let request): try take(request, shell)
         default: preconditionFailure("not an event for a raft daemon")

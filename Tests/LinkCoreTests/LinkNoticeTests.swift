@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import LinkCore
+import Testing
+
+@Suite struct LinkNoticeTests {
+    private let notices: [LinkNotice] = [
+        .proof(
+            mac: Array(repeating: 7, count: LinkNotice.proofByteCount), incarnation: .max - 3,
+            raft: .gone),
+        .service(1, .serving), .service(200, .unknown),
+    ]
+
+    /// However a stream is cut into pieces, the same notices come out.
+    @Test(arguments: 1...80) func piecesMakeNotices(size: Int) throws {
+        let whole = notices.flatMap { $0.encoded() }
+        var (unread, found): ([UInt8], [LinkNotice]) = ([], [])
+        for start in stride(from: 0, to: whole.count, by: size) {
+            unread += whole[start..<min(start + size, whole.count)]
+            found += try LinkNotice.take(from: &unread)
+        }
+        #expect(found == notices)
+        #expect(unread.isEmpty)
+    }
+
+    /// The bytes are a promise to other versions.
+    @Test func theBytesAreFixed() {
+        #expect(LinkNotice.service(1, .gone).encoded() == [3, 0, 2, 1, 2])
+    }
+
+    @Test func laterTypesAreSkippedAndNonsenseIsRefused() throws {
+        var later: [UInt8] = [2, 0, 99, 1] + LinkNotice.service(1, .gone).encoded()
+        #expect(try LinkNotice.take(from: &later) == [.unknown, .service(1, .gone)])
+        var tooLong: [UInt8] = [1, 1]
+        #expect(throws: (any Error).self) { try LinkNotice.take(from: &tooLong) }
+        #expect(throws: (any Error).self) { try LinkNotice(decoding: [2, 1, 77]) }
+        #expect(throws: (any Error).self) { try LinkNotice(decoding: [2, 1, 1, 0]) }
+    }
+
+    @Test func anyBytesAreReadOrRefused() {
+        var random = RandomSource(seed: 11)
+        for _ in 0..<20_000 {
+            var bytes = (0..<random.uniform(0..<60)).map { _ in
+                UInt8(truncatingIfNeeded: random.next())
+            }
+            _ = try? LinkNotice.take(from: &bytes)
+        }
+    }
+}
