@@ -182,7 +182,8 @@ import Testing
         let recordings = recorders.map { NodeRecording(events: $0.events) }
         for recording in recordings { isThorough(recording, checkpoints: 5) }
         #expect(
-            recordings[1].events.contains(.rename(from: "state/state.db.incoming", to: "state/state.db")),
+            recordings[1].events.contains(
+                .rename(from: "state/state.db.incoming", to: "state/state.db")),
             "a snapshot was installed")
         for (place, images) in [150, 250].enumerated() {
             let complaints = try await complaints(
