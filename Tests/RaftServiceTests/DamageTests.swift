@@ -104,7 +104,8 @@ private final class Stop: Sendable {
     }
 
     /// The node answers "not now" until it has everything that the cluster has.
-    private func isWhole(_ cluster: TestCluster, _ id: NodeID, like other: TestClient) async throws {
+    private func isWhole(_ cluster: TestCluster, _ id: NodeID, like other: TestClient) async throws
+    {
         let client = try await cluster.client(of: id)
         while let failure = try await client.get("k1").failure {
             #expect(failure.code == .unavailable, "\(failure)")
@@ -159,7 +160,8 @@ private final class Stop: Sendable {
             body.key = Data("k\(number)".utf8)
             body.consistency = .stale
             let answer = Mutex<WireResponse?>(nil)
-            client.send(.readKey(body)).whenSuccess { response in answer.withLock { $0 = response } }
+            client.send(.readKey(body)).whenSuccess { response in answer.withLock { $0 = response }
+            }
             while answer.withLock({ $0 }) == nil, !stop.isCorruption { await Task.yield() }
             guard let read = answer.withLock({ $0 }) else { break }
             #expect(read.readKey.entry.value == Data(Self.value(number)), "\(read)")

@@ -78,7 +78,7 @@ import Testing
         #expect(recording.syncs { $0.hasPrefix("log/") } > 200)
     }
 
-    @Test(.timeLimit(.minutes(3))) func aNodeAloneLosesNothing() async throws {
+    @Test(.timeLimit(.minutes(3 + factor))) func aNodeAloneLosesNothing() async throws {
         let recording = try await recordAlone()
         isThorough(recording, checkpoints: 10)
         let complaints = try await complaints(recording, images: 500 * Self.factor, seed: 1)
@@ -153,7 +153,7 @@ import Testing
 
     /// Two voters: each has to have everything. The second one joins late, is filled by a snapshot
     /// while clients write, and is stopped and started.
-    @Test(.timeLimit(.minutes(3))) func neitherOfTwoLosesAnything() async throws {
+    @Test(.timeLimit(.minutes(3 + factor))) func neitherOfTwoLosesAnything() async throws {
         let directory = try MemoryDirectory()
         let recorders = [WriteRecorder(), WriteRecorder()]
         let cluster = TestCluster(2)
@@ -182,7 +182,8 @@ import Testing
         let recordings = recorders.map { NodeRecording(events: $0.events) }
         for recording in recordings { isThorough(recording, checkpoints: 5) }
         #expect(
-            recordings[1].events.contains(.rename(from: "state/state.db.incoming", to: "state/state.db")),
+            recordings[1].events.contains(
+                .rename(from: "state/state.db.incoming", to: "state/state.db")),
             "a snapshot was installed")
         for (place, images) in [150, 250].enumerated() {
             let complaints = try await complaints(

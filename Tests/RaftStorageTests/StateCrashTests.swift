@@ -146,6 +146,33 @@ private func smallOptions() -> SQLiteState.Options {
         }
     }
 
+    /// A bit of the WAL flips while no process runs. What recovery makes of the rest is a moment of
+    /// the run, and none before the last checkpoint: old frames never replay over a newer database.
+    @Test func flippedBitsInAWALAtRest() throws {
+        let directory = StateDirectory()
+        var reference = Reference(seed: 5)
+        let state = try SQLiteState(directory: directory.path, options: smallOptions())
+        var durable = LogIndex.zero
+        var flipped = 0
+        for round in 0..<150 {
+            _ = try state.apply(try reference.batch(reference.source.random.uniform(1..<30)))
+            let dice = reference.source.random.uniform(0..<10)
+            if dice < 4 { durable = try state.checkpointIfDue() ?? durable }
+            if dice == 4 { durable = try state.checkpoint() }
+            let copy = directory.copy()
+            let path = copy.path + "/state.db-wal"
+            var bytes = StateDirectory.read(path)
+            if !bytes.isEmpty {
+                bytes[reference.source.random.uniform(0..<bytes.count)] ^= 0x04
+                StateDirectory.write(bytes, to: path)
+                flipped += 1
+            }
+            try reference.check(copy, durable: durable, "round \(round)")
+        }
+        #expect(flipped > 50)
+        state.close()
+    }
+
     /// Every kind of operation fails once, wherever it may: an error comes out, no further call goes
     /// through, and what is on disk is a moment of the run.
     @Test(arguments: [EIO, ENOSPC]) func failingDisks(code: Int32) throws {

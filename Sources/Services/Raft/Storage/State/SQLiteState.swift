@@ -230,7 +230,14 @@ package final class SQLiteState: StateStore {
             pagesAtCheckpoint = machine.tables.database.walFrameCount
             return try machine.tables.database.checkpoint(.passive)
         }
-        if isComplete { durableIndex = applied }
+        guard isComplete else { return durableIndex }
+        durableIndex = applied
+        // Nothing of the WAL is needed now. Left there it would be replayed at the next start, and
+        // only as far as it is sound: after one flipped bit, old frames over a newer database. A
+        // reader who still looks at it puts that off until the next checkpoint.
+        _ = try storing { machine throws(SQLiteError) in
+            try machine.tables.database.checkpoint(.truncate)
+        }
         return durableIndex
     }
 
