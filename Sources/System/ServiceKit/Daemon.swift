@@ -71,11 +71,11 @@ package enum Daemon {
         sigaddset(&signals, SIGTERM)
         sigaddset(&signals, SIGINT)
         pthread_sigmask(SIG_BLOCK, &signals, nil)
-        JournalLogHandler.bootstrap()
+        let arguments = Array(CommandLine.arguments.dropFirst())
+        JournalLogHandler.bootstrap(level: ServiceSettings.logLevel(arguments: arguments))
         let logger = Logger(label: name)
         let loop = MultiThreadedEventLoopGroup(numberOfThreads: 1).next()
         let context = DaemonContext(name: name, eventLoop: loop, logger: logger)
-        let arguments = Array(CommandLine.arguments.dropFirst())
         let inherited = ActivatedSockets()
         let running: RunningDaemon
         do {

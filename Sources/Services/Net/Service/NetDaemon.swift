@@ -22,7 +22,7 @@ package enum NetDaemon {
         if place < arguments.count, arguments[place] == "true" { arguments.remove(at: place) }
         do {
             let settings = try ServiceSettings(arguments: arguments, known: NetSettings.known)
-            guard let directory = settings.string("state-dir") else {
+            guard let directory = settings.stateDirectory else {
                 throw AspenError(
                     .invalidArgument, "--print-identity needs --state-dir (ASPEN_STATE_DIR)")
             }
