@@ -112,8 +112,8 @@ let services: [Target] = [
     module(
         "NetService", "Services/Net/Service",
         nio + [
-            "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "ServiceKit", "LinkCore",
-            "QUIC", "CSodium", "CAspenSystem", collections, logging,
+            "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "Configuration", "ServiceKit",
+            "LinkCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
@@ -139,7 +139,8 @@ let services: [Target] = [
 let tools: [Target] = [
     module(
         "AspenCLI", "Tools/CLI",
-        ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
+        ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", "Configuration", arguments]),
+    module("GeneratorTool", "Tools/Generator", ["Configuration"]),
     module(
         "AspenBench", "Tools/Bench",
         nio + [
@@ -170,6 +171,7 @@ let executables: [Target] = [
     program("aspen-cli", ["AspenCLI"]),
     program("aspen-sim", ["SimTool"]),
     program("aspen-bench", ["AspenBench"]),
+    program("aspen-generator", ["GeneratorTool"]),
 ]
 
 let checks: [Target] = [
@@ -177,7 +179,10 @@ let checks: [Target] = [
     tests("SourceRulesTests", []),
     tests(
         "ConfigurationTests",
-        ["Configuration", "ServiceKit", "AspenMachine", "AspenTypes", "AspenBytes"]),
+        [
+            "Configuration", "GeneratorTool", "ServiceKit", "AspenMachine", "AspenTypes",
+            "AspenBytes", "aspen-generator",
+        ]),
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests(

@@ -7,7 +7,7 @@ import Testing
 
 @testable import Configuration
 
-private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefg"
+private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefa"
 
 @Suite struct FileTests {
     private func read(_ text: String) -> TOMLFile { TOMLFile(Array(text.utf8), path: "t.toml") }
@@ -30,7 +30,7 @@ private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefg"
     @Test func aListMayBeOneText() {
         #expect(value("[node]\nlisten = \":7700\"", "listen") == .list([":7700"]))
         #expect(
-            value("[node]\nlisten = [\n  \"127.0.0.1:1\", # one\n  '[::1]:2',\n]", "listen")
+            value("[node]\nadvertise = [\n  \"127.0.0.1:1\", # one\n  '[::1]:2',\n]", "advertise")
                 == .list(["127.0.0.1:1", "[::1]:2"]))
         #expect(value("[node]\npeers = []", "peers") == .list([]))
         let peer = "2@\(endpoint)@192.0.2.2:7700@[2001:db8::2]:7700"
@@ -44,9 +44,9 @@ private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefg"
 
             [node]   # the node
             "id" = 1
-              listen = [
+              advertise = [
                 "127.0.0.1:1",  # ]
-                ":2",
+                "127.0.0.2:2",
             ]
 
             [ raft ]
@@ -58,7 +58,8 @@ private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefg"
         let lines = file.values.map { "\($0.setting.name) \($0.line)" }
         #expect(
             lines == [
-                "node-id 4", "listen 5", "heartbeat-interval-ms 11", "election-timeout-min-ms 12",
+                "node-id 4", "advertise 5", "heartbeat-interval-ms 11",
+                "election-timeout-min-ms 12",
                 "election-timeout-max-ms 13",
             ])
         #expect(read("security = { tokens_required = true }").values.first?.line == 1)
@@ -77,6 +78,7 @@ private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefg"
         ("[node]\nlisten = [\":1\", 2]", "wrong-type", 2, "a list"),
         ("[node]\nlisten = \"localhost:7700\"", "out-of-range", 2, "localhost:7700"),
         ("[node]\nlisten = \":0\"", "out-of-range", 2, "no port"),
+        ("[node]\nlisten = [\":1\", \":2\"]", "out-of-range", 2, "at most 1"),
         ("[node]\nadvertise = \"0.0.0.0:1\"", "out-of-range", 2, "nobody can dial"),
         ("[node]\nadvertise = \":1\"", "out-of-range", 2, "numeric address"),
         ("[node]\npeers = [\"2@abc\"]", "out-of-range", 2, "endpoint id"),
@@ -130,6 +132,19 @@ private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefg"
         #expect(read("x = \(open)").problems.first?.kind == .syntax)
         #expect(
             read("x = " + String(repeating: "{a=", count: 20_000)).problems.first?.kind == .syntax)
+    }
+
+    /// toml++ 3.4 asserts on these, or assumes what is not so when it is built without assertions.
+    @Test(arguments: [
+        "[=", "[", "[[", "[.a]", "[ \t=]", "[[ ,", "a = 1\r[=", "\u{feff}[=", "\u{a0}[=",
+        "a = 1\u{2028}[=", "[\u{a0}=", "[ü]", "[\r\n", "\u{c}[=", "x = [\n[=",
+    ])
+    func headersWithoutANameAreRefused(text: String) {
+        #expect(read(text).problems.first?.kind == .syntax)
+    }
+
+    @Test func linesMayEndAsInWindows() {
+        #expect(value("[node]\r\nid = 7\r\n", "node-id") == .integer(7))
     }
 
     /// Any bytes give values or errors: random ones, and damaged files, which go further.

@@ -17,7 +17,9 @@ final class NetProcess: @unchecked Sendable {
     let node: TestNode
     let stateDirectory = Scratch()
     private let sockets: [(name: String, descriptor: CInt)]
-    private var pid: pid_t = 0
+    private(set) var pid: pid_t = 0
+    /// Further environment, "NAME=value".
+    var variables: [String] = []
     var logPath: String { "\(stateDirectory.path)/log" }
 
     /// - Parameter node: gives the key's place, the ports and the stand-in for raft.
@@ -72,7 +74,12 @@ final class NetProcess: @unchecked Sendable {
             "1", "--tokens-required", "\(tokensRequired)",
         ]
         for peer in peers { arguments += ["--peers", peer] }
-        pid = Self.spawn(arguments, sockets, out: "/dev/null", errors: logPath)
+        start(arguments: arguments)
+    }
+
+    func start(arguments: [String]) {
+        pid = Self.spawn(
+            arguments, sockets, out: "/dev/null", errors: logPath, variables: variables)
     }
 
     /// kill -9.
@@ -125,7 +132,7 @@ final class NetProcess: @unchecked Sendable {
 
     private static func spawn(
         _ arguments: [String], _ sockets: [(name: String, descriptor: CInt)], out: String,
-        errors: String
+        errors: String, variables more: [String] = []
     ) -> pid_t {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -136,12 +143,13 @@ final class NetProcess: @unchecked Sendable {
         for (place, socket) in sockets.enumerated() {
             posix_spawn_file_actions_adddup2(&actions, socket.descriptor, CInt(3 + place))
         }
-        let environment = [
-            "LISTEN_FDS=\(sockets.count)",
-            "LISTEN_FDNAMES=\(sockets.map(\.name).joined(separator: ":"))",
-            "LD_LIBRARY_PATH=" + (getenv("LD_LIBRARY_PATH").map { String(cString: $0) } ?? ""),
-            "ASPEN_LOG_LEVEL=debug",
-        ]
+        let environment =
+            [
+                "LISTEN_FDS=\(sockets.count)",
+                "LISTEN_FDNAMES=\(sockets.map(\.name).joined(separator: ":"))",
+                "LD_LIBRARY_PATH=" + (getenv("LD_LIBRARY_PATH").map { String(cString: $0) } ?? ""),
+                "ASPEN_LOG_LEVEL=debug",
+            ] + more
         var words = ([program] + arguments).map { strdup($0) } + [nil]
         var variables = environment.map { strdup($0) } + [nil]
         defer { (words + variables).forEach { free($0) } }

@@ -50,6 +50,7 @@ package struct Setting: Sendable, Equatable {
         case .boolean: "true or false"
         case .word(let words): "one of " + words.map { "\"\($0)\"" }.joined(separator: ", ")
         case .text(let format): format.allowed
+        case .list(let format, 1): "\(format.allowed), or a list of one"
         case .list(let format, let countMax):
             "\(format.allowed), or a list of up to \(countMax) such texts"
         }

@@ -16,6 +16,9 @@ package enum SettingsCatalogue {
 
     private static let daemons = ["aspend-net", "aspend-raft"]
 
+    /// aspend-net serves one UDP socket so far; another would be bound and never read.
+    private static let listenAddressesMax = 1
+
     private static let node: [Setting] = [
         Setting(
             name: "node-id", table: "node", key: "id", kind: .integer(1...Int.max), standard: nil,
@@ -24,7 +27,7 @@ package enum SettingsCatalogue {
             users: daemons),
         Setting(
             name: "listen", table: "node", key: "listen",
-            kind: .list(.listenAddress, countMax: Limits.addressesMax), standard: nil,
+            kind: .list(.listenAddress, countMax: listenAddressesMax), standard: nil,
             standardNote: "port 7700 on every address; under aspen-node 127.0.0.1:7700",
             summary: "UDP address and port of the QUIC endpoint. A port alone means every address.",
             example: "\":7700\"", users: ["aspen-generator", "aspen-node"]),

@@ -35,7 +35,16 @@ package struct TOMLFile: Sendable {
         }
         lines = TOMLLines(text)
         if let line = Self.lineTheParserCannotTake(text) {
-            problem(.syntax, line: line, "a NUL character, or a key of more than 64 parts")
+            problem(
+                .syntax, line: line,
+                "this is no TOML: a control character, a NUL, a table without a name, or a key of "
+                    + "very many parts")
+            return
+        }
+        if let line = lines.unsoundLine {
+            problem(
+                .syntax, line: line,
+                "this is no TOML: brackets that do not match, or a key or value that is missing")
             return
         }
         do {
@@ -51,30 +60,54 @@ package struct TOMLFile: Sendable {
 
     // MARK: - What the parser must not see
 
-    /// It takes C strings, in which a NUL ends the text, and recurses into dotted keys.
+    /// It takes C strings, in which a NUL ends the text; it recurses into dotted keys; and it
+    /// asserts that a key follows a header's '['. What it takes for white space beyond ASCII is
+    /// refused, so that lines are what they seem here. All of this is no TOML, or no setting.
     private static func lineTheParserCannotTake(_ text: String) -> Int? {
         for (number, line) in text.utf8.split(
             separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false
-        ).enumerated() {
-            var dots = 0
-            var quote: UInt8?
-            for byte in line {
-                if byte == 0 { return number + 1 }
-                if let open = quote {
-                    if byte == open { quote = nil }
-                } else if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "'") {
-                    quote = byte
-                } else if byte == UInt8(ascii: "#") {
-                    break
-                } else if byte == UInt8(ascii: ".") {
-                    dots += 1
-                }
-            }
-            if dots > lineDotsMax { return number + 1 }
-            let escaped = String(decoding: line, as: UTF8.self)
-            if escaped.contains("\\u0000") || escaped.contains("\\U00000000") { return number + 1 }
-        }
+        ).enumerated() where !isTakeable(line) { return number + 1 }
         return nil
+    }
+
+    private static func isTakeable(_ line: Substring.UTF8View) -> Bool {
+        let text = String(decoding: line, as: UTF8.self)
+        for scalar in text.unicodeScalars {
+            if scalar.value < 0x20, scalar != "\t", scalar != "\r" { return false }
+            if !scalar.isASCII, scalar.properties.isWhitespace || scalar.value == 0xfeff {
+                return false
+            }
+        }
+        // A return belongs to the end of the line.
+        if line.dropLast().contains(UInt8(ascii: "\r")) { return false }
+        if text.contains("\\u0000") || text.contains("\\U00000000") { return false }
+        let blanks = " \t".utf8
+        var rest = line.drop { blanks.contains($0) }
+        if rest.first == UInt8(ascii: "[") {
+            rest = rest.dropFirst()
+            if rest.first == UInt8(ascii: "[") { rest = rest.dropFirst() }
+            rest = rest.drop { blanks.contains($0) }
+            guard let next = rest.first, TOMLLines.isKeyStart(next) else { return false }
+        }
+        return dots(in: line) <= lineDotsMax
+    }
+
+    /// Outside quotes and comments.
+    private static func dots(in line: Substring.UTF8View) -> Int {
+        var dots = 0
+        var quote: UInt8?
+        for byte in line {
+            if let open = quote {
+                if byte == open { quote = nil }
+            } else if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "'") {
+                quote = byte
+            } else if byte == UInt8(ascii: "#") {
+                break
+            } else if byte == UInt8(ascii: ".") {
+                dots += 1
+            }
+        }
+        return dots
     }
 
     private static func lineOfBadUTF8(_ bytes: [UInt8]) -> Int {

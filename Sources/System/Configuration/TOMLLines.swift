@@ -5,6 +5,9 @@
 struct TOMLLines {
     /// `["node", "id"]` joined by a separator that no key has.
     private var lines: [[String]: Int] = [:]
+    /// The first line whose structure is no TOML: brackets that do not match, a value that is
+    /// missing. The parser asserts that such things do not come (toml++ 3.4).
+    private(set) var unsoundLine: Int?
     private let bytes: [UInt8]
     private var position = 0
     private var line = 1
@@ -20,6 +23,7 @@ struct TOMLLines {
                 note(table, start.0)
                 skipLine()
             } else {
+                if let byte = peek(), !Self.isKeyStart(byte) { blame() }
                 let key = table + readKey()
                 note(key, start.0)
                 skipValue()
@@ -117,22 +121,95 @@ struct TOMLLines {
 
     /// Up to the end of the line on which the value ends.
     private mutating func skipValue() {
-        var depth = 0
+        if peek() == UInt8(ascii: "=") { position += 1 } else { blame() }
+        var open: [UInt8] = []
+        var expected = Expected.value
         while let byte = peek() {
             switch byte {
-            case UInt8(ascii: "\""), UInt8(ascii: "'"): skipString()
-            case UInt8(ascii: "["), UInt8(ascii: "{"):
-                depth += 1
-                position += 1
-            case UInt8(ascii: "]"), UInt8(ascii: "}"):
-                depth -= 1
-                position += 1
+            case UInt8(ascii: " "), UInt8(ascii: "\t"), UInt8(ascii: "\r"): position += 1
             case UInt8(ascii: "#"): skipLine()
             case UInt8(ascii: "\n"):
-                if depth <= 0 { return }
+                if open.isEmpty {
+                    if expected != .more { blame() }
+                    return
+                }
                 advance()
-            default: position += 1
+            default: step(byte, &open, &expected)
             }
         }
+        if expected != .more || !open.isEmpty { blame() }
+    }
+
+    private enum Expected { case value, key, equals, more }
+
+    /// One token inside a value.
+    private mutating func step(_ byte: UInt8, _ open: inout [UInt8], _ expected: inout Expected) {
+        let isQuote = byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "'")
+        switch (byte, expected) {
+        case (_, .value) where isQuote:
+            skipString()
+            expected = .more
+            return
+        case (_, .key) where isQuote || Self.isKeyStart(byte):
+            _ = readKey()
+            expected = .equals
+            return
+        case (UInt8(ascii: "="), .equals): expected = .value
+        case (UInt8(ascii: "["), .value): open.append(byte)
+        case (UInt8(ascii: "{"), .value):
+            open.append(byte)
+            expected = .key
+        case (UInt8(ascii: "]"), .value), (UInt8(ascii: "]"), .more):
+            if open.popLast() != UInt8(ascii: "[") { blame() }
+            expected = .more
+        case (UInt8(ascii: "}"), .key), (UInt8(ascii: "}"), .more):
+            if open.popLast() != UInt8(ascii: "{") { blame() }
+            expected = .more
+        case (UInt8(ascii: ","), .more) where !open.isEmpty:
+            expected = open.last == UInt8(ascii: "{") ? .key : .value
+        case (_, .value):
+            let start = position
+            while let next = peek(), !" \t\r\n,]}#".utf8.contains(next) { position += 1 }
+            if !Self.isPlain(text(start..<position)) { blame() }
+            expected = .more
+            if position > start { return }
+        default: blame()
+        }
+        position += 1
+    }
+
+    /// A truth value or a number. Dates and times are none: no setting has one, and the parser
+    /// asserts on some.
+    private static func isPlain(_ word: String) -> Bool {
+        if word == "true" || word == "false" { return true }
+        let digits = UInt8(ascii: "0")...UInt8(ascii: "9")
+        var rest = Array(word.utf8)[...]
+        if let first = rest.first, "+-".utf8.contains(first) { rest.removeFirst() }
+        let parts = rest.split(separator: UInt8(ascii: "."), omittingEmptySubsequences: false)
+        if parts.count <= 2 {
+            let areDigits = parts.allSatisfy { part in
+                part.first.map(digits.contains) == true && part.last.map(digits.contains) == true
+                    && part.allSatisfy { digits.contains($0) || $0 == UInt8(ascii: "_") }
+            }
+            if areDigits { return true }
+        }
+        guard word.hasPrefix("0x") || word.hasPrefix("0o") || word.hasPrefix("0b") else {
+            return false
+        }
+        let body = word.dropFirst(2)
+        return !body.isEmpty && body.utf8.allSatisfy { "0123456789abcdefABCDEF".utf8.contains($0) }
+    }
+
+    static func isKeyStart(_ byte: UInt8) -> Bool {
+        switch byte {
+        case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+            UInt8(ascii: "0")...UInt8(ascii: "9"):
+            true
+        default: "_-\"'".utf8.contains(byte)
+        }
+    }
+
+    private mutating func blame() {
+        if unsoundLine == nil { unsoundLine = line }
     }
 }

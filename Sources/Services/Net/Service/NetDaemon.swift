@@ -37,6 +37,16 @@ package enum NetDaemon {
         }
     }
 
+    /// What is said on net.sock when the daemon cannot start.
+    package static let refusals = [
+        SocketRefusal(socket: "net.sock") { reason in
+            let reply = NetReply.failed(
+                code: .unavailable, message: "aspend-net cannot start: \(reason.message)")
+            let content = ByteBuffer(bytes: reply.encoded())
+            return { _ in .reply(content) }
+        }
+    ]
+
     /// The start function of `Daemon.run`.
     package static func start(
         _ context: DaemonContext, _ sockets: inout ActivatedSockets, _ arguments: [String]
