@@ -10,6 +10,7 @@ import NIOCore
 import RaftCore
 import RaftStorage
 import ServiceKit
+import SwiftProtobuf
 
 /// `aspend-raft` as a whole.
 package enum RaftDaemon {
