@@ -31,6 +31,7 @@ let nio: [Target.Dependency] = [
 let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
 let collections: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let toml: Target.Dependency = .product(name: "TOMLKit", package: "TOMLKit")
 let arguments: Target.Dependency = .product(
     name: "ArgumentParser", package: "swift-argument-parser")
 
@@ -100,9 +101,10 @@ let system: [Target] = [
         "SQLiteKit", "System/SQLiteKit", ["CSQLite", "CAspenVFS", "AspenTypes"], settings: pure),
     module(
         "QUIC", "System/QUIC", nio + ["CNgtcp2", "CSodium", "AspenBytes", collections, logging]),
+    module("Configuration", "System/Configuration", ["AspenBytes", "AspenTypes", toml]),
     module(
         "ServiceKit", "System/ServiceKit",
-        nio + ["CAspenSystem", "CSystemd", "AspenBytes", logging]),
+        nio + ["CAspenSystem", "CSystemd", "Configuration", "AspenBytes", logging]),
 ]
 
 let services: [Target] = [
@@ -110,8 +112,8 @@ let services: [Target] = [
     module(
         "NetService", "Services/Net/Service",
         nio + [
-            "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "ServiceKit", "LinkCore",
-            "QUIC", "CSodium", "CAspenSystem", collections, logging,
+            "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "Configuration", "ServiceKit",
+            "LinkCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
@@ -137,14 +139,17 @@ let services: [Target] = [
 let tools: [Target] = [
     module(
         "AspenCLI", "Tools/CLI",
-        ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", arguments]),
+        ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", "Configuration", arguments]),
+    module("GeneratorTool", "Tools/Generator", ["Configuration"]),
     module(
         "AspenBench", "Tools/Bench",
         nio + [
             "AspenCLI", "AspenClient", "AspenMachine", "AspenWire", "AspenTypes", arguments,
             .product(name: "Histogram", package: "hdrhistogram-swift"),
         ]),
-    module("NodeSupervisor", "Tools/Node", ["ServiceKit", "AspenWire", "CAspenSystem", arguments]),
+    module(
+        "NodeSupervisor", "Tools/Node",
+        ["ServiceKit", "Configuration", "AspenWire", "CAspenSystem", arguments]),
     module(
         "SimTool", "Tools/Sim",
         ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
@@ -167,11 +172,18 @@ let executables: [Target] = [
     program("aspen-cli", ["AspenCLI"]),
     program("aspen-sim", ["SimTool"]),
     program("aspen-bench", ["AspenBench"]),
+    program("aspen-generator", ["GeneratorTool"]),
 ]
 
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("SourceRulesTests", []),
+    tests(
+        "ConfigurationTests",
+        [
+            "Configuration", "GeneratorTool", "ServiceKit", "AspenMachine", "AspenTypes",
+            "AspenBytes", "aspen-generator",
+        ]),
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
     tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests(
@@ -229,6 +241,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
         .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
         .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", exact: "0.2.0"),
+        .package(url: "https://github.com/LebJe/TOMLKit", exact: "0.6.0"),
     ],
     targets: foundations + cores + wire + system + services + tools + simulation + executables
         + checks

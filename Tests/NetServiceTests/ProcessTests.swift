@@ -25,7 +25,9 @@ final class NetProcess: @unchecked Sendable {
     private(set) var kept: [CInt] = []
     /// What it has said, in order.
     private(set) var said: [String] = []
-    private var pid: pid_t = 0
+    private(set) var pid: pid_t = 0
+    /// Further environment, "NAME=value".
+    var variables: [String] = []
     var logPath: String { "\(stateDirectory.path)/log" }
 
     /// - Parameter node: gives the key's place, the ports and the stand-in for raft.
@@ -108,10 +110,14 @@ final class NetProcess: @unchecked Sendable {
             "1", "--tokens-required", "\(tokensRequired)",
         ]
         for peer in peers { arguments += ["--peers", peer] }
+        start(arguments: arguments)
+    }
+
+    func start(arguments: [String]) {
         readNotifications()
         pid = Self.spawn(
             arguments, sockets + kept.map { (CookieKey.keptName, $0) }, out: "/dev/null",
-            errors: logPath, notify: "\(node.scratch.path)/notify.sock")
+            errors: logPath, notify: "\(node.scratch.path)/notify.sock", variables: variables)
     }
 
     /// kill -9.
@@ -164,7 +170,7 @@ final class NetProcess: @unchecked Sendable {
 
     private static func spawn(
         _ arguments: [String], _ sockets: [(name: String, descriptor: CInt)], out: String,
-        errors: String, notify: String? = nil
+        errors: String, notify: String? = nil, variables more: [String] = []
     ) -> pid_t {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -175,12 +181,13 @@ final class NetProcess: @unchecked Sendable {
         for (place, socket) in sockets.enumerated() {
             posix_spawn_file_actions_adddup2(&actions, socket.descriptor, CInt(3 + place))
         }
-        var environment = [
-            "LISTEN_FDS=\(sockets.count)",
-            "LISTEN_FDNAMES=\(sockets.map(\.name).joined(separator: ":"))",
-            "LD_LIBRARY_PATH=" + (getenv("LD_LIBRARY_PATH").map { String(cString: $0) } ?? ""),
-            "ASPEN_LOG_LEVEL=debug",
-        ]
+        var environment =
+            [
+                "LISTEN_FDS=\(sockets.count)",
+                "LISTEN_FDNAMES=\(sockets.map(\.name).joined(separator: ":"))",
+                "LD_LIBRARY_PATH=" + (getenv("LD_LIBRARY_PATH").map { String(cString: $0) } ?? ""),
+                "ASPEN_LOG_LEVEL=debug",
+            ] + more
         if let notify { environment.append("NOTIFY_SOCKET=\(notify)") }
         var words = ([program] + arguments).map { strdup($0) } + [nil]
         var variables = environment.map { strdup($0) } + [nil]

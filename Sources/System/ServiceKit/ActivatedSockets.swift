@@ -52,6 +52,12 @@ package enum Environment {
         guard let value = getenv(name) else { return nil }
         return String(cString: value)
     }
+
+    /// An empty variable counts as absent.
+    package static func nonEmpty(_ name: String) -> String? {
+        guard let value = self[name], !value.isEmpty else { return nil }
+        return value
+    }
 }
 
 /// Who is at the other end of a local socket, as the kernel tells (SO_PEERCRED, SO_PEERGROUPS).

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenTypes
+import Configuration
 import Glibc
 import Logging
 import NIOCore
@@ -55,27 +56,24 @@ package struct RunningDaemon: Sendable {
 
 /// The frame around every daemon: signals, logging, one event loop, readiness, watchdog, drain.
 package enum Daemon {
+    package typealias Start =
+        @Sendable (DaemonContext, inout ActivatedSockets, [String]) throws
+        -> EventLoopFuture<RunningDaemon>
+
     /// Runs until a signal. `start` runs on the event loop and succeeds once the daemon serves;
-    /// readiness is then notified. If it throws or fails, the process ends with a message.
+    /// readiness is then notified. If it throws or fails, the process ends with a message; but under
+    /// systemd, when it throws what only a person can mend, the process stays and says it to
+    /// whoever connects (see `RefusingService`).
     package static func run(
-        _ name: String,
-        start:
-            @escaping @Sendable (DaemonContext, inout ActivatedSockets, [String]) throws
-            -> EventLoopFuture<RunningDaemon>
+        _ name: String, refusals: [SocketRefusal] = [], start: @escaping Start
     ) -> Never {
         signal(SIGPIPE, SIG_IGN)
-        // Blocked before the first thread exists, so that every thread inherits the mask and the
-        // signal is taken by sigwait below.
-        var signals = sigset_t()
-        sigemptyset(&signals)
-        sigaddset(&signals, SIGTERM)
-        sigaddset(&signals, SIGINT)
-        pthread_sigmask(SIG_BLOCK, &signals, nil)
-        JournalLogHandler.bootstrap()
+        let signals = blockSignals()
+        let arguments = Array(CommandLine.arguments.dropFirst())
+        JournalLogHandler.bootstrap(level: ServiceSettings.logLevel(arguments: arguments))
         let logger = Logger(label: name)
         let loop = MultiThreadedEventLoopGroup(numberOfThreads: 1).next()
         let context = DaemonContext(name: name, eventLoop: loop, logger: logger)
-        let arguments = Array(CommandLine.arguments.dropFirst())
         let inherited = ActivatedSockets()
         let running: RunningDaemon
         do {
@@ -83,10 +81,14 @@ package enum Daemon {
                 var sockets = inherited
                 do {
                     return try start(context, &sockets, arguments)
+                } catch  where Supervision.isBySystemd && RefusingService.isFor(error) {
+                    return loop.makeFailedFuture(MendableError(cause: error))
                 } catch {
                     return loop.makeFailedFuture(error)
                 }
             }.wait()
+        } catch let error as MendableError {
+            refuse(error.aspenError, context, inherited, refusals, arguments, signals)
         } catch let error as AspenError {
             context.fail(error.message, DaemonExit(error))
         } catch {
@@ -94,16 +96,100 @@ package enum Daemon {
         }
         Notifier.ready(status: "serving")
         startWatchdog(on: loop)
+        while wait(for: signals) == SIGHUP {
+            logger.notice("settings are read at start: restart the daemon to change them")
+        }
+        logger.info("stopping")
+        stop(context) { running.drain() }
+    }
+
+    /// Blocked before the first thread exists, so that every thread inherits the mask and a signal
+    /// is taken by sigwait alone.
+    private static func blockSignals() -> sigset_t {
+        var signals = sigset_t()
+        sigemptyset(&signals)
+        for signal in [SIGTERM, SIGINT, SIGHUP] { sigaddset(&signals, signal) }
+        pthread_sigmask(SIG_BLOCK, &signals, nil)
+        return signals
+    }
+
+    private static func wait(for signals: sigset_t) -> CInt {
+        var signals = signals
         var received: CInt = 0
         sigwait(&signals, &received)
-        logger.info("stopping")
+        return received
+    }
+
+    private static func stop(
+        _ context: DaemonContext, drain: @escaping @Sendable () -> EventLoopFuture<Void>
+    ) -> Never {
         Notifier.stopping()
-        loop.scheduleTask(in: .seconds(5)) {
-            logger.warning("could not drain within 5 s")
+        context.eventLoop.scheduleTask(in: .seconds(5)) {
+            context.logger.warning("could not drain within 5 s")
             Glibc.exit(DaemonExit.ok.rawValue)
         }
-        try? loop.flatSubmit { running.drain() }.wait()
+        try? context.eventLoop.flatSubmit { drain() }.wait()
         Glibc.exit(DaemonExit.ok.rawValue)
+    }
+
+    // MARK: - What cannot start
+
+    /// How often the configuration's files are looked at for changes.
+    private static let lookInterval = timespec(tv_sec: 1, tv_nsec: 0)
+    /// After this many seconds it is tried again whatever the files say: what is wrong may be
+    /// elsewhere, as a full disk, or a secret that systemd hands over at a start.
+    private static let retrySeconds = 15
+
+    /// Serves the reason until something has changed, then ends: systemd starts a new process, with
+    /// secrets read anew, and keeps the sockets meanwhile.
+    private static func refuse(
+        _ reason: AspenError, _ context: DaemonContext, _ inherited: ActivatedSockets,
+        _ refusals: [SocketRefusal], _ arguments: [String], _ signals: sigset_t
+    ) -> Never {
+        context.logger.critical("cannot start: \(reason.message)")
+        let service = RefusingService(
+            reason: reason, loop: context.eventLoop, logger: context.logger)
+        do {
+            try context.eventLoop.flatSubmit {
+                var sockets = inherited
+                return service.start(&sockets, refusals)
+            }.wait()
+        } catch {
+            context.fail(reason.message, DaemonExit(reason))
+        }
+        Notifier.ready(status: "\(statusWord(reason)): \(reason.message)")
+        startWatchdog(on: context.eventLoop)
+        let known = ServiceSettings.files(arguments: arguments).fingerprint
+        var signals = signals
+        for _ in 0..<retrySeconds {
+            var interval = lookInterval
+            let signal = sigtimedwait(&signals, nil, &interval)
+            if signal > 0 {
+                context.logger.info(signal == SIGHUP ? "starting anew" : "stopping")
+                break
+            }
+            if ServiceSettings.files(arguments: arguments).fingerprint != known {
+                context.logger.notice("the configuration has changed: starting anew")
+                break
+            }
+        }
+        stop(context) { service.drain() }
+    }
+
+    private static func statusWord(_ reason: AspenError) -> String {
+        switch reason.code {
+        case .storage, .corrupt, .unsupportedVersion: "storage error"
+        default: "configuration error"
+        }
+    }
+
+    /// What a person can mend; anything else ends the process.
+    private struct MendableError: Error {
+        let aspenError: AspenError
+
+        init(cause: any Error) {
+            aspenError = cause as? AspenError ?? AspenError(.internal, "\(cause)")
+        }
     }
 
     private static func startWatchdog(on loop: any EventLoop) {

@@ -18,12 +18,10 @@ package struct JournalLogHandler: LogHandler {
         logLevel = level
     }
 
-    /// Installs the handler for the whole process. The level comes from ASPEN_LOG_LEVEL
-    /// (trace, debug, info, notice, warning, error, critical), by default info.
-    package static func bootstrap() {
-        let level =
-            Environment["ASPEN_LOG_LEVEL"].flatMap { Logger.Level(rawValue: $0.lowercased()) }
-            ?? .info
+    /// Installs the handler for the whole process, with the level that `setting` names (trace,
+    /// debug, info, notice, warning, error, critical); by default, and for other words, info.
+    package static func bootstrap(level setting: String?) {
+        let level = setting.flatMap { Logger.Level(rawValue: $0.lowercased()) } ?? .info
         LoggingSystem.bootstrap { JournalLogHandler(label: $0, level: level) }
     }
 

@@ -5,9 +5,9 @@ import Glibc
 
 /// Tells the supervisor how the daemon is (sd_notify(3)). Without NOTIFY_SOCKET nothing is sent.
 package enum Notifier {
-    package static func ready(status: String) { send("READY=1\nSTATUS=\(status)") }
+    package static func ready(status: String) { send("READY=1\nSTATUS=\(oneLine(status))") }
     /// One line, shown by `systemctl status`.
-    package static func status(_ text: String) { send("STATUS=\(text)") }
+    package static func status(_ text: String) { send("STATUS=\(oneLine(text))") }
     package static func stopping() { send("STOPPING=1") }
     package static func alive() { send("WATCHDOG=1") }
     /// Asks for this much more time to start (log recovery).
@@ -30,6 +30,11 @@ package enum Notifier {
         var microseconds: UInt64 = 0
         guard sd_watchdog_enabled(0, &microseconds) > 0 else { return nil }
         return .microseconds(Int64(microseconds / 2))
+    }
+
+    /// A line end would begin another message.
+    private static func oneLine(_ text: String) -> String {
+        String(text.map { $0.isNewline ? " " : $0 })
     }
 
     private static func send(_ state: String) { _ = sd_notify(0, state) }

@@ -1,19 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenTypes
+import Configuration
 import Glibc
 
-/// A daemon's settings: flags before environment before defaults (DESIGN §8).
+/// A daemon's settings: flags before environment before the configuration's files before defaults
+/// (DESIGN §8).
 ///
 /// `--data-dir X`, `--data-dir=X` and `ASPEN_DATA_DIR=X` are the same setting "data-dir". An empty
-/// environment variable counts as absent.
+/// environment variable counts as absent. The files know the settings of `SettingsCatalogue` alone:
+/// directories are told by whoever starts the daemon.
 package struct ServiceSettings: Sendable {
     private var flags: [String: [String]] = [:]
     private let known: Set<String>
+    private var files = ConfigurationFiles()
 
-    /// - Throws: `invalidArgument` that names the flag and lists the known ones.
+    /// What every daemon knows.
+    private static let common: Set<String> = ["config", "log-level"]
+
+    /// Reads the files, too: those below `--config DIR`, else ASPEN_CONFIG_DIR, else /etc/aspen if
+    /// systemd started this process, else none.
+    ///
+    /// - Throws: `invalidArgument` that names the flag and lists the known ones, or the first thing
+    ///   that is wrong with the files and where.
     package init(arguments: [String], known: Set<String>) throws(AspenError) {
-        self.known = known
+        self.known = known.union(Self.common)
+        try parse(arguments)
+        files = Self.files(flag: flags["config"]?.last)
+        if let problem = files.problems.first { throw problem.aspenError }
+        if let level = string("log-level")?.lowercased() {
+            let setting = SettingsCatalogue.setting(named: "log-level")
+            let complaint = setting?.complaint(about: .text(level), .flag("log-level"))
+            if let complaint { throw complaint.aspenError }
+        }
+    }
+
+    private mutating func parse(_ arguments: [String]) throws(AspenError) {
         var rest = arguments[...]
         while let argument = rest.popFirst() {
             guard argument.hasPrefix("--") else {
@@ -43,23 +65,59 @@ package struct ServiceSettings: Sendable {
             .invalidArgument, "unknown flag or missing value: --\(name); known are \(list)")
     }
 
-    package static func variable(for name: String) -> String {
-        "ASPEN_" + name.uppercased().map { $0 == "-" ? "_" : String($0) }.joined()
+    // MARK: - Files
+
+    /// The files that a program started like this reads.
+    package static func files(flag: String?) -> ConfigurationFiles {
+        if let directory = flag ?? Environment.nonEmpty("ASPEN_CONFIG_DIR") {
+            return ConfigurationFiles(directory: directory, mustExist: true)
+        }
+        guard Supervision.isBySystemd else { return ConfigurationFiles() }
+        return ConfigurationFiles(directory: ConfigurationFiles.standardDirectory)
     }
+
+    /// The files of a program that is started with `arguments`, whatever else is wrong with them.
+    package static func files(arguments: [String]) -> ConfigurationFiles {
+        files(flag: value(of: "config", in: arguments))
+    }
+
+    /// Known before the daemon's own settings are: its first line is to be logged at the right level.
+    package static func logLevel(arguments: [String]) -> String? {
+        value(of: "log-level", in: arguments) ?? Environment.nonEmpty(variable(for: "log-level"))
+            ?? files(arguments: arguments).values["log-level"]?.last?.value.texts.first
+    }
+
+    private static func value(of flag: String, in arguments: [String]) -> String? {
+        var found: String?
+        for (place, argument) in arguments.enumerated() {
+            if argument == "--" + flag, place + 1 < arguments.count {
+                found = arguments[place + 1]
+            } else if argument.hasPrefix("--\(flag)=") {
+                found = String(argument.dropFirst(flag.count + 3))
+            }
+        }
+        return found
+    }
+
+    // MARK: - Values
+
+    package static func variable(for name: String) -> String { Setting.variable(for: name) }
 
     package func string(_ name: String) -> String? {
         precondition(known.contains(name), "setting '\(name)' was not declared")
         if let value = flags[name]?.last { return value }
-        guard let value = Environment[Self.variable(for: name)], !value.isEmpty else { return nil }
-        return value
+        if let value = Environment.nonEmpty(Self.variable(for: name)) { return value }
+        return files.values[name]?.last?.value.texts.first
     }
 
     /// Every value of a flag that may be repeated; in the environment they are separated by commas.
     package func strings(_ name: String) -> [String] {
         precondition(known.contains(name), "setting '\(name)' was not declared")
         if let values = flags[name] { return values }
-        guard let value = Environment[Self.variable(for: name)] else { return [] }
-        return value.split(separator: ",").map(String.init)
+        if let value = Environment.nonEmpty(Self.variable(for: name)) {
+            return value.split(separator: ",").map(String.init)
+        }
+        return files.values[name]?.last?.value.texts ?? []
     }
 
     package func integer(_ name: String, in range: ClosedRange<Int>) throws(AspenError) -> Int? {
@@ -81,5 +139,10 @@ package struct ServiceSettings: Sendable {
         case let text?:
             throw AspenError(.invalidArgument, "--\(name) must be true or false, not '\(text)'")
         }
+    }
+
+    /// Where systemd made the state directory (StateDirectory=), unless another is set.
+    package var stateDirectory: String? {
+        string("state-dir") ?? Environment.nonEmpty("STATE_DIRECTORY")
     }
 }

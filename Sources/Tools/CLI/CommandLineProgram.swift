@@ -27,6 +27,7 @@ package enum CommandLineProgram {
         } catch {
             return finishParsing(error, output)
         }
+        if let verb = command as? any LocalCommand { return runLocally(verb, output) }
         guard let verb = command as? any ClientCommand else {
             return runWithoutCluster(&command, output)
         }
@@ -37,6 +38,17 @@ package enum CommandLineProgram {
             // Half a page may stand there already; what went wrong comes after it.
             try? output.flush()
             report(failure, asJSON: verb.global.isJSON)
+            return failure.status
+        }
+    }
+
+    private static func runLocally(_ verb: any LocalCommand, _ output: Output) -> ExitStatus {
+        do {
+            return try verb.run(output)
+        } catch {
+            let failure = CommandFailure(error)
+            try? output.flush()
+            report(failure, asJSON: verb.isJSON)
             return failure.status
         }
     }
@@ -126,7 +138,9 @@ package enum CommandLineProgram {
             if takesValue, let value = rest.popFirst() { leading.append(value) }
         }
         guard !leading.isEmpty else { return arguments }
-        return rest.prefix(2) + leading + rest.dropFirst(2)
+        // Most verbs have an area.
+        let words = rest.first == SetupVerb.configuration.commandName ? 1 : 2
+        return rest.prefix(words) + leading + rest.dropFirst(words)
     }
 }
 
@@ -155,14 +169,25 @@ struct AspenCommand: ParsableCommand, CommandArea {
             ENVIRONMENT
               ASPEN_TICKET           the cluster, when --ticket is not given
               ASPEN_SOCKET           the local daemon's socket, when --socket is not given
+              ASPEN_CONFIG_DIR       the configuration's directory, when --config is not given
               NO_COLOR               never use colours
             """,
         version: "aspen-cli \(programVersion)",
-        subcommands: [ClusterArea.self, KVArea.self])
+        subcommands: [ClusterArea.self, KVArea.self, ConfigArea.self, SetupVerb.self])
 }
 
 /// A command that only groups others.
 protocol CommandArea: ParsableCommand {}
+
+/// A command that works on this machine's files.
+protocol LocalCommand: ParsableCommand {
+    var isJSON: Bool { get }
+    func run(_ output: Output) throws -> ExitStatus
+}
+
+extension LocalCommand {
+    var isJSON: Bool { false }
+}
 
 /// A command that talks to a cluster.
 protocol ClientCommand: ParsableCommand {

@@ -3,6 +3,7 @@
 import ArgumentParser
 import AspenTypes
 import AspenWire
+import Configuration
 import Glibc
 import ServiceKit
 
@@ -48,6 +49,8 @@ package struct AspenNode: ParsableCommand {
     var electionTimeoutMinMs: Int?
     @Option(help: "Longest election timeout in milliseconds (3000).")
     var electionTimeoutMaxMs: Int?
+    @Option(help: "Directory with aspen.toml and aspen.toml.d; without it no file is read.")
+    var config: String?
     @Flag(help: "Print this node's endpoint id (made on first use), then exit.")
     var printIdentity = false
 
@@ -63,7 +66,12 @@ package struct AspenNode: ParsableCommand {
         do throws(AspenError) {
             let directory = try DaemonPrograms.directory()
             if printIdentity { try execIdentity(directory) }
-            let options = try resolve()
+            let files = ServiceSettings.files(flag: config)
+            if let problem = files.problems.first {
+                Terminal.error("aspen-node: \(problem)")
+                Glibc.exit(DaemonExit.configuration.rawValue)
+            }
+            let options = try resolve(files)
             unsetenv("ASPEN_COOKIE")
             var supervisor = try Supervisor(options: options, programs: directory)
             Glibc.exit(supervisor.run())

@@ -3,11 +3,13 @@
 import ArgumentParser
 import AspenTypes
 import CAspenSystem
+import Configuration
 import Glibc
 import ServiceKit
 
 /// What `aspen-node` is asked to run. Each option is also an environment variable
-/// (`--data-dir`: ASPEN_DATA_DIR); flags go before the environment.
+/// (`--data-dir`: ASPEN_DATA_DIR); flags go before the environment, and that before the files of
+/// `--config`. The daemons get the outcome as environment and read no files themselves.
 struct NodeOptions {
     var nodeID: UInt64
     var dataDirectory: String
@@ -19,9 +21,12 @@ struct NodeOptions {
 }
 
 extension AspenNode {
-    /// Joins flags, environment and defaults.
-    func resolve() throws(AspenError) -> NodeOptions {
-        guard let id = nodeID ?? Environment["ASPEN_NODE_ID"].flatMap(UInt64.init), id > 0 else {
+    /// Joins flags, environment, files and defaults.
+    func resolve(_ files: ConfigurationFiles) throws(AspenError) -> NodeOptions {
+        func setting(_ name: String) -> String? {
+            self.setting(name) ?? files.values[name]?.last?.value.texts.joined(separator: ",")
+        }
+        guard let id = nodeID ?? setting("node-id").flatMap(UInt64.init), id > 0 else {
             throw AspenError(
                 .invalidArgument,
                 "a node needs a number that no other node of the cluster has: --node-id 1 (or "
@@ -47,20 +52,25 @@ extension AspenNode {
         settings["ASPEN_ELECTION_TIMEOUT_MAX_MS"] =
             electionTimeoutMaxMs.map(String.init) ?? setting("election-timeout-max-ms")
         settings["ASPEN_LOG_LEVEL"] = setting("log-level")
+        settings["ASPEN_LOG_TAIL_ENTRIES"] = setting("log-tail-entries")
         return NodeOptions(
             nodeID: id, dataDirectory: dataDir ?? setting("data-dir") ?? "./data/node-\(id)",
             cookie: try readCookie(), listenHost: host, listenPort: port, settings: settings)
     }
 
     private func setting(_ name: String) -> String? {
-        Environment[ServiceSettings.variable(for: name)].flatMap { $0.isEmpty ? nil : $0 }
+        Environment.nonEmpty(ServiceSettings.variable(for: name))
     }
 
     static func parseListen(_ text: String) throws(AspenError) -> (String, UInt16) {
         let problem = AspenError(
             .invalidArgument,
-            "--listen is a numeric address and a UDP port, as 127.0.0.1:7700 or [::1]:7700, "
+            "--listen is one numeric address and a UDP port, as 127.0.0.1:7700 or [::1]:7700, "
                 + "not '\(text)'")
+        // A port alone, as the files may have it: every address.
+        if let address = ListenAddress(text), address.host == nil {
+            return ("0.0.0.0", address.port)
+        }
         guard let colon = text.lastIndex(of: ":"),
             let port = UInt16(text[text.index(after: colon)...])
         else { throw problem }

@@ -3,6 +3,7 @@
 import AspenTypes
 import CAspenSystem
 import CSodium
+import Configuration
 import Glibc
 import ServiceKit
 
@@ -18,8 +19,6 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
 
     package static let proofByteCount = 32
     package static let exporterLabel = "EXPORTER-aspen-cookie"
-    /// Shorter ones are warned about.
-    package static let recommendedBytesMin = 16
     private static let memoryBytes = 64 << 20
     private static let passes: UInt64 = 2
 
@@ -113,29 +112,28 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
 
 /// Whether a cookie may be used at all.
 package enum CookieRule {
-    /// Cookies that are published: as defaults, or in documentation.
-    private static let published: Set<String> = [
-        "aspen-cookie-UNSAFE-CHANGE-ME", "aspen-cookie", "aspen", "cookie", "changeme",
-        "change-me", "default", "secret", "password",
-    ]
-
     /// - Returns: a warning, or nil.
     /// - Throws: `invalidArgument` for a missing, empty or well-known cookie.
     package static func check(_ cookie: Secret?) throws(AspenError) -> String? {
-        guard let cookie, !cookie.bytes.isEmpty else {
+        switch CookieRules.judge(cookie?.bytes ?? []) {
+        case .good: return nil
+        case .short:
+            return "the cluster cookie is shorter than \(CookieRules.recommendedBytesMin) bytes; "
+                + "it can be guessed by somebody who tries for long: `aspen-cli setup` makes a good "
+                + "one"
+        case .missing:
             throw AspenError(
                 .invalidArgument,
                 "there is no cluster cookie, the secret that all nodes share. "
                     + "`aspen-cli setup` makes one; with aspen-node, say --cookie or ASPEN_COOKIE")
-        }
-        if published.contains(String(decoding: cookie.bytes, as: UTF8.self)) {
+        case .published:
             throw AspenError(
                 .invalidArgument,
                 "the cluster cookie is a well-known default that anybody can guess. "
                     + "Choose another: `aspen-cli setup` makes one of 32 random bytes")
+        case .large:
+            throw AspenError(
+                .invalidArgument, "the cluster cookie is over \(CookieRules.bytesMax) bytes")
         }
-        guard cookie.bytes.count < CookieKey.recommendedBytesMin else { return nil }
-        return "the cluster cookie is shorter than \(CookieKey.recommendedBytesMin) bytes; "
-            + "it can be guessed by somebody who tries for long: `aspen-cli setup` makes a good one"
     }
 }

@@ -55,7 +55,7 @@ package struct NetSettings: Sendable {
     /// - Throws: `invalidArgument` that names the setting and says what it should be.
     package init(_ settings: ServiceSettings) throws(AspenError) {
         node = try settings.integer("node-id", in: 1...Int.max).map { NodeID(UInt64($0)) }
-        guard let directory = settings.string("state-dir") else {
+        guard let directory = settings.stateDirectory else {
             throw AspenError(
                 .invalidArgument, "--state-dir (ASPEN_STATE_DIR) is missing: where the key is kept")
         }

@@ -22,7 +22,7 @@ package enum NetDaemon {
         if place < arguments.count, arguments[place] == "true" { arguments.remove(at: place) }
         do {
             let settings = try ServiceSettings(arguments: arguments, known: NetSettings.known)
-            guard let directory = settings.string("state-dir") else {
+            guard let directory = settings.stateDirectory else {
                 throw AspenError(
                     .invalidArgument, "--print-identity needs --state-dir (ASPEN_STATE_DIR)")
             }
@@ -36,6 +36,16 @@ package enum NetDaemon {
             return DaemonExit.software.rawValue
         }
     }
+
+    /// What is said on net.sock when the daemon cannot start.
+    package static let refusals = [
+        SocketRefusal(socket: "net.sock") { reason in
+            let reply = NetReply.failed(
+                code: .unavailable, message: "aspend-net cannot start: \(reason.message)")
+            let content = ByteBuffer(bytes: reply.encoded())
+            return { _ in .reply(content) }
+        }
+    ]
 
     /// The start function of `Daemon.run`.
     package static func start(

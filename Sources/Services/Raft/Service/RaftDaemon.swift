@@ -10,6 +10,7 @@ import NIOCore
 import RaftCore
 import RaftStorage
 import ServiceKit
+import SwiftProtobuf
 
 /// `aspend-raft` as a whole.
 package enum RaftDaemon {
@@ -27,7 +28,7 @@ package enum RaftDaemon {
         }
         // Recovery reads the whole log: more than the supervisor's usual patience.
         Notifier.extendTimeout(.seconds(600))
-        let storage = try OpenedStorage.open(settings, logger: context.logger)
+        let storage = try openStorage(settings, context)
         let loop = context.eventLoop
         let server = RaftServer(
             settings: settings, storage: storage, loop: loop, logger: context.logger,
@@ -40,6 +41,65 @@ package enum RaftDaemon {
         return EventLoopFuture.andAllSucceed(listening, on: loop).map {
             RunningDaemon { server.drain() }
         }
+    }
+}
+
+extension RaftDaemon {
+    /// As an `AspenError`, so that what a person can mend is told to whoever connects. A directory
+    /// that is in use is not that: whoever holds it is about to end.
+    private static func openStorage(
+        _ settings: RaftSettings, _ context: DaemonContext
+    ) throws -> OpenedStorage {
+        do {
+            return try OpenedStorage.open(settings, logger: context.logger)
+        } catch let error as StorageError {
+            let code: AspenErrorCode =
+                switch error {
+                case .disk: .storage
+                case .corrupt: .corrupt
+                case .locked: .unavailable
+                case .newerVersion: .unsupportedVersion
+                }
+            throw AspenError(code, error.text)
+        }
+    }
+
+    /// What is said on the sockets when the daemon cannot start.
+    package static let refusals = [
+        SocketRefusal(socket: "raft.sock") { reason in
+            { frame in answer(frame, reason, retry: .never) }
+        },
+        // A stream begins with whose it is. Peers see theirs closed; clients from elsewhere are
+        // told, and may ask another node.
+        SocketRefusal(socket: "raft.peer") { reason in
+            let principal = FirstFrame()
+            return { frame in
+                if principal.isRead { return answer(frame, reason, retry: .safe) }
+                principal.isRead = true
+                let isClient =
+                    (try? Principal(decoding: Array(buffer: frame)))?.alpn == .client
+                return isClient ? .nothing : .close
+            }
+        },
+    ]
+
+    /// Confined to the event loop of its connection.
+    private final class FirstFrame {
+        var isRead = false
+    }
+
+    private static func answer(
+        _ frame: ByteBuffer, _ reason: AspenError, retry: AspenError.Retry
+    ) -> SocketRefusal.Answer {
+        let error = AspenError(
+            .unavailable, "aspend-raft on this node cannot start: \(reason.message)", retry: retry)
+        guard
+            let id = frame.getInteger(at: frame.readerIndex, endianness: .little, as: UInt64.self),
+            let bytes: FrameBytes = try? WireResponse(error).serializedBytes()
+        else { return .close }
+        var content = ByteBuffer(integer: id, endianness: .little)
+        content.writeImmutableBuffer(bytes.buffer)
+        return .reply(content)
     }
 }
 

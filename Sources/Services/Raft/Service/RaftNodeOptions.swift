@@ -42,7 +42,7 @@ package struct RaftNodeParts {
     }
 }
 
-/// The settings of `aspend-raft`: flags, or ASPEN_* in the environment.
+/// The settings of `aspend-raft`: see `ServiceSettings`.
 package struct RaftSettings: Sendable {
     package enum Backend: Sendable { case persistent, inMemory }
 
@@ -66,11 +66,12 @@ package struct RaftSettings: Sendable {
         guard let id = try settings.integer("node-id", in: 1...Int.max) else {
             throw AspenError(
                 .invalidArgument,
-                "--node-id (ASPEN_NODE_ID) is missing: a number of 1 or more, different on each "
-                    + "node of a cluster")
+                "the node has no number: set node.id, a number of 1 or more that no other node of "
+                    + "the cluster has. `aspen-cli setup --node-id N` writes it to the configuration "
+                    + "(else --node-id, ASPEN_NODE_ID)")
         }
         node = NodeID(UInt64(id))
-        stateDirectory = settings.string("state-dir") ?? "/var/lib/aspen/raft"
+        stateDirectory = settings.stateDirectory ?? "/var/lib/aspen/raft"
         runtimeDirectory = settings.string("runtime-dir") ?? "/run/aspen"
         switch settings.string("storage-backend") ?? "persistent" {
         case "persistent", "redb": backend = .persistent

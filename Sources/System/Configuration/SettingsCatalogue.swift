@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+
+/// Everything that can be set. The order is that of the default file and of the documentation.
+package enum SettingsCatalogue {
+    package static let all: [Setting] = node + storage + raft + security + log
+
+    package static let tables = ["node", "storage", "raft", "security", "log"]
+
+    package static func setting(named name: String) -> Setting? { all.first { $0.name == name } }
+
+    package static func setting(table: String, key: String) -> Setting? {
+        all.first { $0.table == table && $0.key == key }
+    }
+
+    private static let daemons = ["aspend-net", "aspend-raft"]
+
+    /// aspend-net serves one UDP socket so far; another would be bound and never read.
+    private static let listenAddressesMax = 1
+
+    private static let node: [Setting] = [
+        Setting(
+            name: "node-id", table: "node", key: "id", kind: .integer(1...Int.max), standard: nil,
+            standardNote: "none: it must be set",
+            summary: "This node's number, which no other node of the cluster has.", example: "1",
+            users: daemons),
+        Setting(
+            name: "listen", table: "node", key: "listen",
+            kind: .list(.listenAddress, countMax: listenAddressesMax), standard: nil,
+            standardNote: "port 7700 on every address; under aspen-node 127.0.0.1:7700",
+            summary: "UDP address and port of the QUIC endpoint. A port alone means every address.",
+            example: "\":7700\"", users: ["aspen-generator", "aspen-node"]),
+        Setting(
+            name: "advertise", table: "node", key: "advertise",
+            kind: .list(.address, countMax: Limits.addressesMax), standard: nil,
+            standardNote: "the address listened on",
+            summary: "Addresses that others dial. Needed when the node listens on every address.",
+            example: "[\"192.0.2.1:7700\"]", users: ["aspend-net"]),
+        Setting(
+            name: "peers", table: "node", key: "peers",
+            kind: .list(.peer, countMax: Limits.peersMax), standard: "[]", standardNote: nil,
+            summary: "Nodes to know from the start, each NODE@ENDPOINT@ADDRESS:PORT.",
+            example: nil, users: ["aspend-net"]),
+        Setting(
+            name: "ticket", table: "node", key: "ticket", kind: .text(.ticket), standard: nil,
+            standardNote: "none", summary: "A ticket of the cluster, in place of peers.",
+            example: "\"aspen…\"", users: ["aspend-net"]),
+    ]
+
+    private static let storage: [Setting] = [
+        Setting(
+            name: "storage-backend", table: "storage", key: "backend",
+            kind: .word(["persistent", "inmemory", "redb"]), standard: "\"persistent\"",
+            standardNote: nil,
+            summary:
+                "Where log and state live. `inmemory` forgets all at the end; `redb` is an older "
+                + "word for persistent.", example: nil, users: ["aspend-raft"]),
+        Setting(
+            name: "log-tail-entries", table: "storage", key: "log_tail_entries",
+            kind: .integer(0...10_000_000), standard: "10000", standardNote: nil,
+            summary: "Log entries kept behind the last checkpoint, for peers that were away.",
+            example: nil, users: ["aspend-raft"]),
+    ]
+
+    private static let milliseconds = Setting.Kind.integer(1...3_600_000)
+
+    private static let raft: [Setting] = [
+        Setting(
+            name: "heartbeat-interval-ms", table: "raft", key: "heartbeat_interval_ms",
+            kind: milliseconds, standard: "500", standardNote: nil,
+            summary: "Milliseconds between a leader's heartbeats.", example: nil,
+            users: ["aspend-raft"]),
+        Setting(
+            name: "election-timeout-min-ms", table: "raft", key: "election_timeout_min_ms",
+            kind: milliseconds, standard: "1500", standardNote: nil,
+            summary: "Shortest election timeout in milliseconds, at least twice the heartbeat.",
+            example: nil, users: ["aspend-raft"]),
+        Setting(
+            name: "election-timeout-max-ms", table: "raft", key: "election_timeout_max_ms",
+            kind: milliseconds, standard: "3000", standardNote: nil,
+            summary: "Longest election timeout in milliseconds, above the shortest.", example: nil,
+            users: ["aspend-raft"]),
+    ]
+
+    private static let security: [Setting] = [
+        Setting(
+            name: "tokens-required", table: "security", key: "tokens_required", kind: .boolean,
+            standard: "true", standardNote: nil,
+            summary: "Clients on other machines must show a token. `false` on loopback only.",
+            example: nil, users: daemons)
+    ]
+
+    private static let log: [Setting] = [
+        Setting(
+            name: "log-level", table: "log", key: "level",
+            kind: .word(["trace", "debug", "info", "notice", "warning", "error", "critical"]),
+            standard: "\"info\"", standardNote: nil, summary: "The least that is logged.",
+            example: nil, users: daemons)
+    ]
+}
