@@ -119,6 +119,11 @@ package struct RaftCore: Machine {
         bugs = ActiveBugs(configuration.plantedBugs)
         hardState = recovery.hardState
         log = RaftLog(recovery: recovery, cacheBytesMax: configuration.cacheBytesMax)
+        // A snapshot put in force resets the log before the term that it brought is durable. Nothing
+        // was promised in that term yet: promises wait for it.
+        if log.lastTerm > hardState.term {
+            hardState = HardState(term: log.lastTerm, votedFor: nil)
+        }
         ledger = WriteLedger(durableIndex: recovery.lastIndex)
         memberships = recovery.memberships
         lastTime = recovery.lastTime
