@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenTypes
+import CAspenSystem
 import Glibc
 import Logging
 import NIOCore
@@ -35,11 +36,17 @@ package struct DaemonContext: Sendable {
     package let name: String
     package let eventLoop: any EventLoop
     package let logger: Logger
+    let past: PastFailure?
 
-    /// Ends the process because it cannot go on: logs once, says so to the supervisor, exits.
-    package func fail(_ message: String, _ exit: DaemonExit) -> Never {
-        logger.critical("\(message)")
+    /// Ends the process because it cannot go on: logs once, says so to the supervisor, exits. What
+    /// was wrong is left to the next process, which answers with it for a while (`PastFailure`).
+    package func fail(
+        _ message: String, _ exit: DaemonExit, event: JournalEvent? = nil
+    ) -> Never {
+        let event = event ?? (exit == .configuration ? .configurationRefused : nil)
+        logger.critical("\(message)", metadata: event.map { ["event": "\($0)"] } ?? [:])
         Notifier.status(message)
+        PastFailure.leave(message, exit, after: past)
         Glibc.exit(exit.rawValue)
     }
 }
@@ -58,7 +65,7 @@ package enum Daemon {
     /// Runs until a signal. `start` runs on the event loop and succeeds once the daemon serves;
     /// readiness is then notified. If it throws or fails, the process ends with a message.
     package static func run(
-        _ name: String,
+        _ name: String, refusals: [Refusal] = [],
         start:
             @escaping @Sendable (DaemonContext, inout ActivatedSockets, [String]) throws
             -> EventLoopFuture<RunningDaemon>
@@ -70,17 +77,24 @@ package enum Daemon {
         sigemptyset(&signals)
         sigaddset(&signals, SIGTERM)
         sigaddset(&signals, SIGINT)
+        // Ends it in order, too: whoever supervises starts it again, with the settings of then.
+        sigaddset(&signals, SIGHUP)
         pthread_sigmask(SIG_BLOCK, &signals, nil)
         JournalLogHandler.bootstrap()
         let logger = Logger(label: name)
         let loop = MultiThreadedEventLoopGroup(numberOfThreads: 1).next()
-        let context = DaemonContext(name: name, eventLoop: loop, logger: logger)
         let arguments = Array(CommandLine.arguments.dropFirst())
-        let inherited = ActivatedSockets()
+        confine(logger)
+        var inherited = ActivatedSockets()
+        let past = PastFailure.take(from: &inherited)
+        let context = DaemonContext(name: name, eventLoop: loop, logger: logger, past: past)
+        startWatchdog(on: loop)
+        if let past { past.sitOut(inherited, refusals, on: loop) { wait(&signals, at: $0) } }
+        let sockets = inherited
         let running: RunningDaemon
         do {
             running = try loop.flatSubmit {
-                var sockets = inherited
+                var sockets = sockets
                 do {
                     return try start(context, &sockets, arguments)
                 } catch {
@@ -93,7 +107,6 @@ package enum Daemon {
             context.fail("\(error)", .software)
         }
         Notifier.ready(status: "serving")
-        startWatchdog(on: loop)
         var received: CInt = 0
         sigwait(&signals, &received)
         logger.info("stopping")
@@ -104,6 +117,27 @@ package enum Daemon {
         }
         try? loop.flatSubmit { running.drain() }.wait()
         Glibc.exit(DaemonExit.ok.rawValue)
+    }
+
+    /// What no daemon needs, whatever its unit file allows.
+    private static func confine(_ logger: Logger) {
+        let result = aspen_forbid_exec()
+        if result != 0 { logger.debug("starting programs is not forbidden: errno \(-result)") }
+        if Environment["SYSTEMD_EXEC_PID"] == String(getpid()) { aspen_forbid_dumps() }
+    }
+
+    /// Until `deadline`, or a signal that ends the process.
+    private static func wait(_ signals: inout sigset_t, at deadline: NIODeadline) {
+        while true {
+            let left = (deadline - .now()).nanoseconds
+            guard left > 0 else { return }
+            var timeout = timespec(
+                tv_sec: Int(left / 1_000_000_000), tv_nsec: Int(left % 1_000_000_000))
+            if sigtimedwait(&signals, nil, &timeout) > 0 {
+                Notifier.stopping()
+                Glibc.exit(DaemonExit.ok.rawValue)
+            }
+        }
     }
 
     private static func startWatchdog(on loop: any EventLoop) {

@@ -10,6 +10,7 @@ import NIOCore
 import RaftCore
 import RaftStorage
 import ServiceKit
+import SwiftProtobuf
 
 /// `aspend-raft` as a whole.
 package enum RaftDaemon {
@@ -25,15 +26,16 @@ package enum RaftDaemon {
                 "no socket 'raft.sock' was handed over: aspend-raft is started by systemd or "
                     + "aspen-node")
         }
+        JournalLogHandler.setNode(settings.node.rawValue)
         // Recovery reads the whole log: more than the supervisor's usual patience.
         Notifier.extendTimeout(.seconds(600))
-        let storage = try OpenedStorage.open(settings, logger: context.logger)
+        let storage = try open(settings, context)
         let loop = context.eventLoop
         let server = RaftServer(
             settings: settings, storage: storage, loop: loop, logger: context.logger,
             transport: NetTransport(
                 eventLoop: loop, socketPath: settings.runtimeDirectory + "/net.sock"),
-            onFatal: { error in context.fail(error.text, error.exit) })
+            onFatal: { error in context.fail(error.text, error.exit, event: error.event) })
         server.start()
         let listening =
             clients.map { server.listenToClients($0) } + peers.map { server.listenToPeers($0) }
@@ -41,6 +43,34 @@ package enum RaftDaemon {
             RunningDaemon { server.drain() }
         }
     }
+
+    private static func open(
+        _ settings: RaftSettings, _ context: DaemonContext
+    ) throws -> OpenedStorage {
+        do {
+            return try OpenedStorage.open(settings, logger: context.logger)
+        } catch let error as StorageError {
+            context.fail(error.text, error.exit, event: error.event)
+        } catch let error as AspenError where error.code == .storage {
+            context.fail(error.message, DaemonExit(error), event: .diskFailed)
+        }
+    }
+
+    /// What callers hear from a daemon that cannot serve.
+    package static let refusals = [
+        Refusal(socket: "raft.sock") { frame, error in
+            var frame = frame
+            guard let id = frame.readInteger(endianness: .little, as: UInt64.self),
+                let bytes: FrameBytes = try? WireResponse(error).serializedBytes()
+            else { return nil }
+            var answer = ByteBuffer()
+            answer.writeInteger(id, endianness: .little)
+            answer.writeImmutableBuffer(bytes.buffer)
+            return answer
+        },
+        // Streams from other nodes: they shall come again.
+        Refusal(socket: "raft.peer") { _, _ in nil },
+    ]
 }
 
 extension StorageError {
@@ -51,6 +81,15 @@ extension StorageError {
         case .corrupt(let reason): "stored data is damaged: \(reason)"
         case .locked(let reason): "the data directory is in use: \(reason)"
         case .newerVersion(let reason): "written by a newer program: \(reason)"
+        }
+    }
+
+    var event: JournalEvent? {
+        switch self {
+        case .disk(let reason):
+            reason.contains("full") || reason.contains("o space left") ? .diskFull : .diskFailed
+        case .corrupt: .damageFound
+        case .locked, .newerVersion: nil
         }
     }
 
