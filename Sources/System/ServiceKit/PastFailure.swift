@@ -29,7 +29,7 @@ package struct Refusal: Sendable {
 struct PastFailure: Sendable {
     static let name = "failure"
     /// A daemon that served this long has nothing to do with an earlier failure.
-    private static let forgottenAfter: UInt64 = 60_000_000_000
+    private static let forgottenAfter = TimeAmount.seconds(60)
     private static let delayMax = 15
     private static let textBytesMax = 2000
 
@@ -42,6 +42,7 @@ struct PastFailure: Sendable {
     var delay: TimeAmount { .seconds(Int64(min(Self.delayMax, 1 << min(count - 1, 4)))) }
 
     static func take(from sockets: inout ActivatedSockets) -> PastFailure? {
+        _ = began
         guard let descriptor = sockets.take(name).first else { return nil }
         defer { close(descriptor) }
         Notifier.discard(name: name)
@@ -68,7 +69,7 @@ struct PastFailure: Sendable {
         guard Environment["FDSTORE"] != nil || Environment["SYSTEMD_EXEC_PID"] == String(getpid()),
             pipe(&pipes) == 0
         else { return }
-        let isInARow = UInt64((NIODeadline.now() - began).nanoseconds) < forgottenAfter
+        let isInARow = NIODeadline.now() - began < forgottenAfter
         let count = isInARow ? (past?.count ?? 0) + 1 : 1
         let record = "\(exit.rawValue) \(count)\n" + String(text.prefix(textBytesMax / 4))
         _ = record.withCString { write(pipes[1], $0, strlen($0)) }
@@ -81,7 +82,6 @@ struct PastFailure: Sendable {
         _ sockets: ActivatedSockets, _ refusals: [Refusal], on loop: any EventLoop,
         wait: (NIODeadline) -> Void
     ) {
-        _ = Self.began
         let error = AspenError(.unavailable, text, retry: .safe)
         var listeners: [any RunningListener] = []
         for refusal in refusals {
