@@ -295,5 +295,7 @@ def compile_probe():
     """The stand-in that tries what a sandbox forbids."""
     target = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"aspen-probe-{os.getpid()}")
     subprocess.run([shutil.which("cc") or "clang", "-O1", "-static", "-o", target,
-                    os.path.join(HERE, "probe.c"), "-lrt"], check=True)
+                    os.path.join(HERE, "probe.c"),
+                    os.path.join(ROOT, "Sources/System/CAspenSystem/confine.c"),
+                    f"-I{ROOT}/Sources/System/CAspenSystem/include", "-lrt"], check=True)
     return target

@@ -101,7 +101,7 @@ def the_running_daemons_are_confined(cluster):
         status = process_status(machine, daemon)
         assert status["Seccomp"].strip() == "2" and status["NoNewPrivs"].strip() == "1"
         assert int(status["CapEff"], 16) == 0 and int(status["CapBnd"], 16) == 0
-        user = machine.sh(f"stat -c %U /proc/{machine.daemon_pid(daemon)}/task").out.strip()
+        user = machine.sh(f"stat -c %U /proc/{machine.daemon_pid(daemon)}/environ").out.strip()
         uid = machine.run("id", "-u", daemon).out.strip()
         assert status["Uid"].split() == [uid] * 4, status["Uid"]
         # Not dumpable: /proc/PID belongs to root, no debugger but root's.
