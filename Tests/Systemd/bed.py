@@ -214,6 +214,7 @@ class Cluster:
     def __init__(self, count=3, form=True):
         self.machines = [Machine(number) for number in range(1, count + 1)]
         self.form_it = form
+        self.audits = 0
         self.cookie = base64.b64encode(os.urandom(32)).decode()
 
     def __enter__(self):
@@ -270,6 +271,9 @@ class Cluster:
                      "--duration", f"{seconds}s" if kind != "audit" else str(seconds)]
         for machine in machines or self.machines:
             arguments += ["--socket", machine.raft_socket]
+        if kind == "audit":
+            self.audits += 1
+            arguments += ["--prefix", f"audit/{self.audits}/"]
         return Load(arguments)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The life of a node: start, stop, reboot, power cut, lost network, crashes, restarts."""
 
+import os
 import random
 import re
 import time
@@ -113,10 +114,12 @@ def killed_daemons_come_back(cluster):
     nothing_failed(cluster)
     figures = {d: f"median {sorted(t)[len(t) // 2]:.0f}, max {max(t):.0f} ms"
                for d, t in times.items()}
-    # 100 ms of it are RestartSec=. The limit is for a machine that is not busy otherwise.
-    slow = {d: max(t) for d, t in times.items() if sorted(t)[len(t) // 2] > 200}
-    assert not slow, f"half of them took more than 200 ms: {figures}"
-    return f"{figures}, {report}"
+    # 100 ms of it are RestartSec=. 200 ms are for a machine with a processor to spare; a builder
+    # that is busy with other things gets as many times that as processes want each processor.
+    crowd = max(1.0, os.getloadavg()[0] / os.cpu_count())
+    slow = [d for d, t in times.items() if sorted(t)[len(t) // 2] > 200 * crowd]
+    assert not slow, f"half of them took more than {200 * crowd:.0f} ms: {figures}"
+    return f"{figures} (load {crowd:.1f} a processor), {report}"
 
 
 def a_hung_daemon_is_killed_by_its_watchdog(cluster):
