@@ -128,10 +128,13 @@ def a_clock_set_back(cluster):
         return "NOT SEEN: the image has no libfaketime"
     machine.drop_in("aspend-raft.service", "90-clock", [
         "[Service]", f"Environment=LD_PRELOAD={library}", "Environment=FAKETIME=-30d",
-        "Environment=FAKETIME_DONT_FAKE_MONOTONIC=1", "Environment=DONT_FAKE_MONOTONIC=1"])
+        "Environment=FAKETIME_DONT_FAKE_MONOTONIC=1", "Environment=DONT_FAKE_MONOTONIC=1",
+        "Environment=FAKETIME_DISABLE_SHM=1"])
     machine.systemctl("daemon-reload")
     machine.systemctl("restart", "aspend-raft")
     machine.wait_serving()
+    maps = machine.sh(f"cat /proc/{machine.daemon_pid('aspend-raft')}/maps").out
+    assert "libfaketime" in maps, "the daemon sees the true time"
     machine.cli("kv", "set", "in-the-past", "1")
     assert cluster[1].cli("kv", "get", "in-the-past").out.strip() == "1"
     machine.remove_drop_in("aspend-raft.service", "90-clock")
