@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test bootstrap build format lint sim fuzz soak measure bench clean
+.PHONY: help cluster test test-systemd bootstrap build format lint sim fuzz soak measure bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -12,6 +12,9 @@ cluster: ## build, then run a cluster on loopback (NODES=3 DATA=dir); Ctrl-C sto
 
 test: ## install what is missing, build, run every test
 	@scripts/test
+
+test-systemd: ## units, sandbox and journal on real machines (root, nspawn); TESTS="name …"
+	@scripts/test-systemd $(TESTS)
 
 bootstrap: ## install the Debian packages that a build needs
 	@scripts/bootstrap

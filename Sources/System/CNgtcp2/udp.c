@@ -27,10 +27,18 @@ int aspen_udp_open(const struct sockaddr *address, socklen_t length) {
     return fd;
 }
 
+/* Whoever handed the socket over may have given it more than we are allowed to ask for. */
+static void enlarge(int fd, int option, int bytes) {
+    int now = 0; /* twice what was asked for, as the kernel counts */
+    socklen_t length = sizeof now;
+    if (getsockopt(fd, SOL_SOCKET, option, &now, &length) == 0 && now / 2 >= bytes) return;
+    (void)setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof bytes);
+}
+
 void aspen_udp_configure(int fd, int bytes) {
     /* Each is an improvement only: a socket that refuses one still works. */
-    (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
-    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    enlarge(fd, SO_RCVBUF, bytes);
+    enlarge(fd, SO_SNDBUF, bytes);
     /* QUIC finds the path's MTU itself (RFC 9000 section 14.2): packets must not be fragmented. */
     int probe = IP_PMTUDISC_PROBE;
     (void)setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &probe, sizeof probe);

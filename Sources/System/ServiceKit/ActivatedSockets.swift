@@ -33,6 +33,12 @@ package struct ActivatedSockets {
         }
     }
 
+    /// Listening sockets of that name once more, for somebody who serves them until their owner can.
+    package func duplicates(of name: String) -> [CInt] {
+        descriptors.filter { $0.name == name }
+            .map { fcntl($0.descriptor, F_DUPFD_CLOEXEC, 3) }.filter { $0 >= 0 }
+    }
+
     /// For tests: descriptors by name, as if a supervisor had passed them.
     package init(_ descriptors: [(name: String, descriptor: CInt)]) {
         self.descriptors = descriptors

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenTypes
+import CAspenSystem
 import Configuration
 import Glibc
 import Logging
@@ -36,11 +37,17 @@ package struct DaemonContext: Sendable {
     package let name: String
     package let eventLoop: any EventLoop
     package let logger: Logger
+    let past: PastFailure?
 
-    /// Ends the process because it cannot go on: logs once, says so to the supervisor, exits.
-    package func fail(_ message: String, _ exit: DaemonExit) -> Never {
-        logger.critical("\(message)")
+    /// Ends the process because it cannot go on: logs once, says so to the supervisor, exits. What
+    /// was wrong is left to the next process, which answers with it for a while (`PastFailure`).
+    package func fail(
+        _ message: String, _ exit: DaemonExit, event: JournalEvent? = nil
+    ) -> Never {
+        let event = event ?? (exit == .configuration ? .configurationRefused : nil)
+        logger.critical("\(message)", metadata: event.map { ["event": "\($0)"] } ?? [:])
         Notifier.status(message)
+        PastFailure.leave(message, exit, after: past)
         Glibc.exit(exit.rawValue)
     }
 }
@@ -73,8 +80,13 @@ package enum Daemon {
         JournalLogHandler.bootstrap(level: ServiceSettings.logLevel(arguments: arguments))
         let logger = Logger(label: name)
         let loop = MultiThreadedEventLoopGroup(numberOfThreads: 1).next()
-        let context = DaemonContext(name: name, eventLoop: loop, logger: logger)
-        let inherited = ActivatedSockets()
+        confine(logger)
+        var handed = ActivatedSockets()
+        let past = PastFailure.take(from: &handed)
+        let inherited = handed
+        let context = DaemonContext(name: name, eventLoop: loop, logger: logger, past: past)
+        startWatchdog(on: loop)
+        if let past { sitOut(past, context, inherited, refusals, signals) }
         let running: RunningDaemon
         do {
             running = try loop.flatSubmit {
@@ -95,7 +107,6 @@ package enum Daemon {
             context.fail("\(error)", .software)
         }
         Notifier.ready(status: "serving")
-        startWatchdog(on: loop)
         while wait(for: signals) == SIGHUP {
             logger.notice("settings are read at start: restart the daemon to change them")
         }
@@ -146,7 +157,8 @@ package enum Daemon {
         _ reason: AspenError, _ context: DaemonContext, _ inherited: ActivatedSockets,
         _ refusals: [SocketRefusal], _ arguments: [String], _ signals: sigset_t
     ) -> Never {
-        context.logger.critical("cannot start: \(reason.message)")
+        context.logger.critical(
+            "cannot start: \(reason.message)", metadata: ["event": "\(event(reason))"])
         let service = RefusingService(
             reason: reason, loop: context.eventLoop, logger: context.logger)
         do {
@@ -158,7 +170,6 @@ package enum Daemon {
             context.fail(reason.message, DaemonExit(reason))
         }
         Notifier.ready(status: "\(statusWord(reason)): \(reason.message)")
-        startWatchdog(on: context.eventLoop)
         let known = ServiceSettings.files(arguments: arguments).fingerprint
         var signals = signals
         for _ in 0..<retrySeconds {
@@ -190,6 +201,47 @@ package enum Daemon {
         init(cause: any Error) {
             aspenError = cause as? AspenError ?? AspenError(.internal, "\(cause)")
         }
+    }
+
+    private static func event(_ reason: AspenError) -> JournalEvent {
+        switch reason.code {
+        case .storage: .diskFailed
+        case .corrupt: .damageFound
+        default: .configurationRefused
+        }
+    }
+
+    /// The process before this one ended by a failure that may be there still: its reason is served
+    /// for a while before it is tried again, or until a signal.
+    private static func sitOut(
+        _ past: PastFailure, _ context: DaemonContext, _ inherited: ActivatedSockets,
+        _ refusals: [SocketRefusal], _ signals: sigset_t
+    ) {
+        let service = RefusingService(
+            reason: AspenError(.unavailable, past.text, retry: .safe), loop: context.eventLoop,
+            logger: context.logger)
+        let copies = refusals.flatMap { refusal in
+            inherited.duplicates(of: refusal.socket).map { (refusal.socket, $0) }
+        }
+        try? context.eventLoop.flatSubmit {
+            var sockets = ActivatedSockets(copies)
+            return service.start(&sockets, refusals)
+        }.wait()
+        Notifier.ready(
+            status: "cannot serve: \(past.text) (tries again in \(past.delaySeconds) s)")
+        var signals = signals
+        var delay = timespec(tv_sec: past.delaySeconds, tv_nsec: 0)
+        let signal = sigtimedwait(&signals, nil, &delay)
+        if signal > 0, signal != SIGHUP { stop(context) { service.drain() } }
+        try? context.eventLoop.flatSubmit { service.drain() }.wait()
+        Notifier.status("trying again")
+    }
+
+    /// What no daemon needs, whatever its unit file allows.
+    private static func confine(_ logger: Logger) {
+        let result = aspen_forbid_exec()
+        if result != 0 { logger.debug("starting programs is not forbidden: errno \(-result)") }
+        if Environment["SYSTEMD_EXEC_PID"] == String(getpid()) { aspen_forbid_dumps() }
     }
 
     private static func startWatchdog(on loop: any EventLoop) {

@@ -3,12 +3,20 @@
 import CSystemd
 import Glibc
 import Logging
+import Synchronization
 
 /// Structured log records: to the journal when standard error is connected to it
 /// (JOURNAL_STREAM, systemd.exec(5)), else as plain lines on standard error.
 ///
-/// Metadata `peer=…` becomes the journal field `ASPEN_PEER=…`.
+/// Metadata `peer=…` becomes the journal field `ASPEN_PEER=…`; `event=…` with the name of a
+/// `JournalEvent` gives the record its MESSAGE_ID. Each record names this node (`node`).
 package struct JournalLogHandler: LogHandler {
+    /// The number of this node, once it is known; 0 before.
+    private static let node = Atomic<UInt64>(0)
+
+    /// From here on each record says that it is of this node.
+    package static func setNode(_ number: UInt64) { node.store(number, ordering: .relaxed) }
+
     package var metadata: Logger.Metadata = [:]
     package var logLevel: Logger.Level
     private let label: String
@@ -54,7 +62,14 @@ package struct JournalLogHandler: LogHandler {
             "MESSAGE=\(message)", "PRIORITY=\(Self.priority(level))",
             "SYSLOG_IDENTIFIER=\(label)",
         ]
+        let node = Self.node.load(ordering: .relaxed)
+        if node != 0, !fields.contains(where: { $0.0 == "node" }) {
+            records.append("ASPEN_NODE=\(node)")
+        }
         for (name, value) in fields {
+            if name == "event", let event = JournalEvent(rawValue: value) {
+                records.append("MESSAGE_ID=\(event.messageID)")
+            }
             let field = name.uppercased().map { $0.isLetter || $0.isNumber ? String($0) : "_" }
             records.append("ASPEN_\(field.joined())=\(value)")
         }

@@ -9,6 +9,9 @@ import NIOPosix
 /// of a socket pair over which the supervisor's other child passes connected sockets (aspen-node
 /// uses it for NAME.peer.sock, which must be reachable by aspend-net alone).
 package enum Listener {
+    /// Callers that wait to be accepted: as many as systemd's sockets take while a daemon is away.
+    private static let backlog: Int32 = 4096
+
     /// - Parameter initialize: called on the event loop for each new connection, before its first
     ///   read; add handlers there.
     package static func start(
@@ -17,13 +20,16 @@ package enum Listener {
     ) -> EventLoopFuture<any RunningListener> {
         if aspen_is_listening(descriptor) == 1 {
             return ServerBootstrap(group: loop)
-                .serverChannelOption(.backlog, value: 128)
                 .childChannelOption(.maxMessagesPerRead, value: 4)
                 .childChannelInitializer { channel in
                     channel.eventLoop.makeCompletedFuture { try initialize(channel) }
                 }
                 .withBoundSocket(descriptor)
-                .map { ChannelListener(channel: $0) as any RunningListener }
+                .map {
+                    // NIO has listened anew, with a queue of 128, before it looked at the option.
+                    _ = listen(descriptor, backlog)
+                    return ChannelListener(channel: $0) as any RunningListener
+                }
         }
         let passed = PassedSockets(descriptor: descriptor, loop: loop, initialize: initialize)
         return passed.start().map { passed as any RunningListener }

@@ -16,10 +16,11 @@ package enum Notifier {
     }
 
     /// Asks the supervisor to keep a descriptor and to hand it, under `name`, to whoever runs after
-    /// this process (FDSTORE of sd_notify(3); a systemd unit needs FileDescriptorStoreMax=).
+    /// this process (FDSTORE of sd_notify(3); a systemd unit needs FileDescriptorStoreMax=). Also a
+    /// pipe whose other end is closed (FDPOLL).
     package static func keep(_ descriptor: CInt, name: String) {
         var descriptor = descriptor
-        _ = sd_pid_notify_with_fds(0, 0, "FDSTORE=1\nFDNAME=\(name)", &descriptor, 1)
+        _ = sd_pid_notify_with_fds(0, 0, "FDSTORE=1\nFDPOLL=0\nFDNAME=\(name)", &descriptor, 1)
     }
 
     /// Asks the supervisor to let go of what it keeps under `name`.

@@ -54,6 +54,9 @@ package enum NetDaemon {
         forbidCoreDumps()
         let settings = try NetSettings(
             ServiceSettings(arguments: arguments, known: NetSettings.known))
+        if let node = settings.node {
+            JournalLogHandler.setNode(node.rawValue)
+        }
         let cookie = try Secret.take("cookie", from: &sockets)
         if let warning = try CookieRule.check(cookie) { context.logger.warning("\(warning)") }
         let key = try IdentityFile.loadOrCreate(stateDirectory: settings.stateDirectory)
@@ -84,7 +87,6 @@ package enum NetDaemon {
                     "aspend-net serves",
                     metadata: [
                         "endpoint": "\(key.endpoint)",
-                        "node": "\(settings.node.map { "\($0)" } ?? "unknown")",
                         "addresses": "\(advertised.joined(separator: " "))",
                         "tokens": settings.areTokensRequired ? "required" : "not required",
                     ])
@@ -118,16 +120,39 @@ package enum NetDaemon {
             return loop.makeSucceededFuture(key)
         }
         if !kept.isEmpty { Notifier.discard(name: CookieKey.keptName) }
-        let pool = NIOThreadPool(numberOfThreads: 1)
-        pool.start()
-        return pool.runIfActive(eventLoop: loop) {
-            let key = try CookieKey(stretching: cookie)
-            if let descriptor = key.kept(for: cookie) {
-                Notifier.keep(descriptor, name: CookieKey.keptName)
-                close(descriptor)
-            }
-            return key
-        }.always { _ in pool.shutdownGracefully { _ in } }
+        let promise = loop.makePromise(of: CookieKey.self)
+        // A plain thread: a pool would begin libdispatch, whose workers ask for priorities that the
+        // sandbox refuses, and complain.
+        let work = Work {
+            promise.completeWith(
+                Result {
+                    let key = try CookieKey(stretching: cookie)
+                    if let descriptor = key.kept(for: cookie) {
+                        Notifier.keep(descriptor, name: CookieKey.keptName)
+                        close(descriptor)
+                    }
+                    return key
+                })
+        }
+        var thread = pthread_t()
+        let error = pthread_create(
+            &thread, nil,
+            { raw in
+                guard let raw else { return nil }
+                Unmanaged<Work>.fromOpaque(raw).takeRetainedValue().body()
+                return nil
+            }, Unmanaged.passRetained(work).toOpaque())
+        guard error == 0 else {
+            return loop.makeFailedFuture(
+                AspenError(.resourceExhausted, "no thread: \(String(cString: strerror(error)))"))
+        }
+        pthread_detach(thread)
+        return promise.futureResult
+    }
+
+    private final class Work {
+        let body: () -> Void
+        init(_ body: @escaping () -> Void) { self.body = body }
     }
 
     /// The process holds the node's key: its memory must not end up in a file.

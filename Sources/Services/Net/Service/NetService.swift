@@ -252,7 +252,10 @@ package final class NetService: @unchecked Sendable {
             return dialFailed(session.endpoint, failure.dialFailure)
         }
         let address = NetAddress.text(session.connection.remoteAddress)
-        let metadata: Logger.Metadata = ["peer": "\(session.endpoint)", "address": "\(address)"]
+        let metadata: Logger.Metadata = [
+            "peer": "\(session.endpoint)", "address": "\(address)",
+            "event": "\(JournalEvent.peerRefused)",
+        ]
         switch failure {
         case .cookie(foundHere: true):
             edgeLog.warning(
@@ -309,7 +312,10 @@ package final class NetService: @unchecked Sendable {
         edgeLog.warning(
             "refused a connection: \(reason)",
             culprit: "handshake \(peer.map { "\($0)" } ?? address.ipAddress ?? "")",
-            ["peer": "\(name)", "address": "\(NetAddress.text(address))"])
+            [
+                "peer": "\(name)", "address": "\(NetAddress.text(address))",
+                "event": "\(JournalEvent.peerRefused)",
+            ])
     }
 
     func unreachable(_ peer: EndpointID, _ reason: String) -> AspenError {

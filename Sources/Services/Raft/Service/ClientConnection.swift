@@ -187,12 +187,19 @@ struct LocalAccess: Sendable {
     var ownUID: uid_t
     var adminGroup: gid_t?
     var useGroup: gid_t?
+    /// The suite's other daemons. They are in group `aspen` to get into /run/aspen, which gives them
+    /// no right to anybody's keys.
+    var daemons: Set<uid_t> = []
 
     /// From the system's user database: groups `aspen-admin` and `aspen`.
     init() {
         ownUID = geteuid()
         adminGroup = Self.group("aspen-admin")
         useGroup = Self.group("aspen")
+        for name in ["net", "gossip", "blob", "forge", "sql", "jobs", "dns"] {
+            guard let entry = getpwnam("aspend-\(name)") else { continue }
+            daemons.insert(entry.pointee.pw_uid)
+        }
     }
 
     private static func group(_ name: String) -> gid_t? { getgrnam(name)?.pointee.gr_gid }
@@ -200,6 +207,7 @@ struct LocalAccess: Sendable {
     func permission(of peer: LocalPeer?) -> Permission {
         guard let peer else { return .none }
         if peer.uid == 0 || peer.uid == ownUID { return .admin }
+        if daemons.contains(peer.uid) { return .none }
         let groups = peer.groups + [peer.gid]
         if let adminGroup, groups.contains(adminGroup) { return .admin }
         if let useGroup, groups.contains(useGroup) { return .use }

@@ -6,6 +6,7 @@ import Glibc
 import Logging
 import RaftCore
 import RaftStorage
+import ServiceKit
 
 /// The data directory, opened and understood:
 ///
@@ -94,7 +95,8 @@ package struct OpenedStorage {
             state = try SQLiteState(directory: directory, options: options)
         } catch .corrupt(let reason) {
             logger.error(
-                "the state is damaged and will be made anew", metadata: ["reason": "\(reason)"])
+                "the state is damaged and will be made anew",
+                metadata: ["reason": "\(reason)", "event": "\(JournalEvent.damageFound)"])
             state = try SQLiteState.rebuildEmpty(directory: directory, options: options)
         }
         let (applied, first) = (state.appliedIndex, log.firstIndex)

@@ -26,6 +26,7 @@ package enum RaftDaemon {
                 "no socket 'raft.sock' was handed over: aspend-raft is started by systemd or "
                     + "aspen-node")
         }
+        JournalLogHandler.setNode(settings.node.rawValue)
         // Recovery reads the whole log: more than the supervisor's usual patience.
         Notifier.extendTimeout(.seconds(600))
         let storage = try openStorage(settings, context)
@@ -34,7 +35,7 @@ package enum RaftDaemon {
             settings: settings, storage: storage, loop: loop, logger: context.logger,
             transport: NetTransport(
                 eventLoop: loop, socketPath: settings.runtimeDirectory + "/net.sock"),
-            onFatal: { error in context.fail(error.text, error.exit) })
+            onFatal: { error in context.fail(error.text, error.exit, event: error.event) })
         server.start()
         let listening =
             clients.map { server.listenToClients($0) } + peers.map { server.listenToPeers($0) }
@@ -111,6 +112,15 @@ extension StorageError {
         case .corrupt(let reason): "stored data is damaged: \(reason)"
         case .locked(let reason): "the data directory is in use: \(reason)"
         case .newerVersion(let reason): "written by a newer program: \(reason)"
+        }
+    }
+
+    var event: JournalEvent? {
+        switch self {
+        case .disk(let reason):
+            reason.contains("full") || reason.contains("o space left") ? .diskFull : .diskFailed
+        case .corrupt: .damageFound
+        case .locked, .newerVersion: nil
         }
     }
 

@@ -224,17 +224,28 @@ package final class RaftNode: @unchecked Sendable {
         if standing.leader != before.leader || standing.term != before.term,
             let leader = standing.leader
         {
-            logger.info(
-                leader == options.raft.node ? "became the leader" : "follows a leader",
-                metadata: ["leader": "\(leader)", "term": "\(standing.term)"])
+            let isOwn = leader == options.raft.node
+            var fields: Logger.Metadata = ["leader": "\(leader)", "term": "\(standing.term)"]
+            if isOwn { fields["event"] = "\(JournalEvent.leaderElected)" }
+            logger.log(
+                level: isOwn ? .notice : .info, isOwn ? "became the leader" : "follows a leader",
+                metadata: fields)
         } else if standing.leader == nil, before.leader != nil {
             logger.info("has no leader", metadata: ["term": "\(standing.term)"])
+        }
+        if before.leader == options.raft.node, standing.leader != before.leader {
+            logger.notice(
+                "leads no more",
+                metadata: [
+                    "term": "\(standing.term)", "event": "\(JournalEvent.leadershipLost)",
+                ])
         }
         snapshots.standingChanged(standing)
         client?.standingChanged(standing)
     }
 
     private func changed(_ membership: Membership) {
+        logMembers(from: self.membership, to: membership)
         // An empty one: the entry that founded the cluster was cut off again.
         self.membership = membership.members.isEmpty ? nil : membership
         logger.info(
@@ -244,6 +255,24 @@ package final class RaftNode: @unchecked Sendable {
                 "joint": "\(membership.isJoint)",
             ])
         links.update(self.membership)
+    }
+
+    private func logMembers(from before: Membership?, to after: Membership) {
+        let old = Set((before?.members ?? []).map(\.node))
+        let new = Set(after.members.map(\.node))
+        for node in new.subtracting(old).sorted() {
+            logger.notice(
+                "member added",
+                metadata: [
+                    "peer": "\(node)", "event": "\(JournalEvent.memberAdded)",
+                    "voter": "\(after.voters.contains(node))",
+                ])
+        }
+        for node in old.subtracting(new).sorted() {
+            logger.notice(
+                "member removed",
+                metadata: ["peer": "\(node)", "event": "\(JournalEvent.memberRemoved)"])
+        }
     }
 
     private func armTimer() {

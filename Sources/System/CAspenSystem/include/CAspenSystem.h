@@ -25,6 +25,12 @@ int aspen_is_listening(int fd);
 /* Where an IPv4 or IPv6 socket is bound: a numeric host, zero-terminated, and a port. 0, or -errno. */
 int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port);
 
+/* From here on this process can start no program (execve, execveat: EPERM), whatever it becomes. Call
+ * while it has one thread; children inherit it. 0, or -errno. */
+int aspen_forbid_exec(void);
+/* No core dump, whoever collects them, and no debugger but root's. */
+void aspen_forbid_dumps(void);
+
 /* Starts a child that dies with this thread's process. Descriptor fds[i] becomes 3 + i in the child;
  * `error` becomes 1 and 2; everything else is closed. The signal mask is cleared. The pid, or -errno.
  * Call only while the process has one thread. */

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machines of the test bed, and a cluster on them."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+DAEMONS = ("aspend-net", "aspend-raft")
+SOCKETS = ("aspend-net.socket", "aspend-net-quic.socket", "aspend-raft.socket",
+           "aspend-raft-peer.socket")
+
+
+def programs():
+    """ASPEN_BIN_DIR, or the release build."""
+    return os.environ.get("ASPEN_BIN_DIR") or os.path.join(ROOT, ".build", "release")
+
+
+def stripped_programs():
+    """Without symbols, a fifth of the size: three machines get a copy each."""
+    target = os.path.join(os.environ.get("TMPDIR", "/tmp"), "aspen-testbed-programs")
+    os.makedirs(target, exist_ok=True)
+    for name in ("aspend-net", "aspend-raft", "aspen-cli", "aspen-bench",
+                 "aspen-config-generator"):
+        source, copy = os.path.join(programs(), name), os.path.join(target, name)
+        if not os.path.exists(source):
+            continue
+        if os.path.exists(copy) and os.path.getmtime(copy) >= os.path.getmtime(source):
+            continue
+        subprocess.run(["strip", "-o", copy + ".new", source], check=True)
+        os.rename(copy + ".new", copy)
+    return target
+
+
+def wait_for(what, condition, seconds=30.0, every=0.01):
+    """Polls until `condition` gives something true; fails loudly when it never does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        result = condition()
+        if result:
+            return result
+        time.sleep(every)
+    raise AssertionError(f"waited {seconds} s in vain for: {what}")
+
+
+class Result:
+    def __init__(self, done):
+        self.code = done.returncode
+        self.out = done.stdout.decode(errors="replace")
+        self.err = done.stderr.decode(errors="replace")
+
+    def json(self):
+        return json.loads(self.out)
+
+
+def testbed(*arguments, check=True, **more):
+    done = subprocess.run([os.path.join(HERE, "testbed"), *arguments], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    if check and done.returncode != 0:
+        raise AssertionError(f"testbed {' '.join(arguments)}: {done.stderr.decode()[-800:]}")
+    return Result(done)
+
+
+class Machine:
+    def __init__(self, number):
+        self.number = number
+        self.address = f"10.77.0.{number}"
+        root = os.environ.get("TB_ROOT", "/var/tmp/aspen-testbed/machines")
+        self.disk = os.path.join(root, f"n{number}", "root")
+
+    # -- Running things
+
+    @property
+    def pid(self):
+        """Its PID 1, as seen from here."""
+        return int(testbed("pid", str(self.number)).out)
+
+    def run(self, *arguments, check=0, stdin=b"", timeout=60):
+        """A command as root of the machine."""
+        command = ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "-C", "--",
+                   *arguments]
+        done = Result(subprocess.run(command, input=stdin, stdout=subprocess.PIPE,
+                                     stderr=subprocess.PIPE, timeout=timeout))
+        if check is not None and done.code != check:
+            raise AssertionError(f"n{self.number}: {' '.join(arguments)}: exit {done.code}, not "
+                                 f"{check}\n{done.out[-2000:]}\n{done.err[-2000:]}")
+        return done
+
+    def sh(self, script, check=0, timeout=60):
+        return self.run("sh", "-c", script, check=check, timeout=timeout)
+
+    def cli(self, *arguments, check=0, timeout_ms=10_000):
+        return self.run("aspen-cli", "--timeout", str(timeout_ms), *arguments, check=check)
+
+    def systemctl(self, *arguments, check=0, timeout=60):
+        return self.run("systemctl", *arguments, check=check, timeout=timeout)
+
+    # -- What is seen
+
+    def show(self, unit, *properties):
+        text = self.systemctl("show", unit, *(f"-p{p}" for p in properties)).out
+        return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+    def status_text(self, unit):
+        return self.show(unit, "StatusText").get("StatusText", "")
+
+    def daemon_pid(self, unit):
+        return int(self.show(unit, "MainPID").get("MainPID", "0"))
+
+    def is_active(self, unit):
+        return self.systemctl("is-active", unit, check=None).out.strip() == "active"
+
+    def failed_units(self):
+        lines = self.systemctl("list-units", "--failed", "--plain", "--no-legend").out.splitlines()
+        return [line.split()[0] for line in lines if line.strip()]
+
+    def journal(self, *arguments):
+        """Records as dictionaries, oldest first."""
+        text = self.run("journalctl", "--no-pager", "-o", "json", *arguments).out
+        return [json.loads(line) for line in text.splitlines() if line]
+
+    def cursor(self):
+        text = self.run("journalctl", "-n", "1", "--show-cursor", "--no-pager").out
+        return re.search(r"-- cursor: (\S+)", text).group(1)
+
+    def host_path(self, path):
+        """Of a file of the running machine, mounts and all, for programs out here."""
+        return f"/proc/{self.pid}/root{path}"
+
+    @property
+    def raft_socket(self):
+        return self.host_path("/run/aspen/raft.sock")
+
+    def status(self):
+        return self.cli("cluster", "status", "-o", "json").json()
+
+    def leader(self):
+        """(number, term), or None."""
+        answer = self.cli("cluster", "leader", "-o", "json", check=None, timeout_ms=1000)
+        if answer.code != 0:
+            return None
+        answer = answer.json()
+        return (answer["leader_id"], answer["term"]) if answer.get("leader_id") else None
+
+    # -- Configuration
+
+    def install(self):
+        done = subprocess.run([os.path.join(HERE, "install-tree"), stripped_programs(), self.disk],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 0, done.stderr
+        self.run("systemd-tmpfiles", "--create", "aspen.conf")
+        self.systemctl("daemon-reload")
+
+    def configure(self, cookie, peers=()):
+        """Number, address, cookie, peers: what `aspen-cli setup` is for.
+
+        Until it is there, drop-ins with the variables do the same.
+        """
+        self.write("/etc/aspen/credentials/cookie", cookie, mode=0o600)
+        lines = ["[Service]",
+                 f"Environment=ASPEN_NODE_ID={self.number}",
+                 f"Environment=ASPEN_ADVERTISE={self.address}:7700"]
+        if peers:
+            lines.append(f"Environment=ASPEN_PEERS={','.join(peers)}")
+        for daemon in DAEMONS:
+            self.drop_in(f"{daemon}.service", "50-node", lines)
+        if self.cli("config", "check", "--quiet", check=None).code == 2:
+            self.drop_in("aspen-config-check.service", "50-no-check-yet",
+                         ["[Service]", "ExecStart=", "ExecStart=/usr/bin/aspen-cli --version"])
+        self.systemctl("daemon-reload")
+
+    def write(self, path, text, mode=0o644):
+        full = self.disk + path
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        if os.path.exists(full):
+            os.remove(full)
+        with open(full, "w", opener=lambda p, f: os.open(p, f, mode)) as f:
+            f.write(text)
+        os.chmod(full, mode)
+
+    def drop_in(self, unit, name, lines):
+        self.write(f"/etc/systemd/system/{unit}.d/{name}.conf", "\n".join(lines) + "\n")
+
+    def remove_drop_in(self, unit, name):
+        os.remove(f"{self.disk}/etc/systemd/system/{unit}.d/{name}.conf")
+        self.systemctl("daemon-reload")
+
+    def endpoint(self):
+        """Makes the key, as the daemon's user, if there is none."""
+        self.sh("install -d -m 0755 /var/lib/aspen; "
+                "install -d -m 0700 -o aspend-net -g aspend-net /var/lib/aspen/net")
+        return self.run("setpriv", "--reuid=aspend-net", "--regid=aspend-net", "--clear-groups",
+                        "/usr/libexec/aspen/aspend-net", "--print-identity",
+                        "--state-dir", "/var/lib/aspen/net").out.strip()
+
+    # -- Harm
+
+    def kill_daemon(self, unit, signal="KILL"):
+        self.systemctl("kill", "-s", signal, unit)
+
+    def wait_serving(self, seconds=30):
+        wait_for(f"n{self.number} to know a leader", self.leader, seconds, 0.05)
+
+
+class Cluster:
+    """`with Cluster(3) as c:` gives machines that are one cluster, and leaves nothing behind."""
+
+    def __init__(self, count=3, form=True):
+        self.machines = [Machine(number) for number in range(1, count + 1)]
+        self.form_it = form
+        self.audits = 0
+        self.cookie = base64.b64encode(os.urandom(32)).decode()
+
+    def __enter__(self):
+        testbed("down", check=False)
+        try:
+            testbed("up", str(len(self.machines)))
+            for machine in self.machines:
+                machine.install()
+            if self.form_it:
+                self.form()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def form(self):
+        endpoints = {m.number: m.endpoint() for m in self.machines}
+        for machine in self.machines:
+            peers = [f"{m.number}@{endpoints[m.number]}@{m.address}:7700"
+                     for m in self.machines if m is not machine]
+            machine.configure(self.cookie, peers)
+            machine.systemctl("enable", "--now", "aspen.target")
+        first = self.machines[0]
+        first.cli("cluster", "init")
+        for machine in self.machines[1:]:
+            first.cli("cluster", "add-learner", "--node-id", str(machine.number))
+        first.cli("cluster", "change-membership", *[str(m.number) for m in self.machines])
+        for machine in self.machines:
+            machine.wait_serving()
+
+    def __exit__(self, kind, value, trace):
+        if kind is not None and os.environ.get("TB_KEEP"):
+            print("the machines are left running: Tests/Systemd/testbed exec 1 …, down",
+                  file=sys.stderr)
+            return
+        testbed("down", check=False)
+
+    def __getitem__(self, number):
+        return self.machines[number - 1]
+
+    def leader(self):
+        """(machine, term) once there is a leader."""
+        def ask():
+            for machine in self.machines:
+                answer = machine.leader()
+                if answer:
+                    return self[answer[0]], answer[1]
+            return None
+        return wait_for("a leader", ask, 30)
+
+    def load(self, seconds, clients=8, machines=None, kind="audit"):
+        """aspen-bench against the local sockets of the machines; .finish() gives its report."""
+        arguments = [os.path.join(programs(), "aspen-bench"), kind, "--clients", str(clients),
+                     "--duration", f"{seconds}s" if kind != "audit" else str(seconds)]
+        for machine in machines or self.machines:
+            arguments += ["--socket", machine.raft_socket]
+        if kind == "audit":
+            self.audits += 1
+            arguments += ["--prefix", f"audit/{self.audits}/"]
+        return Load(arguments)
+
+
+class Load:
+    def __init__(self, arguments):
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        text=True)
+
+    def is_running(self):
+        return self.process.poll() is None
+
+    def finish(self):
+        out, err = self.process.communicate(timeout=180)
+        assert self.process.returncode == 0, (
+            f"the load found something wrong: exit {self.process.returncode}\n{out}\n{err}")
+        return json.loads(out.splitlines()[0])
+
+    def finish_quietly(self):
+        self.process.communicate(timeout=180)
+
+
+def compile_probe():
+    """The stand-in that tries what a sandbox forbids."""
+    target = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"aspen-probe-{os.getpid()}")
+    subprocess.run([shutil.which("cc") or "clang", "-O1", "-static", "-o", target,
+                    os.path.join(HERE, "probe.c"),
+                    os.path.join(ROOT, "Sources/System/CAspenSystem/confine.c"),
+                    f"-I{ROOT}/Sources/System/CAspenSystem/include", "-lrt"], check=True)
+    return target

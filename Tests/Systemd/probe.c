@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Stands in for a daemon: started by its unit file, in its place, it tries what the sandbox is to
+ * forbid, and prints one line for each attempt: "PROBE ok|BAD DIRECTIVE WHAT: OUTCOME".
+ */
+#define _GNU_SOURCE
+#include "CAspenSystem.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <mqueue.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/shm.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/swap.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/timex.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static void report(int held, const char *directive, const char *what, const char *outcome) {
+    printf("PROBE %s %s %s: %s\n", held ? "ok" : "BAD", directive, what, outcome);
+    fflush(stdout);
+}
+
+/* The attempt must have failed. */
+static void refused(const char *directive, const char *what, long result) {
+    report(result < 0, directive, what, result < 0 ? strerror(errno) : "succeeded");
+}
+
+static void must(const char *directive, const char *what, int is) {
+    report(is, directive, what, is ? "as it should be" : "NOT so");
+}
+
+static char state[512];
+static int outside;
+
+static int visit(const char *path, const struct stat *st, int type, struct FTW *ftw) {
+    (void)ftw;
+    if (strncmp(path, "/proc", 5) == 0 && (path[5] == 0 || path[5] == '/')) return FTW_SKIP_SUBTREE;
+    if (strcmp(path, state) == 0) return FTW_SKIP_SUBTREE;
+    if (type == FTW_D && access(path, W_OK) == 0) {
+        char name[4096];
+        snprintf(name, sizeof name, "%s/.probe", path);
+        int fd = open(name, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+        if (fd >= 0) {
+            report(0, "ProtectSystem", path, "a file could be created");
+            unlink(name);
+            close(fd);
+            outside++;
+        }
+    } else if (type == FTW_F && S_ISREG(st->st_mode) && access(path, W_OK) == 0) {
+        int fd = open(path, O_WRONLY | O_CLOEXEC);
+        if (fd >= 0) {
+            report(0, "ProtectSystem", path, "could be opened for writing");
+            close(fd);
+            outside++;
+        }
+    }
+    return FTW_CONTINUE;
+}
+
+/* How a child ends that tries to run `path` or `fd`. */
+static int run(const char *path, int fd) {
+    pid_t child = fork();
+    if (child == 0) {
+        char *none[] = {"probe-child", NULL};
+        if (path) execve(path, none, NULL); else fexecve(fd, none, none + 1);
+        _exit(errno == EACCES ? 113 : errno == EPERM ? 111 : 112);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void exec_probes(void) {
+    int in = open("/bin/true", O_RDONLY | O_CLOEXEC);
+    int out = open("copy", O_CREAT | O_RDWR | O_TRUNC, 0700);
+    char buffer[65536];
+    for (ssize_t n; (n = read(in, buffer, sizeof buffer)) > 0;)
+        if (write(out, buffer, n) != n) break;
+    close(out);
+    char path[600];
+    snprintf(path, sizeof path, "%s/copy", state);
+    int code = run(path, -1);
+    report(code == 113, "NoExecPaths", "running a copy in the state directory",
+           code == 113 ? "refused" : "NOT refused");
+    in = open("copy", O_RDONLY);
+    void *code_page = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, in, 0);
+    refused("NoExecPaths", "loading code from the state directory", code_page == MAP_FAILED ? -1 : 0);
+    unlink("copy");
+    /* What every daemon does first of all. */
+    must("forbid_exec", "the program can bind itself", aspen_forbid_exec() == 0);
+    code = run("/bin/true", -1);
+    report(code == 111, "forbid_exec", "running /bin/true", code == 111 ? "refused" : "NOT refused");
+    in = open("/bin/true", O_RDONLY | O_CLOEXEC);
+    code = run(NULL, in);
+    report(code == 111, "forbid_exec", "running an open file", code == 111 ? "refused" : "NOT refused");
+}
+
+static char *field(const char *name) {
+    static char value[256];
+    char line[512];
+    FILE *f = fopen("/proc/self/status", "re");
+    value[0] = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, name, strlen(name)) == 0 && line[strlen(name)] == ':')
+            sscanf(line + strlen(name) + 1, " %255[^\n]", value);
+    if (f) fclose(f);
+    return value;
+}
+
+static void privilege_probes(void) {
+    must("User", "not root", geteuid() != 0 && getuid() != 0 && getgid() != 0);
+    must("CapabilityBoundingSet", "bounding set empty", strtoull(field("CapBnd"), 0, 16) == 0);
+    must("AmbientCapabilities", "no capabilities",
+         strtoull(field("CapEff"), 0, 16) == 0 && strtoull(field("CapAmb"), 0, 16) == 0);
+    must("NoNewPrivileges", "set", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1);
+    must("SecureBits", "noroot-locked", (prctl(PR_GET_SECUREBITS) & 2) != 0);
+    refused("SystemCallFilter", "setuid(0) (@setuid)", syscall(SYS_setuid, 0));
+    refused("SystemCallFilter", "setgroups (@setuid)", syscall(SYS_setgroups, 0, NULL));
+    refused("SystemCallFilter", "mount (@mount)", mount("none", "/", "tmpfs", 0, NULL));
+    refused("SystemCallFilter", "chroot (@mount)", chroot("/"));
+    refused("SystemCallFilter", "ptrace (@debug)", ptrace(PTRACE_TRACEME, 0, 0, 0));
+    refused("SystemCallFilter", "reboot (@reboot)", syscall(SYS_reboot, 0, 0, 0, NULL));
+    refused("SystemCallFilter", "swapon (@swap)", swapon("/none", 0));
+    refused("SystemCallFilter", "bpf (@privileged)", syscall(SYS_bpf, 0, NULL, 0));
+    refused("SystemCallFilter", "perf_event_open (@debug)", syscall(SYS_perf_event_open, 0, 0, 0, 0, 0));
+    refused("SystemCallFilter", "userfaultfd", syscall(SYS_userfaultfd, 0));
+    refused("SystemCallFilter", "io_uring_setup", syscall(SYS_io_uring_setup, 1, NULL));
+    refused("SystemCallFilter", "setpriority (@resources)", setpriority(PRIO_PROCESS, 0, 5));
+    refused("SystemCallFilter", "process_vm_readv", syscall(SYS_process_vm_readv, getpid(), 0, 0, 0, 0, 0));
+    errno = 0;
+    refused("SystemCallErrorNumber", "the filter answers EPERM",
+            swapon("/none", 0) < 0 && errno == EPERM ? -1 : 0);
+    refused("KeyringMode", "add_key (@keyring)", syscall(SYS_add_key, "user", "x", "x", 1, -1));
+    struct sched_param high = {.sched_priority = 1};
+    refused("RestrictRealtime", "SCHED_FIFO", sched_setscheduler(0, SCHED_FIFO, &high));
+    refused("RestrictNamespaces", "a user namespace", unshare(CLONE_NEWUSER));
+    refused("RestrictNamespaces", "a network namespace", unshare(CLONE_NEWNET));
+    refused("LockPersonality", "personality(PER_LINUX32)", personality(PER_LINUX32));
+    struct timespec ts = {.tv_sec = 1};
+    refused("ProtectClock", "clock_settime", clock_settime(CLOCK_REALTIME, &ts));
+    struct timex tx = {.modes = ADJ_FREQUENCY};
+    refused("ProtectClock", "adjtimex", adjtimex(&tx));
+    refused("ProtectHostname", "sethostname", sethostname("x", 1));
+    refused("ProtectKernelModules", "init_module", syscall(SYS_init_module, NULL, 0, ""));
+    refused("ProtectKernelLogs", "reading /dev/kmsg", open("/dev/kmsg", O_RDONLY));
+    refused("ProtectKernelLogs", "syslog(2)", syscall(SYS_syslog, 10, NULL, 0));
+}
+
+#if defined(__x86_64__)
+static void architecture_probe(void) {
+    pid_t child = fork();
+    if (child == 0) {
+        long result;
+        __asm__ volatile("int $0x80" : "=a"(result) : "0"(20L) : "memory"); /* i386 getpid */
+        _exit(result == getpid() ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    must("SystemCallArchitectures", "a 32-bit system call fails",
+         !(WIFEXITED(status) && WEXITSTATUS(status) == 0));
+}
+#else
+static void architecture_probe(void) {}
+#endif
+
+static void memory_probes(void) {
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    refused("MemoryDenyWriteExecute", "mapping writable and executable", page == MAP_FAILED ? -1 : 0);
+    page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    refused("MemoryDenyWriteExecute", "making memory executable", mprotect(page, 4096, PROT_READ | PROT_EXEC));
+    refused("PrivateIPC", "shared memory of System V", shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600));
+    refused("RemoveIPC", "a message queue", mq_open("/probe", O_CREAT | O_RDWR, 0600, NULL));
+    struct rlimit core;
+    getrlimit(RLIMIT_CORE, &core);
+    must("LimitCORE", "no core dumps", core.rlim_max == 0);
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    must("LimitNOFILE", "8192 descriptors", files.rlim_max == 8192);
+}
+
+static void network_probes(void) {
+    refused("RestrictAddressFamilies", "an IPv4 socket", socket(AF_INET, SOCK_DGRAM, 0));
+    refused("RestrictAddressFamilies", "an IPv4 stream", socket(AF_INET, SOCK_STREAM, 0));
+    refused("RestrictAddressFamilies", "an IPv6 socket", socket(AF_INET6, SOCK_DGRAM, 0));
+    refused("RestrictAddressFamilies", "a netlink socket", socket(AF_NETLINK, SOCK_RAW, 0));
+    refused("RestrictAddressFamilies", "a packet socket", socket(AF_PACKET, SOCK_RAW, 0));
+    refused("RestrictAddressFamilies", "a vsock socket", socket(AF_VSOCK, SOCK_STREAM, 0));
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    must("RestrictAddressFamilies", "a Unix socket is allowed", fd >= 0);
+    int interfaces = 0;
+    FILE *f = fopen("/proc/self/net/dev", "re");
+    char line[512];
+    while (f && fgets(line, sizeof line, f)) interfaces += strchr(line, ':') != NULL;
+    must("PrivateNetwork", "no interface but loopback", interfaces == 1);
+    struct sockaddr_un bus = {.sun_family = AF_UNIX, .sun_path = "/run/dbus/system_bus_socket"};
+    refused("InaccessiblePaths", "the system bus", connect(fd, (void *)&bus, sizeof bus));
+}
+
+static void file_probes(void) {
+    nftw("/", visit, 64, FTW_PHYS | FTW_ACTIONRETVAL);
+    must("ProtectSystem", "nothing outside the state directory can be written", outside == 0);
+    int fd = open("probe", O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+    struct stat st;
+    must("StateDirectory", "the state directory can be written", fd >= 0);
+    fstat(fd, &st);
+    must("UMask", "077", (st.st_mode & 077) == 0);
+    stat(".", &st);
+    must("StateDirectoryMode", "0700", (st.st_mode & 0777) == 0700);
+    refused("RestrictSUIDSGID", "a set-user-id file", fchmod(fd, 04700));
+    unlink("probe");
+    const char *closed[] = {"/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/run/user",
+                            "/etc/aspen/credentials", "/var/lib/aspen/net", "/var/lib/aspen/raft"};
+    for (size_t i = 0; i < sizeof closed / sizeof closed[0]; i++) {
+        if (strcmp(closed[i], state) == 0) continue;
+        DIR *d = opendir(closed[i]);
+        int entries = 0;
+        for (struct dirent *e; d && (e = readdir(d));) entries += e->d_name[0] != '.';
+        report(d == NULL || (strncmp(closed[i], "/run", 4) == 0 && entries == 0),
+               i < 2 ? "PrivateTmp" : "InaccessiblePaths", closed[i],
+               d ? "can be listed" : strerror(errno));
+    }
+    int entries = 0;
+    DIR *home = opendir("/root");
+    for (struct dirent *e; home && (e = readdir(home));) entries += e->d_name[0] != '.';
+    must("ProtectHome", "/root is empty or closed", entries == 0);
+    refused("ProtectKernelTunables", "writing /proc/sys/kernel/hostname",
+            open("/proc/sys/kernel/hostname", O_WRONLY));
+    refused("ProtectControlGroups", "a control group", mkdir("/sys/fs/cgroup/systemd/probe", 0700));
+    refused("ProcSubset", "/proc/meminfo", open("/proc/meminfo", O_RDONLY));
+    refused("PrivateDevices", "/dev/mem or a disk", open("/dev/mem", O_RDONLY));
+    refused("DevicePolicy", "a device node",
+            mknod("device", S_IFBLK | 0600, makedev(254, 0)));
+    int others = 0;
+    DIR *proc = opendir("/proc");
+    for (struct dirent *e; proc && (e = readdir(proc));)
+        if (e->d_name[0] >= '1' && e->d_name[0] <= '9' && atoi(e->d_name) != getpid()) others++;
+    must("ProtectProc", "no other process is seen", others == 0);
+    refused("User", "signalling PID 1", kill(1, 0));
+    refused("User", "/etc/shadow", open("/etc/shadow", O_RDONLY));
+}
+
+int main(void) {
+    if (!getcwd(state, sizeof state)) return 1;
+    privilege_probes();
+    architecture_probe();
+    memory_probes();
+    network_probes();
+    file_probes();
+    printf("PROBE note filters: %s\n", field("Seccomp_filters"));
+    exec_probes();
+    printf("PROBE end\n");
+    return 0;
+}

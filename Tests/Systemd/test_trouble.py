@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What goes wrong on machines: said clearly, and mended by mending it."""
+
+import os
+import socket
+import time
+
+from bed import DAEMONS, ROOT, wait_for
+
+# What a daemon waits at most before it tries again, and its start.
+RETRY_SECONDS = 25
+# How a status line begins when something is to be mended.
+TROUBLE = ("cannot serve: ", "configuration error: ", "storage error: ")
+
+
+def says(machine, unit, *words, seconds=10):
+    """The status line comes to hold all the words; so does a record of the journal."""
+    text = wait_for(f"{unit} to say {words}; it says '{machine.status_text(unit)}'",
+                    lambda: (lambda t: t.startswith(TROUBLE)
+                             and all(w in t for w in words) and t)(
+                                 machine.status_text(unit)), seconds, 0.05)
+    assert any(all(w in str(r["MESSAGE"]) for w in words)
+               for r in machine.journal("-u", unit, "-n", "300")), words
+    assert machine.is_active(unit), "it stays up and answers"
+    return text
+
+
+def mended(machine):
+    """Starting the target is all that is needed."""
+    machine.systemctl("start", "aspen.target")
+    machine.wait_serving(RETRY_SECONDS)
+    wait_for("its peers", lambda: "2 peers" in machine.status_text("aspend-net"),
+             RETRY_SECONDS, 0.1)
+    assert machine.failed_units() == []
+
+
+def a_missing_cookie(cluster):
+    machine = cluster[2]
+    machine.sh("mv /etc/aspen/credentials/cookie /root/cookie")
+    try:
+        machine.systemctl("restart", "aspend-net", check=None)
+        text = says(machine, "aspend-net", "no cluster cookie")
+    finally:
+        machine.sh("mv /root/cookie /etc/aspen/credentials/cookie")
+    mended(machine)
+    return text
+
+
+def a_key_that_others_can_read(cluster):
+    machine = cluster[2]
+    machine.sh("chmod 644 /var/lib/aspen/net/identity.key")
+    try:
+        machine.systemctl("restart", "aspend-net", check=None)
+        text = says(machine, "aspend-net", "can be read by others", "chmod 600")
+    finally:
+        machine.sh("chmod 600 /var/lib/aspen/net/identity.key")
+    mended(machine)
+    return text
+
+
+def a_wrong_setting(cluster):
+    machine = cluster[2]
+    machine.drop_in("aspend-raft.service", "90-wrong",
+                    ["[Service]", "Environment=ASPEN_HEARTBEAT_INTERVAL_MS=soon"])
+    machine.systemctl("daemon-reload")
+    cursor = machine.cursor()
+    try:
+        machine.systemctl("restart", "aspend-raft", check=None)
+        says(machine, "aspend-raft", "heartbeat-interval-ms", "soon")
+        # Callers hear it, too.
+        answer = machine.cli("kv", "get", "x", check=None, timeout_ms=3000)
+        assert answer.code != 0 and "soon" in answer.err, (answer.code, answer.err)
+        events = [r.get("ASPEN_EVENT") for r in machine.journal("--after-cursor", cursor)]
+        assert "configuration-refused" in events, events
+    finally:
+        machine.remove_drop_in("aspend-raft.service", "90-wrong")
+    mended(machine)
+    return answer.err.strip()
+
+
+def a_read_only_disk(cluster):
+    machine = cluster[2]
+    machine.systemctl("stop", "aspend-raft.service")
+    machine.sh("mount --bind /var/lib/aspen/raft /var/lib/aspen/raft && "
+               "mount -o remount,bind,ro /var/lib/aspen/raft")
+    try:
+        machine.systemctl("start", "aspen.target", check=None)
+        text = says(machine, "aspend-raft", "/var/lib/aspen/raft")
+    finally:
+        machine.sh("umount -l /var/lib/aspen/raft")
+    mended(machine)
+    return text
+
+
+def a_full_disk(cluster):
+    machine = cluster[2]
+    machine.systemctl("stop", "aspend-raft.service")
+    machine.sh("mkdir -p /mnt/small && mount -t tmpfs -o size=160m tmpfs /mnt/small && "
+               "cp -a /var/lib/aspen/raft/. /mnt/small/ && chown aspend-raft: /mnt/small && "
+               "chmod 700 /mnt/small && mount --bind /mnt/small /var/lib/aspen/raft")
+    machine.systemctl("start", "aspen.target")
+    machine.wait_serving()
+    cursor = machine.cursor()
+    machine.sh("head -c 200M /dev/zero >/mnt/small/filler", check=None)
+    load = cluster.load(20, machines=[cluster[1], cluster[3]], kind="put")
+    machine.systemctl("restart", "aspend-raft", check=None)
+    try:
+        load.finish_quietly()
+        event = wait_for("the event disk-full", lambda: [
+            r for r in machine.journal("--after-cursor", cursor)
+            if r.get("ASPEN_EVENT") == "disk-full"], 20, 0.5)[0]
+        text = wait_for("a status line that says it", lambda: (
+            lambda t: t.startswith(TROUBLE) and t)(machine.status_text("aspend-raft")), 20)
+        assert cluster[1].leader(), "the others go on"
+    finally:
+        machine.sh("rm -f /mnt/small/filler")
+    mended(machine)
+    machine.systemctl("stop", "aspend-raft.service")
+    machine.sh("umount /var/lib/aspen/raft && rm -rf /var/lib/aspen/raft/* && "
+               "cp -a /mnt/small/. /var/lib/aspen/raft/ && umount /mnt/small")
+    mended(machine)
+    return f"{event['MESSAGE']} | {text}"
+
+
+def a_clock_set_back(cluster):
+    """Machines here share their clock, which must not be set: a daemon is shown another time."""
+    machine = cluster[2]
+    library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+    if not os.path.exists(machine.disk + library):
+        return "NOT SEEN: the image has no libfaketime"
+    machine.drop_in("aspend-raft.service", "90-clock", [
+        "[Service]", f"Environment=LD_PRELOAD={library}", "Environment=FAKETIME=-30d",
+        "Environment=FAKETIME_DONT_FAKE_MONOTONIC=1", "Environment=DONT_FAKE_MONOTONIC=1",
+        "Environment=FAKETIME_DISABLE_SHM=1"])
+    machine.systemctl("daemon-reload")
+    machine.systemctl("restart", "aspend-raft")
+    machine.wait_serving()
+    maps = machine.sh(f"cat /proc/{machine.daemon_pid('aspend-raft')}/maps").out
+    assert "libfaketime" in maps, "the daemon sees the true time"
+    machine.cli("kv", "set", "in-the-past", "1")
+    assert cluster[1].cli("kv", "get", "in-the-past").out.strip() == "1"
+    machine.remove_drop_in("aspend-raft.service", "90-clock")
+    mended(machine)
+    return "30 days back: serves as before"
+
+
+def floods_of_connections_leave_the_sockets_alive(cluster):
+    machine = cluster[3]
+    figures = {}
+    for name in ("net.sock", "raft.sock", "raft.peer.sock"):
+        path = machine.host_path(f"/run/aspen/{name}")
+        began = time.monotonic()
+        made = 0
+        for _ in range(1000):
+            with socket.socket(socket.AF_UNIX) as s:
+                s.settimeout(5)
+                s.connect(path)
+                s.settimeout(None)
+                made += 1
+        figures[name] = f"{made} in {time.monotonic() - began:.2f} s"
+        assert time.monotonic() - began < 5
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for number in range(1000):
+            s.sendto(bytes([number % 256]) * 1200, (machine.address, 7700))
+    # And all at the same time, while the daemon is away.
+    machine.systemctl("stop", "aspend-raft.service")
+    crowd = []
+    for _ in range(1000):
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(5)
+        s.connect(machine.host_path("/run/aspen/raft.sock"))
+        crowd.append(s)
+    for s in crowd:
+        s.close()
+    figures["raft.sock, nobody there"] = f"{len(crowd)} at a time"
+    machine.wait_serving()
+    assert machine.failed_units() == []
+    return figures
+
+
+def fifty_crashes_in_a_row_leave_the_units_alive(cluster):
+    machine = cluster[3]
+    took = {}
+    for daemon in DAEMONS:
+        began = time.monotonic()
+        for _ in range(50):
+            pid = wait_for("a process", lambda: machine.daemon_pid(daemon), 10)
+            machine.sh(f"kill -KILL {pid}", check=None)
+            wait_for("its end", lambda: machine.daemon_pid(daemon) != pid, 10)
+        took[daemon] = f"{time.monotonic() - began:.1f} s"
+    assert machine.failed_units() == []
+    machine.wait_serving()
+    machine.cli("kv", "set", "after", "fifty")
+    # Nobody but systemd gave a hand.
+    restarts = {d: machine.show(f"{d}.service", "NRestarts")["NRestarts"] for d in DAEMONS}
+    return f"{took}, restarts counted {restarts}"
+
+
+def the_journal_can_be_asked(cluster):
+    machine, term = cluster.leader()
+    other = next(m for m in cluster.machines if m is not machine)
+    machine.systemctl("restart", "aspend-raft")
+    found = wait_for("a leader elected", lambda: [
+        (m, r) for m in cluster.machines
+        for r in m.journal("ASPEN_EVENT=leader-elected", f"ASPEN_TERM={term + 1}")], 20, 0.2)
+    where, record = found[0]
+    assert record["ASPEN_NODE"] == str(where.number), record
+    assert record["MESSAGE_ID"] and record["_SYSTEMD_UNIT"] == "aspend-raft.service"
+    assert record["SYSLOG_IDENTIFIER"] == "aspend-raft" and record["PRIORITY"] == "5"
+    for m in cluster.machines:
+        m.wait_serving()
+    added = cluster[1].journal("ASPEN_EVENT=member-added")
+    assert {"2", "3"} <= {r["ASPEN_PEER"] for r in added}, added
+    lost = machine.journal("ASPEN_EVENT=leadership-lost")
+    explained = where.run("journalctl", "-x", "--no-pager", "-n", "1",
+                          f"MESSAGE_ID={record['MESSAGE_ID']}").out
+    assert "was elected leader" in explained, explained
+    catalogue = open(os.path.join(ROOT, "systemd", "aspen.catalog")).read()
+    source = open(os.path.join(ROOT, "Sources/System/ServiceKit/JournalEvent.swift")).read()
+    for line in source.splitlines():
+        if '": "' not in line and line.strip().startswith("case .") and '"' in line:
+            assert f"-- {line.split(chr(34))[1]}\n" in catalogue, line
+    secret = cluster.cookie
+    for m in cluster.machines:
+        text = m.run("journalctl", "--no-pager", "-o", "export").out
+        assert secret not in text, "the cookie is in the journal"
+    assert other.journal("ASPEN_PEER=" + other.status()["nodes"][0].get("endpoint", "-")) is not None
+    return f"leader-elected by node {where.number}, {len(lost)} × leadership-lost"
+
+
+def a_flood_from_outside_does_not_fill_the_journal(cluster):
+    machine = cluster[3]
+    before = len(machine.journal("-u", "aspend-net", "-u", "aspend-raft"))
+    for name in ("net.sock", "raft.sock"):
+        for number in range(2000):
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(machine.host_path(f"/run/aspen/{name}"))
+                try:
+                    s.sendall(b"\x10\0\0\0" + os.urandom(16))
+                except OSError:
+                    pass
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for number in range(5000):
+            s.sendto(os.urandom(1200), (machine.address, 7700))
+    time.sleep(1)
+    lines = len(machine.journal("-u", "aspend-net", "-u", "aspend-raft")) - before
+    assert lines < 60, f"{lines} lines"
+    machine.cli("kv", "set", "after", "the flood")
+    return f"{lines} lines for 4,000 bad connections and 5,000 datagrams"
+
+
+TESTS = (
+    a_missing_cookie,
+    a_key_that_others_can_read,
+    a_wrong_setting,
+    a_read_only_disk,
+    a_full_disk,
+    a_clock_set_back,
+    floods_of_connections_leave_the_sockets_alive,
+    fifty_crashes_in_a_row_leave_the_units_alive,
+    the_journal_can_be_asked,
+    a_flood_from_outside_does_not_fill_the_journal,
+)
