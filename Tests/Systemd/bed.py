@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Machines of the test bed, and a cluster on them."""
 
-import base64
 import json
 import os
 import re
@@ -17,25 +16,36 @@ SOCKETS = ("aspend-net.socket", "aspend-net-quic.socket", "aspend-raft.socket",
            "aspend-raft-peer.socket")
 
 
-def programs():
-    """ASPEN_BIN_DIR, or the release build."""
-    return os.environ.get("ASPEN_BIN_DIR") or os.path.join(ROOT, ".build", "release")
+def packages():
+    """The directory of the .deb files: ASPEN_PACKAGES, or where packaging/build-deb.sh puts them."""
+    return os.environ.get("ASPEN_PACKAGES") or os.path.join(ROOT, "packaging", "out")
 
 
-def stripped_programs():
-    """Without symbols, a fifth of the size: three machines get a copy each."""
-    target = os.path.join(os.environ.get("TMPDIR", "/tmp"), "aspen-testbed-programs")
-    os.makedirs(target, exist_ok=True)
-    for name in ("aspend-net", "aspend-raft", "aspen-cli", "aspen-bench",
-                 "aspen-config-generator"):
-        source, copy = os.path.join(programs(), name), os.path.join(target, name)
-        if not os.path.exists(source):
-            continue
-        if os.path.exists(copy) and os.path.getmtime(copy) >= os.path.getmtime(source):
-            continue
-        subprocess.run(["strip", "-o", copy + ".new", source], check=True)
-        os.rename(copy + ".new", copy)
-    return target
+def package(name):
+    """The path of the one package of that name."""
+    found = [f for f in os.listdir(packages())
+             if re.fullmatch(rf"{name}_[^_]+_[^_]+\.deb", f)]
+    assert len(found) == 1, f"{name} in {packages()}: {found or 'missing'}"
+    return os.path.join(packages(), found[0])
+
+
+def version():
+    return os.path.basename(package("aspen")).split("_")[1]
+
+
+def bench():
+    """aspen-bench out of the packages, and the environment in which it finds its libraries."""
+    root = os.path.join(os.environ.get("TMPDIR", "/tmp"), "aspen-testbed-tools")
+    for name in ("aspen-tools", "aspen-runtime"):
+        mark = os.path.join(root, f"{name}.from")
+        made = f"{package(name)} {os.path.getmtime(package(name))}"
+        if not os.path.exists(mark) or open(mark).read() != made:
+            os.makedirs(root, exist_ok=True)
+            subprocess.run(["dpkg-deb", "-x", package(name), root], check=True)
+            with open(mark, "w") as f:
+                f.write(made)
+    return (os.path.join(root, "usr/bin/aspen-bench"),
+            {**os.environ, "LD_LIBRARY_PATH": os.path.join(root, "usr/lib/aspen")})
 
 
 def wait_for(what, condition, seconds=30.0, every=0.01):
@@ -65,6 +75,16 @@ def testbed(*arguments, check=True, **more):
     if check and done.returncode != 0:
         raise AssertionError(f"testbed {' '.join(arguments)}: {done.stderr.decode()[-800:]}")
     return Result(done)
+
+
+SUITE = ("aspen-runtime", "aspen-cli", "aspen")
+
+
+def walkthrough():
+    """(machine, command) of each line of each block of the page ThreeMachines."""
+    with open(os.path.join(ROOT, "Sources/Documentation/Aspen.docc/ThreeMachines.md")) as f:
+        blocks = re.findall(r"^```sh (\w+)\n(.*?)^```$", f.read(), re.M | re.S)
+    return [(name, line) for name, block in blocks for line in block.splitlines()]
 
 
 class Machine:
@@ -150,30 +170,9 @@ class Machine:
 
     # -- Configuration
 
-    def install(self):
-        done = subprocess.run([os.path.join(HERE, "install-tree"), stripped_programs(), self.disk],
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert done.returncode == 0, done.stderr
-        self.run("systemd-tmpfiles", "--create", "aspen.conf")
-        self.systemctl("daemon-reload")
-
-    def configure(self, cookie, peers=()):
-        """Number, address, cookie, peers: what `aspen-cli setup` is for.
-
-        Until it is there, drop-ins with the variables do the same.
-        """
-        self.write("/etc/aspen/credentials/cookie", cookie, mode=0o600)
-        lines = ["[Service]",
-                 f"Environment=ASPEN_NODE_ID={self.number}",
-                 f"Environment=ASPEN_ADVERTISE={self.address}:7700"]
-        if peers:
-            lines.append(f"Environment=ASPEN_PEERS={','.join(peers)}")
-        for daemon in DAEMONS:
-            self.drop_in(f"{daemon}.service", "50-node", lines)
-        if self.cli("config", "check", "--quiet", check=None).code == 2:
-            self.drop_in("aspen-config-check.service", "50-no-check-yet",
-                         ["[Service]", "ExecStart=", "ExecStart=/usr/bin/aspen-cli --version"])
-        self.systemctl("daemon-reload")
+    def copy_packages(self, files, directory="/root"):
+        for file in files:
+            shutil.copy(file, self.disk + directory)
 
     def write(self, path, text, mode=0o644):
         full = self.disk + path
@@ -191,14 +190,6 @@ class Machine:
         os.remove(f"{self.disk}/etc/systemd/system/{unit}.d/{name}.conf")
         self.systemctl("daemon-reload")
 
-    def endpoint(self):
-        """Makes the key, as the daemon's user, if there is none."""
-        self.sh("install -d -m 0755 /var/lib/aspen; "
-                "install -d -m 0700 -o aspend-net -g aspend-net /var/lib/aspen/net")
-        return self.run("setpriv", "--reuid=aspend-net", "--regid=aspend-net", "--clear-groups",
-                        "/usr/libexec/aspen/aspend-net", "--print-identity",
-                        "--state-dir", "/var/lib/aspen/net").out.strip()
-
     # -- Harm
 
     def kill_daemon(self, unit, signal="KILL"):
@@ -215,14 +206,14 @@ class Cluster:
         self.machines = [Machine(number) for number in range(1, count + 1)]
         self.form_it = form
         self.audits = 0
-        self.cookie = base64.b64encode(os.urandom(32)).decode()
+        self.cookie = ""
 
     def __enter__(self):
         testbed("down", check=False)
         try:
             testbed("up", str(len(self.machines)))
             for machine in self.machines:
-                machine.install()
+                machine.copy_packages(package(n) for n in SUITE)
             if self.form_it:
                 self.form()
         except BaseException:
@@ -231,17 +222,22 @@ class Cluster:
         return self
 
     def form(self):
-        endpoints = {m.number: m.endpoint() for m in self.machines}
-        for machine in self.machines:
-            peers = [f"{m.number}@{endpoints[m.number]}@{m.address}:7700"
-                     for m in self.machines if m is not machine]
-            machine.configure(self.cookie, peers)
-            machine.systemctl("enable", "--now", "aspen.target")
-        first = self.machines[0]
-        first.cli("cluster", "init")
-        for machine in self.machines[1:]:
-            first.cli("cluster", "add-learner", "--node-id", str(machine.number))
-        first.cli("cluster", "change-membership", *[str(m.number) for m in self.machines])
+        """By the very commands of the walk-through, in its order, on its three machines."""
+        names = {"one": self.machines[:1], "two": self.machines[1:2], "three": self.machines[2:],
+                 "each": self.machines}
+        ticket = ""
+        for name, line in walkthrough():
+            line = line.replace("192.0.2.", "10.77.0.").replace("_1.0.0_", f"_{version()}_")
+            for machine in names[name]:
+                done = machine.sh(f"cd /root; export TICKET={ticket}; {line}", timeout=120)
+                if line.endswith("credentials/cookie"):
+                    self.cookie = done.out.strip()
+                    for other in self.machines[1:]:
+                        other.write("/root/cookie", done.out, mode=0o600)
+                if line.endswith("cluster ticket"):
+                    ticket = done.out.strip()
+                if line.endswith("kv get greeting"):
+                    assert done.out == "hello world\n", done.out
         for machine in self.machines:
             machine.wait_serving()
 
@@ -267,20 +263,21 @@ class Cluster:
 
     def load(self, seconds, clients=8, machines=None, kind="audit"):
         """aspen-bench against the local sockets of the machines; .finish() gives its report."""
-        arguments = [os.path.join(programs(), "aspen-bench"), kind, "--clients", str(clients),
+        program, environment = bench()
+        arguments = [program, kind, "--clients", str(clients),
                      "--duration", f"{seconds}s" if kind != "audit" else str(seconds)]
         for machine in machines or self.machines:
             arguments += ["--socket", machine.raft_socket]
         if kind == "audit":
             self.audits += 1
             arguments += ["--prefix", f"audit/{self.audits}/"]
-        return Load(arguments)
+        return Load(arguments, environment)
 
 
 class Load:
-    def __init__(self, arguments):
-        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        text=True)
+    def __init__(self, arguments, environment):
+        self.process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True)
 
     def is_running(self):
         return self.process.poll() is None

@@ -87,9 +87,12 @@ final class QUICTransport: FrameTransport {
         let name = Endpoint.node(endpoint, addresses: addresses).name
         switch error as? QUICError {
         case .handshakeRefused(let reason):
+            // TLS tells no more than its alert.
             return ConnectFailure(
                 error: AspenError(
-                    .permissionDenied, "\(name) refuses this client: \(reason)"),
+                    .unauthenticated,
+                    "\(name) refuses this client (\(reason)): it wants a token from clients on other "
+                        + "machines, and tokens are not supported yet: run this on a node"),
                 isLasting: true)
         case .identityMismatch(_, let found):
             return ConnectFailure(

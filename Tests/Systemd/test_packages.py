@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Packages: upgrade and downgrade under load, removal, purge. Last: it ends the cluster."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+from bed import DAEMONS, SUITE, package, version
+
+# What a purge may leave: accounts, and what the system's own tools note of packages and units.
+LEFT_TO_OTHERS = re.compile(
+    r"^/(etc/(passwd|shadow|group|gshadow)-?|etc/subuid-?|etc/subgid-?|etc/\.pwd\.lock|etc/ld\.so\.cache"
+    r"|var/log/.*|var/cache/.*|var/lib/(dpkg|apt|systemd/(catalog|timers|random-seed))(/.*)?"
+    r"|var/lib/man-db(/.*)?|root(/.*)?|tmp(/.*)?|var/tmp(/.*)?|run(/.*)?|proc(/.*)?|sys(/.*)?"
+    r"|dev(/.*)?|etc/systemd/system/?|var/lib/?|etc/?)$")
+
+
+def renumbered(directory, number):
+    """The suite once more, the same programs under another version number."""
+    files = []
+    for name in SUITE:
+        tree = os.path.join(directory, name)
+        subprocess.run(["dpkg-deb", "-R", package(name), tree], check=True)
+        control = os.path.join(tree, "DEBIAN", "control")
+        with open(control) as f:
+            text = f.read()
+        text = text.replace(f"Version: {version()}", f"Version: {number}")
+        text = text.replace(f"(= {version()})", f"(= {number})")
+        with open(control, "w") as f:
+            f.write(text)
+        files.append(os.path.join(directory, f"{name}_{number}_test.deb"))
+        subprocess.run(["dpkg-deb", "-Zgzip", "-z1", "--root-owner-group", "-b", tree, files[-1]],
+                       check=True, stdout=subprocess.DEVNULL)
+        shutil.rmtree(tree)
+    return files
+
+
+def installed(machine):
+    return machine.sh("dpkg-query -W -f '${Version}' aspen").out
+
+
+def upgrade_and_downgrade_under_load_lose_nothing(cluster):
+    """All three machines in turn, up and down again, while clients write and read back."""
+    with tempfile.TemporaryDirectory() as directory:
+        newer = renumbered(directory, version() + "+1")
+        load = cluster.load(60)
+        for machine in cluster.machines:
+            machine.copy_packages(newer)
+            machine.sh("cd /root && apt-get install -y ./*_test.deb", timeout=120)
+            assert installed(machine) == version() + "+1"
+            machine.wait_serving()
+        for machine in cluster.machines:
+            names = " ".join(f"./{os.path.basename(package(n))}" for n in SUITE)
+            machine.sh(f"cd /root && apt-get install -y --allow-downgrades {names}", timeout=120)
+            assert installed(machine) == version()
+            machine.wait_serving()
+        report = load.finish()
+    for machine in cluster.machines:
+        assert machine.failed_units() == []
+    assert report["violations"] == 0, report
+    return (f"{report['acknowledged']} writes acknowledged, {report['unknown']} unknown, longest "
+            f"gap {report.get('longest_gap_ms')} ms")
+
+
+def sockets_stay_through_an_upgrade(cluster):
+    """The listening sockets are the very same ones before and after."""
+    machine = cluster[2]
+    sockets = "stat -c %i /run/aspen/raft.sock /run/aspen/net.sock"
+    before = machine.sh(sockets).out
+    machine.sh("cd /root && apt-get install -y --reinstall "
+               + " ".join(f"./{os.path.basename(package(n))}" for n in SUITE), timeout=120)
+    machine.wait_serving()
+    assert machine.sh(sockets).out == before
+
+
+def a_removal_leaves_the_data(cluster):
+    machine = cluster[3]
+    machine.sh("apt-get remove -y aspen", timeout=120)
+    for unit in (*(f"{d}.service" for d in DAEMONS), "aspend-raft.socket"):
+        assert not machine.is_active(unit), f"{unit} runs on"
+    machine.sh("test -s /var/lib/aspen/net/identity.key && test -s /etc/aspen/credentials/cookie")
+    machine.sh(f"cd /root && apt-get install -y ./{os.path.basename(package('aspen'))}",
+               timeout=120)
+    machine.systemctl("start", "aspen.target")
+    machine.wait_serving()
+    assert machine.cli("kv", "get", "greeting").out == "hello world\n"
+
+
+def listing(machine):
+    return set(machine.sh("find / -xdev 2>/dev/null").out.splitlines())
+
+
+def a_purge_leaves_nothing(cluster):
+    machine = cluster[3]
+    machine.sh("apt-get purge -y 'aspen*'", timeout=120)
+    base = os.environ.get("TB_BASE", "/var/tmp/aspen-testbed/base")
+    before = {"/" + os.path.relpath(os.path.join(folder, name), base)
+              for folder, folders, files in os.walk(base) for name in folders + files}
+    left = sorted(path for path in listing(machine) - before if not LEFT_TO_OTHERS.match(path))
+    # The test bed's own: what a first boot writes.
+    left = [path for path in left if not re.match(
+        r"^/(etc/(hostname|hosts|machine-id|resolv\.conf|adjtime|systemd/network(/.*)?|\.updated)"
+        r"|var/\.updated|var/lib/(systemd|private|dbus)(/.*)?|var/spool(/.*)?|mnt(/.*)?)$", path)]
+    assert left == [], left[:20]
+    mentions = [path for path in listing(machine)
+                if "aspen" in path and not path.startswith(("/root", "/proc", "/sys", "/var/log",
+                                                            "/var/cache", "/etc/aspen-testbed"))]
+    assert mentions == [], mentions[:20]
+    assert machine.failed_units() == []
+    return "compared with the image, file by file"
+
+
+TESTS = (
+    upgrade_and_downgrade_under_load_lose_nothing,
+    sockets_stay_through_an_upgrade,
+    a_removal_leaves_the_data,
+    a_purge_leaves_nothing,
+)
