@@ -9,8 +9,8 @@ struct ClusterArea: ParsableCommand, CommandArea {
         commandName: "cluster", abstract: "Look at the cluster and change its members.",
         subcommands: [
             ClusterStatusVerb.self, ClusterHealth.self, ClusterLeader.self, ClusterTicket.self,
-            ClusterInitVerb.self, ClusterAddLearner.self, ClusterChangeMembership.self,
-            ClusterSnapshot.self,
+            ClusterEndpoint.self, ClusterInitVerb.self, ClusterAddLearner.self,
+            ClusterChangeMembership.self, ClusterSnapshot.self,
         ])
 }
 
@@ -98,6 +98,51 @@ struct ClusterTicket: ClientCommand {
     }
 }
 
+struct ClusterEndpoint: ClientCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "endpoint", abstract: "Print who the node asked is and where it is reached.",
+        usage: "aspen-cli cluster endpoint [OPTIONS]",
+        discussion: """
+            One word, NODE@ENDPOINT@ADDRESS:PORT, as `cluster add-learner` and node.peers take it. \
+            The node need not be a member of a cluster.
+
+            EXAMPLES
+              aspen-cli cluster endpoint
+            """)
+
+    @OptionGroup var global: GlobalOptions
+
+    private static let triesMax = 30
+    private static let pause = Duration.milliseconds(100)
+
+    func run(_ context: CommandContext) async throws -> ExitStatus {
+        var node = try await context.client.nodeInfo().status
+        // Just started, the daemon may not have asked its net yet.
+        for _ in 0..<Self.triesMax where node.endpointID.isEmpty {
+            try await Task.sleep(for: Self.pause)
+            node = try await context.client.nodeInfo().status
+        }
+        let endpoint = node.endpointID
+        guard !endpoint.isEmpty else {
+            throw AspenError(
+                .unavailable,
+                "this node has no connection to its aspend-net yet: see `systemctl status "
+                    + "aspend-net`, and ask again", retry: .safe)
+        }
+        if context.isJSON {
+            context.output.write(
+                JSON.object([
+                    ("node_id", .number(node.node.rawValue)), ("endpoint_id", .string(endpoint)),
+                    ("addresses", .array(node.addresses.map { .string($0) })),
+                ]).text + "\n")
+        } else {
+            let parts = ["\(node.node)", endpoint] + node.addresses
+            context.output.write(parts.joined(separator: "@") + "\n")
+        }
+        return .done
+    }
+}
+
 struct ClusterInitVerb: ClientCommand {
     static let configuration = CommandConfiguration(
         commandName: "init", abstract: "Make the node asked the first member of a new cluster.",
@@ -130,20 +175,27 @@ struct ClusterInitVerb: ClientCommand {
 struct ClusterAddLearner: ClientCommand {
     static let configuration = CommandConfiguration(
         commandName: "add-learner", abstract: "Add a node that receives the log but has no vote.",
-        usage:
-            "aspen-cli cluster add-learner --node-id N [--endpoint ID --addr ADDRESS:PORT ...] [OPTIONS]",
+        usage: """
+            aspen-cli cluster add-learner NODE@ENDPOINT@ADDRESS:PORT [OPTIONS]
+                   aspen-cli cluster add-learner --node-id N [--endpoint ID --addr ADDRESS:PORT ...] [OPTIONS]
+            """,
         discussion: """
-            Without --endpoint the node is the one that the leader's --peers name with this number.
+            `cluster endpoint` on the new node prints the one word that names it. Without it and \
+            without --endpoint, the node is the one that the leader's --peers name with this number.
 
             EXAMPLES
+              aspen-cli cluster add-learner 2@ENDPOINT@192.0.2.2:7700
               aspen-cli cluster add-learner --node-id 2
-              aspen-cli cluster add-learner --node-id 2 --endpoint ENDPOINT --addr 192.0.2.2:7001
+              aspen-cli cluster add-learner --node-id 2 --endpoint ENDPOINT --addr 192.0.2.2:7700
             """)
 
     @OptionGroup var global: GlobalOptions
 
+    @Argument(help: "The new node, as `cluster endpoint` prints it there.")
+    var peer: String?
+
     @Option(help: "The new node's number.")
-    var nodeId: UInt64
+    var nodeId: UInt64?
 
     @Option(help: "Its endpoint id.")
     var endpoint: String?
@@ -151,21 +203,43 @@ struct ClusterAddLearner: ClientCommand {
     @Option(help: "Where it can be dialled, ADDRESS:PORT; may be repeated.")
     var addr: [String] = []
 
-    func prepare() throws {
+    func prepare() throws { _ = try learner() }
+
+    private func learner() throws -> (node: NodeID, endpoint: String?, addresses: [String]) {
+        if let peer {
+            guard nodeId == nil, endpoint == nil, addr.isEmpty else {
+                throw CommandFailure.usage("name the node by one word, or by options: not by both")
+            }
+            let parts = peer.split(separator: "@").map(String.init)
+            guard parts.count >= 2, let number = parts.first.flatMap(UInt64.init), number > 0
+            else {
+                throw CommandFailure.usage(
+                    "'\(peer)' is not NODE@ENDPOINT@ADDRESS:PORT, as `aspen-cli cluster endpoint` "
+                        + "prints it on the new node")
+            }
+            return (NodeID(number), parts[1], Array(parts.dropFirst(2)))
+        }
+        guard let nodeId else {
+            throw CommandFailure.usage(
+                "name the node: by the word that `aspen-cli cluster endpoint` prints there, or with "
+                    + "--node-id")
+        }
         if nodeId == 0 { throw CommandFailure.usage("node numbers begin with 1") }
         if endpoint == nil, !addr.isEmpty {
             throw CommandFailure.usage("--addr belongs to an --endpoint: name that too")
         }
+        return (NodeID(nodeId), endpoint, addr)
     }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
+        let learner = try learner()
         let logID = try await context.client.addLearner(
-            NodeID(nodeId), endpointID: endpoint, addresses: addr)
+            learner.node, endpointID: learner.endpoint, addresses: learner.addresses)
         if context.isJSON {
             context.output.write(
                 JSON.object([("success", .bool(true)), ("log_id", .logID(logID))]).text + "\n")
         } else {
-            context.output.write("node \(nodeId) is a learner\n")
+            context.output.write("node \(learner.node) is a learner\n")
         }
         return .done
     }
