@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test test-systemd bootstrap build format lint sim fuzz soak measure bench clean
+.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz soak measure bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -21,6 +21,9 @@ bootstrap: ## install the Debian packages that a build needs
 
 build: bootstrap ## release build of every program
 	swift build -c release
+
+deb: ## Debian packages, in packaging/out
+	@packaging/build-deb.sh
 
 sim: bootstrap ## a long simulation: SEEDS=10000 FROM=1
 	swift build --product aspen-sim

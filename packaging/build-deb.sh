@@ -56,6 +56,7 @@ fi
 
 rm -f "$scratch"/*.deb "$scratch"/*.ddeb "$scratch"/*.changes "$scratch"/*.buildinfo
 dpkg-buildpackage -us -uc -b >&2
+lintian --pedantic --fail-on error,warning,pedantic --allow-root "$scratch"/aspen_*.changes >&2
 rm -f "$output"/aspen*.deb
 cp "$scratch"/*.deb "$output/"
 cp "$scratch"/*.changes "$scratch"/*.buildinfo "$output/"

@@ -205,7 +205,7 @@ package enum Daemon {
 
     private static func event(_ reason: AspenError) -> JournalEvent {
         switch reason.code {
-        case .storage: .diskFailed
+        case .storage: .ofDisk(reason.message)
         case .corrupt: .damageFound
         default: .configurationRefused
         }

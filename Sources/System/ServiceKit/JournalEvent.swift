@@ -20,6 +20,13 @@ package enum JournalEvent: String, CaseIterable, CustomStringConvertible, Sendab
 
     package var description: String { rawValue }
 
+    /// Of a storage error: full, or something else.
+    package static func ofDisk(_ reason: String) -> JournalEvent {
+        let isFull = ["full", "o space left", "noSpace", "ENOSPC", "errno 28"]
+            .contains { reason.contains($0) }
+        return isFull ? .diskFull : .diskFailed
+    }
+
     package var messageID: String {
         switch self {
         case .leaderElected: "518dfc301d1d498fb39045c864dceb10"

@@ -117,8 +117,7 @@ extension StorageError {
 
     var event: JournalEvent? {
         switch self {
-        case .disk(let reason):
-            reason.contains("full") || reason.contains("o space left") ? .diskFull : .diskFailed
+        case .disk(let reason): .ofDisk(reason)
         case .corrupt: .damageFound
         case .locked, .newerVersion: nil
         }
