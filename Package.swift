@@ -31,7 +31,6 @@ let nio: [Target.Dependency] = [
 let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
 let collections: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
-let toml: Target.Dependency = .product(name: "TOMLKit", package: "TOMLKit")
 let arguments: Target.Dependency = .product(
     name: "ArgumentParser", package: "swift-argument-parser")
 
@@ -101,7 +100,7 @@ let system: [Target] = [
         "SQLiteKit", "System/SQLiteKit", ["CSQLite", "CAspenVFS", "AspenTypes"], settings: pure),
     module(
         "QUIC", "System/QUIC", nio + ["CNgtcp2", "CSodium", "AspenBytes", collections, logging]),
-    module("Configuration", "System/Configuration", ["AspenBytes", "AspenTypes", toml]),
+    module("Configuration", "System/Configuration", ["AspenBytes", "AspenTypes"]),
     module(
         "ServiceKit", "System/ServiceKit",
         nio + ["CAspenSystem", "CSystemd", "Configuration", "AspenBytes", logging]),
@@ -241,7 +240,6 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
         .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
         .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", exact: "0.2.0"),
-        .package(url: "https://github.com/LebJe/TOMLKit", exact: "0.6.0"),
     ],
     targets: foundations + cores + wire + system + services + tools + simulation + executables
         + checks

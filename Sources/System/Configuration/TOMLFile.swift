@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-import TOMLKit
-
 /// One TOML text, read against the catalogue. Total: any bytes give values or errors.
 package struct TOMLFile: Sendable {
     package struct Value: Sendable, Equatable {
@@ -13,101 +11,30 @@ package struct TOMLFile: Sendable {
     package private(set) var values: [Value] = []
     package private(set) var problems: [ConfigurationError] = []
     private let path: String
-    private let lines: TOMLLines
 
     /// Largest file, in bytes.
     package static let bytesMax = 65_536
-    /// Most dots outside quotes on a line: the parser follows each level of `a.b.c` by recursion.
-    private static let lineDotsMax = 64
 
     /// - Parameter path: for errors only.
     package init(_ bytes: [UInt8], path: String) {
         self.path = path
         guard bytes.count <= Self.bytesMax else {
-            lines = TOMLLines("")
             problem(.unreadable, line: 0, "the file is over \(Self.bytesMax) bytes")
             return
         }
-        guard let text = String(validating: bytes, as: UTF8.self) else {
-            lines = TOMLLines("")
+        guard String(validating: bytes, as: UTF8.self) != nil else {
             problem(.syntax, line: Self.lineOfBadUTF8(bytes), "the text is not UTF-8")
             return
         }
-        lines = TOMLLines(text)
-        if let line = Self.lineTheParserCannotTake(text) {
-            problem(
-                .syntax, line: line,
-                "this is no TOML: a control character, a NUL, a table without a name, or a key of "
-                    + "very many parts")
-            return
-        }
-        if let line = lines.unsoundLine {
-            problem(
-                .syntax, line: line,
-                "this is no TOML: brackets that do not match, or a key or value that is missing")
-            return
-        }
-        do {
-            read(try TOMLTable(string: text))
-        } catch let error as TOMLParseError {
-            problem(
-                .syntax, line: max(1, error.source.begin.line),
-                "this is no TOML: \(Self.oneLine(error.description))")
+        do throws(TOMLError) {
+            read(try TOMLReader.read(bytes))
         } catch {
-            problem(.syntax, line: 1, "this is no TOML: \(error)")
-        }
-    }
-
-    // MARK: - What the parser must not see
-
-    /// It takes C strings, in which a NUL ends the text; it recurses into dotted keys; and it
-    /// asserts that a key follows a header's '['. What it takes for white space beyond ASCII is
-    /// refused, so that lines are what they seem here. All of this is no TOML, or no setting.
-    private static func lineTheParserCannotTake(_ text: String) -> Int? {
-        for (number, line) in text.utf8.split(
-            separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false
-        ).enumerated() where !isTakeable(line) { return number + 1 }
-        return nil
-    }
-
-    private static func isTakeable(_ line: Substring.UTF8View) -> Bool {
-        let text = String(decoding: line, as: UTF8.self)
-        for scalar in text.unicodeScalars {
-            if scalar.value < 0x20, scalar != "\t", scalar != "\r" { return false }
-            if !scalar.isASCII, scalar.properties.isWhitespace || scalar.value == 0xfeff {
-                return false
+            let message = Self.oneLine(error.message)
+            switch error.kind {
+            case .syntax: problem(.syntax, line: error.line, "this is no TOML: \(message)")
+            case .unsupported: problem(.wrongType, line: error.line, message)
             }
         }
-        // A return belongs to the end of the line.
-        if line.dropLast().contains(UInt8(ascii: "\r")) { return false }
-        if text.contains("\\u0000") || text.contains("\\U00000000") { return false }
-        let blanks = " \t".utf8
-        var rest = line.drop { blanks.contains($0) }
-        if rest.first == UInt8(ascii: "[") {
-            rest = rest.dropFirst()
-            if rest.first == UInt8(ascii: "[") { rest = rest.dropFirst() }
-            rest = rest.drop { blanks.contains($0) }
-            guard let next = rest.first, TOMLLines.isKeyStart(next) else { return false }
-        }
-        return dots(in: line) <= lineDotsMax
-    }
-
-    /// Outside quotes and comments.
-    private static func dots(in line: Substring.UTF8View) -> Int {
-        var dots = 0
-        var quote: UInt8?
-        for byte in line {
-            if let open = quote {
-                if byte == open { quote = nil }
-            } else if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "'") {
-                quote = byte
-            } else if byte == UInt8(ascii: "#") {
-                break
-            } else if byte == UInt8(ascii: ".") {
-                dots += 1
-            }
-        }
-        return dots
     }
 
     private static func lineOfBadUTF8(_ bytes: [UInt8]) -> Int {
@@ -116,35 +43,43 @@ package struct TOMLFile: Sendable {
         return (bad ?? 0) + 1
     }
 
+    /// For a terminal and a log of lines.
     private static func oneLine(_ text: String) -> String {
-        String(String.UnicodeScalarView(text.unicodeScalars.map { $0.value < 0x20 ? " " : $0 }))
+        String(
+            String.UnicodeScalarView(
+                text.unicodeScalars.map {
+                    switch $0.properties.generalCategory {
+                    case .control, .format, .lineSeparator, .paragraphSeparator: " "
+                    default: $0
+                    }
+                }))
     }
 
     // MARK: - Against the catalogue
 
     private mutating func read(_ root: TOMLTable) {
         for name in root.keys {
+            guard let item = root[name] else { continue }
             guard SettingsCatalogue.tables.contains(name) else {
-                unknown([name])
+                unknown([name], line: item.line)
                 continue
             }
-            guard let table = root[name]?.table else {
+            guard case .table(let table) = item.value else {
                 problem(
-                    .wrongType, line: lines.line(of: [name]), setting: name,
+                    .wrongType, line: item.line, setting: name,
                     "'\(name)' is a table: write [\(name)] on a line of its own")
                 continue
             }
             for key in table.keys {
-                guard let setting = SettingsCatalogue.setting(table: name, key: key),
-                    let item = table[key]
-                else {
-                    unknown([name, key])
-                    continue
+                guard let item = table[key] else { continue }
+                if let setting = SettingsCatalogue.setting(table: name, key: key) {
+                    read(setting, item)
+                } else {
+                    unknown([name, key], line: item.line)
                 }
-                read(setting, item)
             }
         }
-        // The parser gives keys in the order of their letters, people read files from the top.
+        // A table may be named in several places; people read files from the top.
         values.sort { $0.line < $1.line }
         problems.sort { Self.line(of: $0) < Self.line(of: $1) }
     }
@@ -154,52 +89,52 @@ package struct TOMLFile: Sendable {
         return 0
     }
 
-    private mutating func read(_ setting: Setting, _ item: any TOMLValueConvertible) {
-        let line = lines.line(of: [setting.table, setting.key])
-        let origin = Origin.file(path: path, line: line)
+    private mutating func read(_ setting: Setting, _ item: TOMLItem) {
         let value: SettingValue?
-        switch setting.kind {
-        case .integer: value = item.type == .int ? item.int.map { .integer($0) } : nil
-        case .boolean: value = item.type == .bool ? item.bool.map { .boolean($0) } : nil
-        case .word, .text: value = item.type == .string ? item.string.map { .text($0) } : nil
-        case .list: value = Self.list(item).map { .list($0) }
+        switch (setting.kind, item.value) {
+        case (.integer, .integer(let number)): value = .integer(number)
+        case (.boolean, .boolean(let truth)): value = .boolean(truth)
+        case (.word, .text(let text)), (.text, .text(let text)): value = .text(text)
+        case (.list, .text(let text)): value = .list([text])
+        case (.list, .array(let items)): value = Self.list(items).map { .list($0) }
+        default: value = nil
         }
         guard let value else {
             return problem(
-                .wrongType, line: line, setting: setting.path,
-                "\(setting.path) must be \(setting.allowed), not \(Self.name(of: item.type))")
+                .wrongType, line: item.line, setting: setting.path,
+                "\(setting.path) must be \(setting.allowed), not \(Self.name(of: item.value))")
         }
-        if let error = setting.complaint(about: value, origin) {
+        if let error = setting.complaint(
+            about: value, .file(path: path, line: item.line))
+        {
             problems.append(error)
         } else {
-            values.append(Value(setting: setting, value: value, line: line))
+            values.append(Value(setting: setting, value: value, line: item.line))
         }
     }
 
-    private static func list(_ item: any TOMLValueConvertible) -> [String]? {
-        if item.type == .string { return item.string.map { [$0] } }
-        guard item.type == .array, let array = item.array else { return nil }
+    private static func list(_ items: [TOMLItem]) -> [String]? {
         var texts: [String] = []
-        for index in 0..<array.count {
-            guard array[index].type == .string, let text = array[index].string else { return nil }
+        for item in items {
+            guard case .text(let text) = item.value else { return nil }
             texts.append(text)
         }
         return texts
     }
 
-    private static func name(of type: TOMLType) -> String {
-        switch type {
+    private static func name(of value: TOMLValue) -> String {
+        switch value {
         case .table: "a table"
         case .array: "a list (of other things than texts)"
-        case .string: "a text in quotes"
-        case .int: "a whole number"
-        case .double: "a number with a fraction"
-        case .bool: "true or false"
-        case .date, .time, .dateTime: "a date or time"
+        case .text: "a text in quotes"
+        case .integer: "a whole number"
+        case .boolean: "true or false"
+        case .float: "a number with a fraction, which no setting is"
+        case .date: "a date or time, which no setting is"
         }
     }
 
-    private mutating func unknown(_ path: [String]) {
+    private mutating func unknown(_ path: [String], line: Int) {
         let name = path.joined(separator: ".")
         var message = "there is no setting '\(Self.oneLine(name))'"
         if name.lowercased().contains("cookie") || name.lowercased().contains("secret") {
@@ -214,7 +149,7 @@ package struct TOMLFile: Sendable {
             let keys = SettingsCatalogue.all.filter { $0.table == path[0] }.map(\.key)
             message += "; [\(path[0])] has " + keys.joined(separator: ", ")
         }
-        problem(.unknownKey, line: lines.line(of: path), setting: name, message)
+        problem(.unknownKey, line: line, setting: name, message)
     }
 
     private static func meant(_ path: [String]) -> String? {
