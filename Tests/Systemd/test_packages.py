@@ -89,7 +89,7 @@ def a_removal_leaves_the_data(cluster):
 
 
 def listing(machine):
-    return set(machine.sh("find / -xdev 2>/dev/null").out.splitlines())
+    return set(machine.sh("find / -xdev -mindepth 1 2>/dev/null").out.splitlines())
 
 
 def a_purge_leaves_nothing(cluster):
