@@ -31,8 +31,9 @@ struct ManualPage {
             }
             var output: [String] = []
             var status: Int32 = 0
-            while let next = lines.first, !next.hasPrefix("$ "), !next.hasPrefix("# ") {
-                // A blank line before prose belongs to the prose.
+            while let next = lines.first, !next.hasPrefix("$ ") {
+                // A blank line before prose belongs to the prose, and tells it from output that
+                // begins with "# ", as a file's does.
                 if next.isEmpty, lines.dropFirst().first?.hasPrefix("# ") ?? true { break }
                 lines.removeFirst()
                 if next.hasPrefix("? "), let number = Int32(next.dropFirst(2)) {
