@@ -4,6 +4,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -105,3 +106,5 @@ int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port) {
     }
     return inet_ntop(address.ss_family, bytes, host, (socklen_t)size) == NULL ? -errno : 0;
 }
+
+void aspen_return_large_blocks(void) { mallopt(M_MMAP_THRESHOLD, 1 << 20); }

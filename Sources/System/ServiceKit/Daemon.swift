@@ -74,6 +74,7 @@ package enum Daemon {
     package static func run(
         _ name: String, refusals: [SocketRefusal] = [], start: @escaping Start
     ) -> Never {
+        aspen_return_large_blocks()
         signal(SIGPIPE, SIG_IGN)
         let signals = blockSignals()
         let arguments = Array(CommandLine.arguments.dropFirst())

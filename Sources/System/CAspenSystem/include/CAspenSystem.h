@@ -28,6 +28,9 @@ int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port);
 /* From here on this process can start no program (execve, execveat: EPERM), whatever it becomes. Call
  * while it has one thread; children inherit it. 0, or -errno. */
 int aspen_forbid_exec(void);
+/* Large blocks go back to the system when they are freed. glibc's threshold grows with what was freed
+ * before: after a recovery that reads a log of 16 MiB segments it would keep all of that. */
+void aspen_return_large_blocks(void);
 /* No core dump, whoever collects them, and no debugger but root's. */
 void aspen_forbid_dumps(void);
 
