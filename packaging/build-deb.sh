@@ -23,8 +23,10 @@ if [ ${#missing[@]} -gt 0 ]; then
         echo "Building packages needs: apt-get install ${missing[*]}" >&2
         exit 1
     fi
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-        "${missing[@]}" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install -y -q --no-install-recommends "${missing[@]}" >&2 ||
+        { apt-get update -q >&2 &&
+            apt-get install -y -q --no-install-recommends "${missing[@]}" >&2; }
 fi
 scripts/bootstrap
 
