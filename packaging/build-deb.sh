@@ -33,8 +33,8 @@ scripts/bootstrap
 mkdir -p "$scratch" "$output"
 exec 9>"$scratch/lock"
 flock -n 9 || { echo "Another build is going on in $scratch" >&2 && exit 1; }
-# The tree itself is made anew; what the compiler has built before is kept beside it, and a build
-# from nothing gives the same bytes (packaging/check-reproducible proves it).
+# The tree itself is made anew; what the compiler has built before is kept beside it.
+# packaging/check-reproducible compares two builds from nothing.
 rm -rf "$scratch/aspen"
 mkdir -p "$scratch/aspen" "$scratch/build"
 git ls-files -z --cached --others --exclude-standard |
