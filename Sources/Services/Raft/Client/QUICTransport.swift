@@ -91,8 +91,9 @@ final class QUICTransport: FrameTransport {
             return ConnectFailure(
                 error: AspenError(
                     .unauthenticated,
-                    "\(name) refuses this client (\(reason)): it wants a token from clients on other "
-                        + "machines, and tokens are not supported yet: run this on a node"),
+                    "\(name) refuses this client (\(reason)). Most likely it wants a token from clients "
+                        + "on other machines, and tokens are not supported yet: run this on a node. "
+                        + "Its journal says why (`journalctl -u aspend-net`)"),
                 isLasting: true)
         case .identityMismatch(_, let found):
             return ConnectFailure(
