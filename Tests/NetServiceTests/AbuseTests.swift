@@ -117,7 +117,7 @@ extension NetServiceTests {
                     most = max(most, process.residentBytes)
                     try await Task.sleep(for: .milliseconds(50))  // polls
                 }
-                #expect(most < 160 << 20, "\(most) bytes")
+                #expect(most < 120 << 20, "\(most) bytes")
                 node.echo.isStalled.withLock { $0 = false }
                 try await expectMemberIsLetIn(node, process)
                 for rogue in rogues { try await rogue.stop() }

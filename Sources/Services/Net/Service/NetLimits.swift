@@ -30,7 +30,10 @@ package enum NetLimits {
 
     /// Time for both sides to prove the cookie.
     package static let proofTimeout = Duration.seconds(2)
-    /// How often what clients hold is added up, while there are any.
+    /// What clients hold is added up whenever this part of the budget has come in since the last
+    /// time, so that it is overdrawn by no more than that…
+    static let clientLooksPerBudget = 8
+    /// …and this often, while there are any.
     static let clientSweepInterval = Duration.milliseconds(250)
     /// How long an outbound client connection without streams is kept.
     package static let clientLinger = Duration.seconds(30)

@@ -31,6 +31,9 @@ package final class NetService: @unchecked Sendable {
     var joinedClientStreams = 0
     var inboundClients = 0
     var clientWatch: Scheduled<Void>?
+    /// Since the last look at what clients hold.
+    var clientBytesTaken = 0
+    var isLookDue = false
     var localConnections: [ObjectIdentifier: LocalConnection] = [:]
     /// Those that have not said anything yet included.
     var localCount = 0

@@ -85,6 +85,7 @@ extension NetService {
         if origin.isClient {
             joinedClientStreams += 1
             watchClients()
+            splice.onTaken = { [self] in tookFromClients($0) }
         }
         splice.onFinished = { [self] in
             joined[ObjectIdentifier(splice)] = nil
@@ -136,7 +137,21 @@ extension NetService {
         }
     }
 
+    /// Much can arrive between two looks: so a look also follows each part of the budget taken in.
+    private func tookFromClients(_ bytes: Int) {
+        clientBytesTaken += bytes
+        guard clientBytesTaken > configuration.clientBytesMax / NetLimits.clientLooksPerBudget,
+            !isLookDue
+        else { return }
+        isLookDue = true
+        let box = NIOLoopBound(self, eventLoop: eventLoop)
+        // Not from within a stream that may be reset by it.
+        eventLoop.execute { box.value.freeClientMemory() }
+    }
+
     private func freeClientMemory() {
+        isLookDue = false
+        clientBytesTaken = 0
         let streams = joined.values.filter(\.isClient).map { ($0.splice, $0.splice.heldBytes) }
         var held = streams.reduce(0) { $0 + $1.1 }
         guard held > configuration.clientBytesMax else { return }

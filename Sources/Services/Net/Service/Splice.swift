@@ -17,6 +17,8 @@ final class Splice: ChannelInboundHandler {
 
     /// Called once, when neither side will bring anything more.
     var onFinished: () -> Void = {}
+    /// Told how many bytes were taken in, from either side, before they are passed on.
+    var onTaken: ((Int) -> Void)?
 
     private var stream: QUICStream?
     private let lostCode: StreamErrorCode
@@ -74,6 +76,7 @@ final class Splice: ChannelInboundHandler {
         stream.onEnd = nil
         stream.onReset = nil
         stream.onWritable = nil
+        onTaken = nil
         let tell = onFinished
         onFinished = {}
         tell()
@@ -83,6 +86,7 @@ final class Splice: ChannelInboundHandler {
 
     private func received(_ data: ByteBuffer) {
         guard let context else { return }
+        onTaken?(data.readableBytes)
         context.writeAndFlush(wrapOutboundOut(data), promise: nil)
         if !context.channel.isWritable { stream?.pauseReading() }
     }
@@ -112,7 +116,9 @@ final class Splice: ChannelInboundHandler {
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         guard let stream else { return }
-        stream.write(unwrapInboundIn(data))
+        let bytes = unwrapInboundIn(data)
+        onTaken?(bytes.readableBytes)
+        stream.write(bytes)
         if !stream.isWritable { setLocalReading(false) }
     }
 
