@@ -36,7 +36,7 @@ struct RequestRule: Sendable {
 
     init(
         _ name: String, _ permission: Permission, isForLeader: Bool = false,
-        _ handler:
+        handler:
             @escaping @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void
     ) {
         self.name = name
@@ -67,6 +67,24 @@ extension WireRequest.OneOf_Request {
         case .closeSession: 14
         case .transaction: 15
         case .triggerSnapshot: 16
+        case .grantLease: 17
+        case .revokeLease: 18
+        case .keepLeaseAlive: 19
+        case .leaseTimeToLive: 20
+        case .listLeases: 21
+        case .watch: 22
+        case .cancelWatch: 23
+        case .batchRead: 24
+        case .keyHistory: 25
+        case .promoteLearner: 26
+        case .transferLeadership: 27
+        case .leaveCluster: 28
+        case .backup: 29
+        case .restoreChunk: 30
+        case .recoverQuorum: 31
+        case .why: 32
+        case .getMetrics: 33
+        case .getRaftMetrics: 34
         }
     }
 }
@@ -121,5 +139,30 @@ extension ClientService {
         RequestRule("TriggerSnapshot", .admin) { service, _, origin in
             service.triggerSnapshot(origin)
         },
+        RequestRule("GrantLease", .use, handler: notCarriedOut),
+        RequestRule("RevokeLease", .use, handler: notCarriedOut),
+        RequestRule("KeepLeaseAlive", .use, handler: notCarriedOut),
+        RequestRule("LeaseTimeToLive", .read, handler: notCarriedOut),
+        RequestRule("ListLeases", .read, handler: notCarriedOut),
+        RequestRule("Watch", .read, handler: notCarriedOut),
+        RequestRule("CancelWatch", .read, handler: notCarriedOut),
+        RequestRule("BatchRead", .read, handler: notCarriedOut),
+        RequestRule("KeyHistory", .read, handler: notCarriedOut),
+        RequestRule("PromoteLearner", .admin, handler: notCarriedOut),
+        RequestRule("TransferLeadership", .admin, handler: notCarriedOut),
+        RequestRule("LeaveCluster", .admin, handler: notCarriedOut),
+        RequestRule("Backup", .admin, handler: notCarriedOut),
+        RequestRule("RestoreChunk", .admin, handler: notCarriedOut),
+        RequestRule("RecoverQuorum", .admin, handler: notCarriedOut),
+        RequestRule("Why", .read, handler: notCarriedOut),
+        RequestRule("GetMetrics", .read, handler: notCarriedOut),
+        RequestRule("GetRaftMetrics", .read, handler: notCarriedOut),
     ]
+
+    private static let notCarriedOut:
+        @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void = {
+            _, _, origin in
+            origin.fail(
+                AspenError(.unsupportedVersion, "this program does not carry out that request yet"))
+        }
 }

@@ -215,6 +215,150 @@ package nonisolated struct Aspen_Client_V1_ClientRequest: Sendable {
     set {request = .triggerSnapshot(newValue)}
   }
 
+  package var grantLease: Aspen_Client_V1_GrantLeaseRequest {
+    get {
+      if case .grantLease(let v)? = request {return v}
+      return Aspen_Client_V1_GrantLeaseRequest()
+    }
+    set {request = .grantLease(newValue)}
+  }
+
+  package var revokeLease: Aspen_Client_V1_RevokeLeaseRequest {
+    get {
+      if case .revokeLease(let v)? = request {return v}
+      return Aspen_Client_V1_RevokeLeaseRequest()
+    }
+    set {request = .revokeLease(newValue)}
+  }
+
+  package var keepLeaseAlive: Aspen_Client_V1_KeepLeaseAliveRequest {
+    get {
+      if case .keepLeaseAlive(let v)? = request {return v}
+      return Aspen_Client_V1_KeepLeaseAliveRequest()
+    }
+    set {request = .keepLeaseAlive(newValue)}
+  }
+
+  package var leaseTimeToLive: Aspen_Client_V1_LeaseTimeToLiveRequest {
+    get {
+      if case .leaseTimeToLive(let v)? = request {return v}
+      return Aspen_Client_V1_LeaseTimeToLiveRequest()
+    }
+    set {request = .leaseTimeToLive(newValue)}
+  }
+
+  package var listLeases: Aspen_Client_V1_ListLeasesRequest {
+    get {
+      if case .listLeases(let v)? = request {return v}
+      return Aspen_Client_V1_ListLeasesRequest()
+    }
+    set {request = .listLeases(newValue)}
+  }
+
+  package var watch: Aspen_Client_V1_WatchRequest {
+    get {
+      if case .watch(let v)? = request {return v}
+      return Aspen_Client_V1_WatchRequest()
+    }
+    set {request = .watch(newValue)}
+  }
+
+  package var cancelWatch: Aspen_Client_V1_CancelWatchRequest {
+    get {
+      if case .cancelWatch(let v)? = request {return v}
+      return Aspen_Client_V1_CancelWatchRequest()
+    }
+    set {request = .cancelWatch(newValue)}
+  }
+
+  package var batchRead: Aspen_Client_V1_BatchReadRequest {
+    get {
+      if case .batchRead(let v)? = request {return v}
+      return Aspen_Client_V1_BatchReadRequest()
+    }
+    set {request = .batchRead(newValue)}
+  }
+
+  package var keyHistory: Aspen_Client_V1_KeyHistoryRequest {
+    get {
+      if case .keyHistory(let v)? = request {return v}
+      return Aspen_Client_V1_KeyHistoryRequest()
+    }
+    set {request = .keyHistory(newValue)}
+  }
+
+  package var promoteLearner: Aspen_Client_V1_PromoteLearnerRequest {
+    get {
+      if case .promoteLearner(let v)? = request {return v}
+      return Aspen_Client_V1_PromoteLearnerRequest()
+    }
+    set {request = .promoteLearner(newValue)}
+  }
+
+  package var transferLeadership: Aspen_Client_V1_TransferLeadershipRequest {
+    get {
+      if case .transferLeadership(let v)? = request {return v}
+      return Aspen_Client_V1_TransferLeadershipRequest()
+    }
+    set {request = .transferLeadership(newValue)}
+  }
+
+  package var leaveCluster: Aspen_Client_V1_LeaveClusterRequest {
+    get {
+      if case .leaveCluster(let v)? = request {return v}
+      return Aspen_Client_V1_LeaveClusterRequest()
+    }
+    set {request = .leaveCluster(newValue)}
+  }
+
+  package var backup: Aspen_Client_V1_BackupRequest {
+    get {
+      if case .backup(let v)? = request {return v}
+      return Aspen_Client_V1_BackupRequest()
+    }
+    set {request = .backup(newValue)}
+  }
+
+  package var restoreChunk: Aspen_Client_V1_RestoreChunkRequest {
+    get {
+      if case .restoreChunk(let v)? = request {return v}
+      return Aspen_Client_V1_RestoreChunkRequest()
+    }
+    set {request = .restoreChunk(newValue)}
+  }
+
+  package var recoverQuorum: Aspen_Client_V1_RecoverQuorumRequest {
+    get {
+      if case .recoverQuorum(let v)? = request {return v}
+      return Aspen_Client_V1_RecoverQuorumRequest()
+    }
+    set {request = .recoverQuorum(newValue)}
+  }
+
+  package var why: Aspen_Client_V1_WhyRequest {
+    get {
+      if case .why(let v)? = request {return v}
+      return Aspen_Client_V1_WhyRequest()
+    }
+    set {request = .why(newValue)}
+  }
+
+  package var getMetrics: Aspen_Client_V1_GetMetricsRequest {
+    get {
+      if case .getMetrics(let v)? = request {return v}
+      return Aspen_Client_V1_GetMetricsRequest()
+    }
+    set {request = .getMetrics(newValue)}
+  }
+
+  package var getRaftMetrics: Aspen_Client_V1_GetRaftMetricsRequest {
+    get {
+      if case .getRaftMetrics(let v)? = request {return v}
+      return Aspen_Client_V1_GetRaftMetricsRequest()
+    }
+    set {request = .getRaftMetrics(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Request: Equatable, Sendable {
@@ -235,6 +379,24 @@ package nonisolated struct Aspen_Client_V1_ClientRequest: Sendable {
     case closeSession(Aspen_Client_V1_CloseSessionRequest)
     case transaction(Aspen_Client_V1_TransactionRequest)
     case triggerSnapshot(Aspen_Client_V1_TriggerSnapshotRequest)
+    case grantLease(Aspen_Client_V1_GrantLeaseRequest)
+    case revokeLease(Aspen_Client_V1_RevokeLeaseRequest)
+    case keepLeaseAlive(Aspen_Client_V1_KeepLeaseAliveRequest)
+    case leaseTimeToLive(Aspen_Client_V1_LeaseTimeToLiveRequest)
+    case listLeases(Aspen_Client_V1_ListLeasesRequest)
+    case watch(Aspen_Client_V1_WatchRequest)
+    case cancelWatch(Aspen_Client_V1_CancelWatchRequest)
+    case batchRead(Aspen_Client_V1_BatchReadRequest)
+    case keyHistory(Aspen_Client_V1_KeyHistoryRequest)
+    case promoteLearner(Aspen_Client_V1_PromoteLearnerRequest)
+    case transferLeadership(Aspen_Client_V1_TransferLeadershipRequest)
+    case leaveCluster(Aspen_Client_V1_LeaveClusterRequest)
+    case backup(Aspen_Client_V1_BackupRequest)
+    case restoreChunk(Aspen_Client_V1_RestoreChunkRequest)
+    case recoverQuorum(Aspen_Client_V1_RecoverQuorumRequest)
+    case why(Aspen_Client_V1_WhyRequest)
+    case getMetrics(Aspen_Client_V1_GetMetricsRequest)
+    case getRaftMetrics(Aspen_Client_V1_GetRaftMetricsRequest)
 
   }
 
@@ -394,6 +556,150 @@ package nonisolated struct Aspen_Client_V1_ClientResponse: Sendable {
     set {response = .triggerSnapshot(newValue)}
   }
 
+  package var grantLease: Aspen_Client_V1_GrantLeaseResponse {
+    get {
+      if case .grantLease(let v)? = response {return v}
+      return Aspen_Client_V1_GrantLeaseResponse()
+    }
+    set {response = .grantLease(newValue)}
+  }
+
+  package var revokeLease: Aspen_Client_V1_RevokeLeaseResponse {
+    get {
+      if case .revokeLease(let v)? = response {return v}
+      return Aspen_Client_V1_RevokeLeaseResponse()
+    }
+    set {response = .revokeLease(newValue)}
+  }
+
+  package var keepLeaseAlive: Aspen_Client_V1_KeepLeaseAliveResponse {
+    get {
+      if case .keepLeaseAlive(let v)? = response {return v}
+      return Aspen_Client_V1_KeepLeaseAliveResponse()
+    }
+    set {response = .keepLeaseAlive(newValue)}
+  }
+
+  package var leaseTimeToLive: Aspen_Client_V1_LeaseTimeToLiveResponse {
+    get {
+      if case .leaseTimeToLive(let v)? = response {return v}
+      return Aspen_Client_V1_LeaseTimeToLiveResponse()
+    }
+    set {response = .leaseTimeToLive(newValue)}
+  }
+
+  package var listLeases: Aspen_Client_V1_ListLeasesResponse {
+    get {
+      if case .listLeases(let v)? = response {return v}
+      return Aspen_Client_V1_ListLeasesResponse()
+    }
+    set {response = .listLeases(newValue)}
+  }
+
+  package var watch: Aspen_Client_V1_WatchResponse {
+    get {
+      if case .watch(let v)? = response {return v}
+      return Aspen_Client_V1_WatchResponse()
+    }
+    set {response = .watch(newValue)}
+  }
+
+  package var cancelWatch: Aspen_Client_V1_CancelWatchResponse {
+    get {
+      if case .cancelWatch(let v)? = response {return v}
+      return Aspen_Client_V1_CancelWatchResponse()
+    }
+    set {response = .cancelWatch(newValue)}
+  }
+
+  package var batchRead: Aspen_Client_V1_BatchReadResponse {
+    get {
+      if case .batchRead(let v)? = response {return v}
+      return Aspen_Client_V1_BatchReadResponse()
+    }
+    set {response = .batchRead(newValue)}
+  }
+
+  package var keyHistory: Aspen_Client_V1_KeyHistoryResponse {
+    get {
+      if case .keyHistory(let v)? = response {return v}
+      return Aspen_Client_V1_KeyHistoryResponse()
+    }
+    set {response = .keyHistory(newValue)}
+  }
+
+  package var promoteLearner: Aspen_Client_V1_PromoteLearnerResponse {
+    get {
+      if case .promoteLearner(let v)? = response {return v}
+      return Aspen_Client_V1_PromoteLearnerResponse()
+    }
+    set {response = .promoteLearner(newValue)}
+  }
+
+  package var transferLeadership: Aspen_Client_V1_TransferLeadershipResponse {
+    get {
+      if case .transferLeadership(let v)? = response {return v}
+      return Aspen_Client_V1_TransferLeadershipResponse()
+    }
+    set {response = .transferLeadership(newValue)}
+  }
+
+  package var leaveCluster: Aspen_Client_V1_LeaveClusterResponse {
+    get {
+      if case .leaveCluster(let v)? = response {return v}
+      return Aspen_Client_V1_LeaveClusterResponse()
+    }
+    set {response = .leaveCluster(newValue)}
+  }
+
+  package var backup: Aspen_Client_V1_BackupResponse {
+    get {
+      if case .backup(let v)? = response {return v}
+      return Aspen_Client_V1_BackupResponse()
+    }
+    set {response = .backup(newValue)}
+  }
+
+  package var restoreChunk: Aspen_Client_V1_RestoreChunkResponse {
+    get {
+      if case .restoreChunk(let v)? = response {return v}
+      return Aspen_Client_V1_RestoreChunkResponse()
+    }
+    set {response = .restoreChunk(newValue)}
+  }
+
+  package var recoverQuorum: Aspen_Client_V1_RecoverQuorumResponse {
+    get {
+      if case .recoverQuorum(let v)? = response {return v}
+      return Aspen_Client_V1_RecoverQuorumResponse()
+    }
+    set {response = .recoverQuorum(newValue)}
+  }
+
+  package var why: Aspen_Client_V1_WhyResponse {
+    get {
+      if case .why(let v)? = response {return v}
+      return Aspen_Client_V1_WhyResponse()
+    }
+    set {response = .why(newValue)}
+  }
+
+  package var getMetrics: Aspen_Client_V1_GetMetricsResponse {
+    get {
+      if case .getMetrics(let v)? = response {return v}
+      return Aspen_Client_V1_GetMetricsResponse()
+    }
+    set {response = .getMetrics(newValue)}
+  }
+
+  package var getRaftMetrics: Aspen_Client_V1_GetRaftMetricsResponse {
+    get {
+      if case .getRaftMetrics(let v)? = response {return v}
+      return Aspen_Client_V1_GetRaftMetricsResponse()
+    }
+    set {response = .getRaftMetrics(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Response: Equatable, Sendable {
@@ -414,6 +720,24 @@ package nonisolated struct Aspen_Client_V1_ClientResponse: Sendable {
     case closeSession(Aspen_Client_V1_CloseSessionResponse)
     case transaction(Aspen_Client_V1_TransactionResponse)
     case triggerSnapshot(Aspen_Client_V1_TriggerSnapshotResponse)
+    case grantLease(Aspen_Client_V1_GrantLeaseResponse)
+    case revokeLease(Aspen_Client_V1_RevokeLeaseResponse)
+    case keepLeaseAlive(Aspen_Client_V1_KeepLeaseAliveResponse)
+    case leaseTimeToLive(Aspen_Client_V1_LeaseTimeToLiveResponse)
+    case listLeases(Aspen_Client_V1_ListLeasesResponse)
+    case watch(Aspen_Client_V1_WatchResponse)
+    case cancelWatch(Aspen_Client_V1_CancelWatchResponse)
+    case batchRead(Aspen_Client_V1_BatchReadResponse)
+    case keyHistory(Aspen_Client_V1_KeyHistoryResponse)
+    case promoteLearner(Aspen_Client_V1_PromoteLearnerResponse)
+    case transferLeadership(Aspen_Client_V1_TransferLeadershipResponse)
+    case leaveCluster(Aspen_Client_V1_LeaveClusterResponse)
+    case backup(Aspen_Client_V1_BackupResponse)
+    case restoreChunk(Aspen_Client_V1_RestoreChunkResponse)
+    case recoverQuorum(Aspen_Client_V1_RecoverQuorumResponse)
+    case why(Aspen_Client_V1_WhyResponse)
+    case getMetrics(Aspen_Client_V1_GetMetricsResponse)
+    case getRaftMetrics(Aspen_Client_V1_GetRaftMetricsResponse)
 
   }
 
@@ -433,6 +757,9 @@ package nonisolated struct Aspen_Client_V1_ErrorStatus: Sendable {
   package var message: String = String()
 
   package var retry: UInt32 = 0
+
+  /// COMPACTED: the oldest revision that can still be read, or watched from.
+  package var oldestRevision: UInt64 = 0
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -486,6 +813,9 @@ package nonisolated struct Aspen_Client_V1_KeyValue: Sendable {
   package var modRevision: UInt64 = 0
 
   package var version: UInt64 = 0
+
+  /// 0: attached to none.
+  package var lease: UInt64 = 0
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -808,6 +1138,9 @@ package nonisolated struct Aspen_Client_V1_WriteKeyRequest: Sendable {
   /// Clears the value of `session`. Subsequent reads from it will return its default value.
   package mutating func clearSession() {self._session = nil}
 
+  /// The key goes when this lease goes; 0: it stays.
+  package var lease: UInt64 = 0
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -851,6 +1184,10 @@ package nonisolated struct Aspen_Client_V1_ReadKeyRequest: Sendable {
 
   /// 0: now.
   package var revision: UInt64 = 0
+
+  /// With STALE: how far behind the answer may be at most, in milliseconds; 0: any. A node that
+  /// cannot promise it answers UNAVAILABLE.
+  package var stalenessMaxMs: UInt32 = 0
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -946,6 +1283,23 @@ package nonisolated struct Aspen_Client_V1_ScanKeysRequest: Sendable {
 
   package var keysOnly: Bool = false
 
+  /// Instead of a prefix: keys from `from`, before `to` (without `to`: to the end).
+  package var from: Data = Data()
+
+  package var to: Data = Data()
+
+  /// From the last key to the first.
+  package var descending: Bool = false
+
+  /// No entries, only `count`: how many there are in the whole range.
+  package var countOnly: Bool = false
+
+  /// 0: now.
+  package var revision: UInt64 = 0
+
+  /// As in ReadKeyRequest.
+  package var stalenessMaxMs: UInt32 = 0
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -962,6 +1316,9 @@ package nonisolated struct Aspen_Client_V1_ScanKeysResponse: Sendable {
   package var continuation: Data = Data()
 
   package var revision: UInt64 = 0
+
+  /// With count_only.
+  package var count: UInt64 = 0
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1175,12 +1532,21 @@ package nonisolated struct Aspen_Client_V1_Operation: Sendable {
     set {operation = .get(newValue)}
   }
 
+  package var deleteRange: Aspen_Client_V1_Operation.DeleteRange {
+    get {
+      if case .deleteRange(let v)? = operation {return v}
+      return Aspen_Client_V1_Operation.DeleteRange()
+    }
+    set {operation = .deleteRange(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Operation: Equatable, Sendable {
     case put(Aspen_Client_V1_Operation.Put)
     case delete(Aspen_Client_V1_Operation.Delete)
     case get(Aspen_Client_V1_Operation.Get)
+    case deleteRange(Aspen_Client_V1_Operation.DeleteRange)
 
   }
 
@@ -1193,6 +1559,8 @@ package nonisolated struct Aspen_Client_V1_Operation: Sendable {
 
     package var value: Data = Data()
 
+    package var lease: UInt64 = 0
+
     package var unknownFields = SwiftProtobuf.UnknownStorage()
 
     package init() {}
@@ -1204,6 +1572,21 @@ package nonisolated struct Aspen_Client_V1_Operation: Sendable {
     // methods supported on all messages.
 
     package var key: Data = Data()
+
+    package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+    package init() {}
+  }
+
+  /// Every key from `from`, before `to` (without `to`: to the end).
+  package nonisolated struct DeleteRange: Sendable {
+    // SwiftProtobuf.Message conformance is added in an extension below. See the
+    // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+    // methods supported on all messages.
+
+    package var from: Data = Data()
+
+    package var to: Data = Data()
 
     package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1242,6 +1625,9 @@ package nonisolated struct Aspen_Client_V1_OperationResult: Sendable {
   package var hasEntry: Bool {self._entry != nil}
   /// Clears the value of `entry`. Subsequent reads from it will return its default value.
   package mutating func clearEntry() {self._entry = nil}
+
+  /// Delete and DeleteRange: keys removed.
+  package var deleted: UInt64 = 0
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1327,6 +1713,861 @@ package nonisolated struct Aspen_Client_V1_TriggerSnapshotResponse: Sendable {
   package init() {}
 }
 
+/// Several keys at one revision.
+package nonisolated struct Aspen_Client_V1_BatchReadRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// At most 1000.
+  package var keys: [Data] = []
+
+  package var consistency: Aspen_Client_V1_Consistency = .linearizable
+
+  /// 0: now.
+  package var revision: UInt64 = 0
+
+  /// As in ReadKeyRequest.
+  package var stalenessMaxMs: UInt32 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_BatchReadResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// One for each key asked for, in that order.
+  package var results: [Aspen_Client_V1_BatchReadResponse.Found] = []
+
+  package var revision: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package nonisolated struct Found: Sendable {
+    // SwiftProtobuf.Message conformance is added in an extension below. See the
+    // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+    // methods supported on all messages.
+
+    /// Absent when there is no such key.
+    package var entry: Aspen_Client_V1_KeyValue {
+      get {_entry ?? Aspen_Client_V1_KeyValue()}
+      set {_entry = newValue}
+    }
+    /// Returns true if `entry` has been explicitly set.
+    package var hasEntry: Bool {self._entry != nil}
+    /// Clears the value of `entry`. Subsequent reads from it will return its default value.
+    package mutating func clearEntry() {self._entry = nil}
+
+    package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+    package init() {}
+
+    fileprivate var _entry: Aspen_Client_V1_KeyValue? = nil
+  }
+
+  package init() {}
+}
+
+/// What became of one key, newest first, as far back as history is kept.
+package nonisolated struct Aspen_Client_V1_KeyHistoryRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var key: Data = Data()
+
+  /// At most 1000; 0 means 100.
+  package var limit: UInt32 = 0
+
+  /// Only changes before this revision; 0: from the newest.
+  package var beforeRevision: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_KeyHistoryResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var events: [Aspen_Client_V1_Event] = []
+
+  package var more: Bool = false
+
+  package var revision: UInt64 = 0
+
+  /// History below this revision is compacted away; 0: none is.
+  package var compactedRevision: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// Leases: keys attached to one go when it is revoked or its time has passed, in one revision, on
+/// every node alike. Times are cluster time.
+package nonisolated struct Aspen_Client_V1_GrantLeaseRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// 1 s to 24 h.
+  package var ttlMs: UInt64 = 0
+
+  /// 0: the cluster chooses.
+  package var lease: UInt64 = 0
+
+  package var session: Aspen_Client_V1_SessionRequest {
+    get {_session ?? Aspen_Client_V1_SessionRequest()}
+    set {_session = newValue}
+  }
+  /// Returns true if `session` has been explicitly set.
+  package var hasSession: Bool {self._session != nil}
+  /// Clears the value of `session`. Subsequent reads from it will return its default value.
+  package mutating func clearSession() {self._session = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _session: Aspen_Client_V1_SessionRequest? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_GrantLeaseResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var lease: UInt64 = 0
+
+  package var ttlMs: UInt64 = 0
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_RevokeLeaseRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var lease: UInt64 = 0
+
+  package var session: Aspen_Client_V1_SessionRequest {
+    get {_session ?? Aspen_Client_V1_SessionRequest()}
+    set {_session = newValue}
+  }
+  /// Returns true if `session` has been explicitly set.
+  package var hasSession: Bool {self._session != nil}
+  /// Clears the value of `session`. Subsequent reads from it will return its default value.
+  package mutating func clearSession() {self._session = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _session: Aspen_Client_V1_SessionRequest? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_RevokeLeaseResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Keys that went with it.
+  package var deleted: UInt64 = 0
+
+  package var revision: UInt64 = 0
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+/// Begins the lease's time anew.
+package nonisolated struct Aspen_Client_V1_KeepLeaseAliveRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var lease: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_KeepLeaseAliveResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var ttlMs: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_LeaseTimeToLiveRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var lease: UInt64 = 0
+
+  package var withKeys: Bool = false
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_LeaseTimeToLiveResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var lease: Aspen_Client_V1_LeaseInfo {
+    get {_lease ?? Aspen_Client_V1_LeaseInfo()}
+    set {_lease = newValue}
+  }
+  /// Returns true if `lease` has been explicitly set.
+  package var hasLease: Bool {self._lease != nil}
+  /// Clears the value of `lease`. Subsequent reads from it will return its default value.
+  package mutating func clearLease() {self._lease = nil}
+
+  /// At most 1000; `lease.attached_keys` says how many there are.
+  package var keys: [Data] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _lease: Aspen_Client_V1_LeaseInfo? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_ListLeasesRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// At most 1000; 0 means 1000.
+  package var limit: UInt32 = 0
+
+  /// Leases with a greater number than this.
+  package var after: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_ListLeasesResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// By number.
+  package var leases: [Aspen_Client_V1_LeaseInfo] = []
+
+  package var more: Bool = false
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_LeaseInfo: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var lease: UInt64 = 0
+
+  package var grantedTtlMs: UInt64 = 0
+
+  package var remainingTtlMs: UInt64 = 0
+
+  package var attachedKeys: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// One change of one key.
+package nonisolated struct Aspen_Client_V1_Event: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var kind: Aspen_Client_V1_Event.Kind = .put
+
+  /// Of a DELETE: key and mod_revision only.
+  package var entry: Aspen_Client_V1_KeyValue {
+    get {_entry ?? Aspen_Client_V1_KeyValue()}
+    set {_entry = newValue}
+  }
+  /// Returns true if `entry` has been explicitly set.
+  package var hasEntry: Bool {self._entry != nil}
+  /// Clears the value of `entry`. Subsequent reads from it will return its default value.
+  package mutating func clearEntry() {self._entry = nil}
+
+  /// With previous_values: the entry before, if there was one and it is not compacted away.
+  package var previous: Aspen_Client_V1_KeyValue {
+    get {_previous ?? Aspen_Client_V1_KeyValue()}
+    set {_previous = newValue}
+  }
+  /// Returns true if `previous` has been explicitly set.
+  package var hasPrevious: Bool {self._previous != nil}
+  /// Clears the value of `previous`. Subsequent reads from it will return its default value.
+  package mutating func clearPrevious() {self._previous = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package nonisolated enum Kind: SwiftProtobuf.Enum, Swift.CaseIterable {
+    package typealias RawValue = Int
+    case put // = 0
+    case delete // = 1
+    case UNRECOGNIZED(Int)
+
+    package init() {
+      self = .put
+    }
+
+    package init?(rawValue: Int) {
+      switch rawValue {
+      case 0: self = .put
+      case 1: self = .delete
+      default: self = .UNRECOGNIZED(rawValue)
+      }
+    }
+
+    package var rawValue: Int {
+      switch self {
+      case .put: return 0
+      case .delete: return 1
+      case .UNRECOGNIZED(let i): return i
+      }
+    }
+
+    // The compiler won't synthesize support with the UNRECOGNIZED case.
+    package static let allCases: [Aspen_Client_V1_Event.Kind] = [
+      .put,
+      .delete,
+    ]
+
+  }
+
+  package init() {}
+
+  fileprivate var _entry: Aspen_Client_V1_KeyValue? = nil
+  fileprivate var _previous: Aspen_Client_V1_KeyValue? = nil
+}
+
+/// Answered by any number of WatchResponses under the same request id, until CancelWatch, an error or
+/// the end of the connection. The first comes at once, without events. A client that does not read
+/// stops its own watches only: they go on from where they were when it reads again, or end with
+/// COMPACTED.
+package nonisolated struct Aspen_Client_V1_WatchRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Keys from `from`, before `to` (without `to`: to the end).
+  package var from: Data = Data()
+
+  package var to: Data = Data()
+
+  /// The first revision of interest; 0: whatever comes after now.
+  package var startRevision: UInt64 = 0
+
+  package var previousValues: Bool = false
+
+  package var noPuts: Bool = false
+
+  package var noDeletes: Bool = false
+
+  /// Say now and then how far the watch is, when nothing happens.
+  package var progress: Bool = false
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_WatchResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// All changes up to and with this revision have been told: resume from the next one.
+  package var revision: UInt64 = 0
+
+  /// In order; the events of one revision are never split.
+  package var events: [Aspen_Client_V1_Event] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_CancelWatchRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// The request id of the WatchRequest, which was sent on the same connection.
+  package var watch: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// No WatchResponse follows it.
+package nonisolated struct Aspen_Client_V1_CancelWatchResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// A learner becomes a voter, once it has caught up.
+package nonisolated struct Aspen_Client_V1_PromoteLearnerRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var nodeID: UInt64 = 0
+
+  /// The voter whose place it takes, which leaves the cluster; 0: none.
+  package var replace: UInt64 = 0
+
+  /// Even if it has not caught up, or the rules of safe change forbid it.
+  package var force: Bool = false
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_PromoteLearnerResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var voters: [UInt64] = []
+
+  package var learners: [UInt64] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_TransferLeadershipRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// 0: to whichever voter is furthest.
+  package var nodeID: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_TransferLeadershipResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var leaderID: UInt64 = 0
+
+  package var term: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// The node asked, or the one named, leaves the cluster.
+package nonisolated struct Aspen_Client_V1_LeaveClusterRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// 0: the node asked.
+  package var nodeID: UInt64 = 0
+
+  package var force: Bool = false
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_LeaveClusterResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var voters: [UInt64] = []
+
+  package var learners: [UInt64] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+/// One consistent copy of everything. Answered by BackupResponses under the same id until `is_last`.
+package nonisolated struct Aspen_Client_V1_BackupRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_BackupResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var chunk: Data = Data()
+
+  package var isLast: Bool = false
+
+  /// In the first one: what the backup shows.
+  package var revision: UInt64 = 0
+
+  package var clusterID: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// Pieces of a backup, in order, to a node that belongs to no cluster; after the last one, and its
+/// checksum, the node is the first of a new cluster.
+package nonisolated struct Aspen_Client_V1_RestoreChunkRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var offset: UInt64 = 0
+
+  package var chunk: Data = Data()
+
+  package var isLast: Bool = false
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_RestoreChunkResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Bytes taken so far.
+  package var received: UInt64 = 0
+
+  /// After the last piece.
+  package var clusterID: String = String()
+
+  package var revision: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// Makes the node asked the only voter of its cluster: for when a majority is lost for good. What
+/// only the lost ones had is lost.
+package nonisolated struct Aspen_Client_V1_RecoverQuorumRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Must be the cluster's id, so that nobody says this to the wrong cluster.
+  package var clusterID: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_RecoverQuorumResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_WhyRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var subject: Aspen_Client_V1_WhyRequest.Subject = .leader
+
+  /// MEMBER only.
+  package var nodeID: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package nonisolated enum Subject: SwiftProtobuf.Enum, Swift.CaseIterable {
+    package typealias RawValue = Int
+    case leader // = 0
+    case slow // = 1
+    case member // = 2
+    case UNRECOGNIZED(Int)
+
+    package init() {
+      self = .leader
+    }
+
+    package init?(rawValue: Int) {
+      switch rawValue {
+      case 0: self = .leader
+      case 1: self = .slow
+      case 2: self = .member
+      default: self = .UNRECOGNIZED(rawValue)
+      }
+    }
+
+    package var rawValue: Int {
+      switch self {
+      case .leader: return 0
+      case .slow: return 1
+      case .member: return 2
+      case .UNRECOGNIZED(let i): return i
+      }
+    }
+
+    // The compiler won't synthesize support with the UNRECOGNIZED case.
+    package static let allCases: [Aspen_Client_V1_WhyRequest.Subject] = [
+      .leader,
+      .slow,
+      .member,
+    ]
+
+  }
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_WhyResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// In one sentence.
+  package var answer: String = String()
+
+  /// What it rests on, oldest first.
+  package var events: [Aspen_Client_V1_RecordedEvent] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_RecordedEvent: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Milliseconds since 1970, by the clock of the node that recorded it.
+  package var wallTimeMs: UInt64 = 0
+
+  package var nodeID: UInt64 = 0
+
+  /// As the journal's ASPEN_EVENT.
+  package var kind: String = String()
+
+  package var text: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_Metric: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// In Prometheus' style: aspen_raft_term, aspen_raft_commit_seconds…
+  package var name: String = String()
+
+  /// "counter", "gauge".
+  package var kind: String = String()
+
+  package var value: Double = 0
+
+  package var help: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_GetMetricsRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_GetMetricsResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var metrics: [Aspen_Client_V1_Metric] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_GetRaftMetricsRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_GetRaftMetricsResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var role: String = String()
+
+  package var term: UInt64 = 0
+
+  package var leaderID: UInt64 = 0
+
+  package var lastLogIndex: UInt64 = 0
+
+  package var commit: UInt64 = 0
+
+  package var applied: UInt64 = 0
+
+  /// The log begins after it.
+  package var snapshotIndex: UInt64 = 0
+
+  package var progress: [Aspen_Client_V1_GetRaftMetricsResponse.Progress] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package nonisolated struct Progress: Sendable {
+    // SwiftProtobuf.Message conformance is added in an extension below. See the
+    // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+    // methods supported on all messages.
+
+    package var nodeID: UInt64 = 0
+
+    package var matched: UInt64 = 0
+
+    package var isVoter: Bool = false
+
+    package var isLinked: Bool = false
+
+    package var lag: UInt64 = 0
+
+    package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+    package init() {}
+  }
+
+  package init() {}
+}
+
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 fileprivate nonisolated let _protobuf_package = "aspen.client.v1"
@@ -1337,7 +2578,7 @@ nonisolated extension Aspen_Client_V1_Consistency: SwiftProtobuf._ProtoNameProvi
 
 nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ClientRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}timeout_ms\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}timeout_ms\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0\u{3}grant_lease\0\u{3}revoke_lease\0\u{3}keep_lease_alive\0\u{3}lease_time_to_live\0\u{3}list_leases\0\u{1}watch\0\u{3}cancel_watch\0\u{3}batch_read\0\u{3}key_history\0\u{4}\u{5}promote_learner\0\u{3}transfer_leadership\0\u{3}leave_cluster\0\u{1}backup\0\u{3}restore_chunk\0\u{3}recover_quorum\0\u{1}why\0\u{3}get_metrics\0\u{3}get_raft_metrics\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1567,6 +2808,240 @@ nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, Swif
           self.request = .triggerSnapshot(v)
         }
       }()
+      case 27: try {
+        var v: Aspen_Client_V1_GrantLeaseRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .grantLease(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .grantLease(v)
+        }
+      }()
+      case 28: try {
+        var v: Aspen_Client_V1_RevokeLeaseRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .revokeLease(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .revokeLease(v)
+        }
+      }()
+      case 29: try {
+        var v: Aspen_Client_V1_KeepLeaseAliveRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .keepLeaseAlive(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .keepLeaseAlive(v)
+        }
+      }()
+      case 30: try {
+        var v: Aspen_Client_V1_LeaseTimeToLiveRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .leaseTimeToLive(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .leaseTimeToLive(v)
+        }
+      }()
+      case 31: try {
+        var v: Aspen_Client_V1_ListLeasesRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .listLeases(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .listLeases(v)
+        }
+      }()
+      case 32: try {
+        var v: Aspen_Client_V1_WatchRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .watch(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .watch(v)
+        }
+      }()
+      case 33: try {
+        var v: Aspen_Client_V1_CancelWatchRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .cancelWatch(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .cancelWatch(v)
+        }
+      }()
+      case 34: try {
+        var v: Aspen_Client_V1_BatchReadRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .batchRead(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .batchRead(v)
+        }
+      }()
+      case 35: try {
+        var v: Aspen_Client_V1_KeyHistoryRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .keyHistory(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .keyHistory(v)
+        }
+      }()
+      case 40: try {
+        var v: Aspen_Client_V1_PromoteLearnerRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .promoteLearner(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .promoteLearner(v)
+        }
+      }()
+      case 41: try {
+        var v: Aspen_Client_V1_TransferLeadershipRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .transferLeadership(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .transferLeadership(v)
+        }
+      }()
+      case 42: try {
+        var v: Aspen_Client_V1_LeaveClusterRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .leaveCluster(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .leaveCluster(v)
+        }
+      }()
+      case 43: try {
+        var v: Aspen_Client_V1_BackupRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .backup(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .backup(v)
+        }
+      }()
+      case 44: try {
+        var v: Aspen_Client_V1_RestoreChunkRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .restoreChunk(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .restoreChunk(v)
+        }
+      }()
+      case 45: try {
+        var v: Aspen_Client_V1_RecoverQuorumRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .recoverQuorum(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .recoverQuorum(v)
+        }
+      }()
+      case 46: try {
+        var v: Aspen_Client_V1_WhyRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .why(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .why(v)
+        }
+      }()
+      case 47: try {
+        var v: Aspen_Client_V1_GetMetricsRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .getMetrics(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .getMetrics(v)
+        }
+      }()
+      case 48: try {
+        var v: Aspen_Client_V1_GetRaftMetricsRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .getRaftMetrics(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .getRaftMetrics(v)
+        }
+      }()
       default: break
       }
     }
@@ -1649,6 +3124,78 @@ nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, Swif
       guard case .triggerSnapshot(let v)? = self.request else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 26)
     }()
+    case .grantLease?: try {
+      guard case .grantLease(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 27)
+    }()
+    case .revokeLease?: try {
+      guard case .revokeLease(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 28)
+    }()
+    case .keepLeaseAlive?: try {
+      guard case .keepLeaseAlive(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 29)
+    }()
+    case .leaseTimeToLive?: try {
+      guard case .leaseTimeToLive(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 30)
+    }()
+    case .listLeases?: try {
+      guard case .listLeases(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 31)
+    }()
+    case .watch?: try {
+      guard case .watch(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 32)
+    }()
+    case .cancelWatch?: try {
+      guard case .cancelWatch(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 33)
+    }()
+    case .batchRead?: try {
+      guard case .batchRead(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 34)
+    }()
+    case .keyHistory?: try {
+      guard case .keyHistory(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 35)
+    }()
+    case .promoteLearner?: try {
+      guard case .promoteLearner(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 40)
+    }()
+    case .transferLeadership?: try {
+      guard case .transferLeadership(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 41)
+    }()
+    case .leaveCluster?: try {
+      guard case .leaveCluster(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 42)
+    }()
+    case .backup?: try {
+      guard case .backup(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 43)
+    }()
+    case .restoreChunk?: try {
+      guard case .restoreChunk(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 44)
+    }()
+    case .recoverQuorum?: try {
+      guard case .recoverQuorum(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 45)
+    }()
+    case .why?: try {
+      guard case .why(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 46)
+    }()
+    case .getMetrics?: try {
+      guard case .getMetrics(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 47)
+    }()
+    case .getRaftMetrics?: try {
+      guard case .getRaftMetrics(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 48)
+    }()
     case nil: break
     }
     try unknownFields.traverse(visitor: &visitor)
@@ -1664,7 +3211,7 @@ nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, Swif
 
 nonisolated extension Aspen_Client_V1_ClientResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ClientResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0\u{3}grant_lease\0\u{3}revoke_lease\0\u{3}keep_lease_alive\0\u{3}lease_time_to_live\0\u{3}list_leases\0\u{1}watch\0\u{3}cancel_watch\0\u{3}batch_read\0\u{3}key_history\0\u{4}\u{5}promote_learner\0\u{3}transfer_leadership\0\u{3}leave_cluster\0\u{1}backup\0\u{3}restore_chunk\0\u{3}recover_quorum\0\u{1}why\0\u{3}get_metrics\0\u{3}get_raft_metrics\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1894,6 +3441,240 @@ nonisolated extension Aspen_Client_V1_ClientResponse: SwiftProtobuf.Message, Swi
           self.response = .triggerSnapshot(v)
         }
       }()
+      case 27: try {
+        var v: Aspen_Client_V1_GrantLeaseResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .grantLease(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .grantLease(v)
+        }
+      }()
+      case 28: try {
+        var v: Aspen_Client_V1_RevokeLeaseResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .revokeLease(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .revokeLease(v)
+        }
+      }()
+      case 29: try {
+        var v: Aspen_Client_V1_KeepLeaseAliveResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .keepLeaseAlive(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .keepLeaseAlive(v)
+        }
+      }()
+      case 30: try {
+        var v: Aspen_Client_V1_LeaseTimeToLiveResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .leaseTimeToLive(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .leaseTimeToLive(v)
+        }
+      }()
+      case 31: try {
+        var v: Aspen_Client_V1_ListLeasesResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .listLeases(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .listLeases(v)
+        }
+      }()
+      case 32: try {
+        var v: Aspen_Client_V1_WatchResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .watch(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .watch(v)
+        }
+      }()
+      case 33: try {
+        var v: Aspen_Client_V1_CancelWatchResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .cancelWatch(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .cancelWatch(v)
+        }
+      }()
+      case 34: try {
+        var v: Aspen_Client_V1_BatchReadResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .batchRead(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .batchRead(v)
+        }
+      }()
+      case 35: try {
+        var v: Aspen_Client_V1_KeyHistoryResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .keyHistory(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .keyHistory(v)
+        }
+      }()
+      case 40: try {
+        var v: Aspen_Client_V1_PromoteLearnerResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .promoteLearner(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .promoteLearner(v)
+        }
+      }()
+      case 41: try {
+        var v: Aspen_Client_V1_TransferLeadershipResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .transferLeadership(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .transferLeadership(v)
+        }
+      }()
+      case 42: try {
+        var v: Aspen_Client_V1_LeaveClusterResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .leaveCluster(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .leaveCluster(v)
+        }
+      }()
+      case 43: try {
+        var v: Aspen_Client_V1_BackupResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .backup(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .backup(v)
+        }
+      }()
+      case 44: try {
+        var v: Aspen_Client_V1_RestoreChunkResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .restoreChunk(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .restoreChunk(v)
+        }
+      }()
+      case 45: try {
+        var v: Aspen_Client_V1_RecoverQuorumResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .recoverQuorum(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .recoverQuorum(v)
+        }
+      }()
+      case 46: try {
+        var v: Aspen_Client_V1_WhyResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .why(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .why(v)
+        }
+      }()
+      case 47: try {
+        var v: Aspen_Client_V1_GetMetricsResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .getMetrics(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .getMetrics(v)
+        }
+      }()
+      case 48: try {
+        var v: Aspen_Client_V1_GetRaftMetricsResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .getRaftMetrics(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .getRaftMetrics(v)
+        }
+      }()
       default: break
       }
     }
@@ -1976,6 +3757,78 @@ nonisolated extension Aspen_Client_V1_ClientResponse: SwiftProtobuf.Message, Swi
       guard case .triggerSnapshot(let v)? = self.response else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 26)
     }()
+    case .grantLease?: try {
+      guard case .grantLease(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 27)
+    }()
+    case .revokeLease?: try {
+      guard case .revokeLease(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 28)
+    }()
+    case .keepLeaseAlive?: try {
+      guard case .keepLeaseAlive(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 29)
+    }()
+    case .leaseTimeToLive?: try {
+      guard case .leaseTimeToLive(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 30)
+    }()
+    case .listLeases?: try {
+      guard case .listLeases(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 31)
+    }()
+    case .watch?: try {
+      guard case .watch(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 32)
+    }()
+    case .cancelWatch?: try {
+      guard case .cancelWatch(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 33)
+    }()
+    case .batchRead?: try {
+      guard case .batchRead(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 34)
+    }()
+    case .keyHistory?: try {
+      guard case .keyHistory(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 35)
+    }()
+    case .promoteLearner?: try {
+      guard case .promoteLearner(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 40)
+    }()
+    case .transferLeadership?: try {
+      guard case .transferLeadership(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 41)
+    }()
+    case .leaveCluster?: try {
+      guard case .leaveCluster(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 42)
+    }()
+    case .backup?: try {
+      guard case .backup(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 43)
+    }()
+    case .restoreChunk?: try {
+      guard case .restoreChunk(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 44)
+    }()
+    case .recoverQuorum?: try {
+      guard case .recoverQuorum(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 45)
+    }()
+    case .why?: try {
+      guard case .why(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 46)
+    }()
+    case .getMetrics?: try {
+      guard case .getMetrics(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 47)
+    }()
+    case .getRaftMetrics?: try {
+      guard case .getRaftMetrics(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 48)
+    }()
     case nil: break
     }
     try unknownFields.traverse(visitor: &visitor)
@@ -1991,7 +3844,7 @@ nonisolated extension Aspen_Client_V1_ClientResponse: SwiftProtobuf.Message, Swi
 
 nonisolated extension Aspen_Client_V1_ErrorStatus: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ErrorStatus"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}code\0\u{1}message\0\u{1}retry\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}code\0\u{1}message\0\u{1}retry\0\u{3}oldest_revision\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2002,6 +3855,7 @@ nonisolated extension Aspen_Client_V1_ErrorStatus: SwiftProtobuf.Message, SwiftP
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self.code) }()
       case 2: try { try decoder.decodeSingularStringField(value: &self.message) }()
       case 3: try { try decoder.decodeSingularUInt32Field(value: &self.retry) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.oldestRevision) }()
       default: break
       }
     }
@@ -2017,6 +3871,9 @@ nonisolated extension Aspen_Client_V1_ErrorStatus: SwiftProtobuf.Message, SwiftP
     if self.retry != 0 {
       try visitor.visitSingularUInt32Field(value: self.retry, fieldNumber: 3)
     }
+    if self.oldestRevision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.oldestRevision, fieldNumber: 4)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2024,6 +3881,7 @@ nonisolated extension Aspen_Client_V1_ErrorStatus: SwiftProtobuf.Message, SwiftP
     if lhs.code != rhs.code {return false}
     if lhs.message != rhs.message {return false}
     if lhs.retry != rhs.retry {return false}
+    if lhs.oldestRevision != rhs.oldestRevision {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2106,7 +3964,7 @@ nonisolated extension Aspen_Client_V1_LogID: SwiftProtobuf.Message, SwiftProtobu
 
 nonisolated extension Aspen_Client_V1_KeyValue: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".KeyValue"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}value\0\u{3}create_revision\0\u{3}mod_revision\0\u{1}version\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}value\0\u{3}create_revision\0\u{3}mod_revision\0\u{1}version\0\u{1}lease\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2119,6 +3977,7 @@ nonisolated extension Aspen_Client_V1_KeyValue: SwiftProtobuf.Message, SwiftProt
       case 3: try { try decoder.decodeSingularUInt64Field(value: &self.createRevision) }()
       case 4: try { try decoder.decodeSingularUInt64Field(value: &self.modRevision) }()
       case 5: try { try decoder.decodeSingularUInt64Field(value: &self.version) }()
+      case 6: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
       default: break
       }
     }
@@ -2140,6 +3999,9 @@ nonisolated extension Aspen_Client_V1_KeyValue: SwiftProtobuf.Message, SwiftProt
     if self.version != 0 {
       try visitor.visitSingularUInt64Field(value: self.version, fieldNumber: 5)
     }
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 6)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2149,6 +4011,7 @@ nonisolated extension Aspen_Client_V1_KeyValue: SwiftProtobuf.Message, SwiftProt
     if lhs.createRevision != rhs.createRevision {return false}
     if lhs.modRevision != rhs.modRevision {return false}
     if lhs.version != rhs.version {return false}
+    if lhs.lease != rhs.lease {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2800,7 +4663,7 @@ nonisolated extension Aspen_Client_V1_ChangeMembershipResponse: SwiftProtobuf.Me
 
 nonisolated extension Aspen_Client_V1_WriteKeyRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".WriteKeyRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}value\0\u{1}session\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}value\0\u{1}session\0\u{1}lease\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2811,6 +4674,7 @@ nonisolated extension Aspen_Client_V1_WriteKeyRequest: SwiftProtobuf.Message, Sw
       case 1: try { try decoder.decodeSingularBytesField(value: &self.key) }()
       case 2: try { try decoder.decodeSingularBytesField(value: &self.value) }()
       case 3: try { try decoder.decodeSingularMessageField(value: &self._session) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
       default: break
       }
     }
@@ -2830,6 +4694,9 @@ nonisolated extension Aspen_Client_V1_WriteKeyRequest: SwiftProtobuf.Message, Sw
     try { if let v = self._session {
       try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
     } }()
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 4)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2837,6 +4704,7 @@ nonisolated extension Aspen_Client_V1_WriteKeyRequest: SwiftProtobuf.Message, Sw
     if lhs.key != rhs.key {return false}
     if lhs.value != rhs.value {return false}
     if lhs._session != rhs._session {return false}
+    if lhs.lease != rhs.lease {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2888,7 +4756,7 @@ nonisolated extension Aspen_Client_V1_WriteKeyResponse: SwiftProtobuf.Message, S
 
 nonisolated extension Aspen_Client_V1_ReadKeyRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ReadKeyRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}consistency\0\u{1}revision\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}consistency\0\u{1}revision\0\u{3}staleness_max_ms\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2899,6 +4767,7 @@ nonisolated extension Aspen_Client_V1_ReadKeyRequest: SwiftProtobuf.Message, Swi
       case 1: try { try decoder.decodeSingularBytesField(value: &self.key) }()
       case 2: try { try decoder.decodeSingularEnumField(value: &self.consistency) }()
       case 3: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self.stalenessMaxMs) }()
       default: break
       }
     }
@@ -2914,6 +4783,9 @@ nonisolated extension Aspen_Client_V1_ReadKeyRequest: SwiftProtobuf.Message, Swi
     if self.revision != 0 {
       try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 3)
     }
+    if self.stalenessMaxMs != 0 {
+      try visitor.visitSingularUInt32Field(value: self.stalenessMaxMs, fieldNumber: 4)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2921,6 +4793,7 @@ nonisolated extension Aspen_Client_V1_ReadKeyRequest: SwiftProtobuf.Message, Swi
     if lhs.key != rhs.key {return false}
     if lhs.consistency != rhs.consistency {return false}
     if lhs.revision != rhs.revision {return false}
+    if lhs.stalenessMaxMs != rhs.stalenessMaxMs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3050,7 +4923,7 @@ nonisolated extension Aspen_Client_V1_DeleteKeyResponse: SwiftProtobuf.Message, 
 
 nonisolated extension Aspen_Client_V1_ScanKeysRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ScanKeysRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}prefix\0\u{1}limit\0\u{1}continuation\0\u{1}consistency\0\u{3}keys_only\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}prefix\0\u{1}limit\0\u{1}continuation\0\u{1}consistency\0\u{3}keys_only\0\u{1}from\0\u{1}to\0\u{1}descending\0\u{3}count_only\0\u{1}revision\0\u{3}staleness_max_ms\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3063,6 +4936,12 @@ nonisolated extension Aspen_Client_V1_ScanKeysRequest: SwiftProtobuf.Message, Sw
       case 3: try { try decoder.decodeSingularBytesField(value: &self.continuation) }()
       case 4: try { try decoder.decodeSingularEnumField(value: &self.consistency) }()
       case 5: try { try decoder.decodeSingularBoolField(value: &self.keysOnly) }()
+      case 6: try { try decoder.decodeSingularBytesField(value: &self.from) }()
+      case 7: try { try decoder.decodeSingularBytesField(value: &self.to) }()
+      case 8: try { try decoder.decodeSingularBoolField(value: &self.descending) }()
+      case 9: try { try decoder.decodeSingularBoolField(value: &self.countOnly) }()
+      case 10: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 11: try { try decoder.decodeSingularUInt32Field(value: &self.stalenessMaxMs) }()
       default: break
       }
     }
@@ -3084,6 +4963,24 @@ nonisolated extension Aspen_Client_V1_ScanKeysRequest: SwiftProtobuf.Message, Sw
     if self.keysOnly != false {
       try visitor.visitSingularBoolField(value: self.keysOnly, fieldNumber: 5)
     }
+    if !self.from.isEmpty {
+      try visitor.visitSingularBytesField(value: self.from, fieldNumber: 6)
+    }
+    if !self.to.isEmpty {
+      try visitor.visitSingularBytesField(value: self.to, fieldNumber: 7)
+    }
+    if self.descending != false {
+      try visitor.visitSingularBoolField(value: self.descending, fieldNumber: 8)
+    }
+    if self.countOnly != false {
+      try visitor.visitSingularBoolField(value: self.countOnly, fieldNumber: 9)
+    }
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 10)
+    }
+    if self.stalenessMaxMs != 0 {
+      try visitor.visitSingularUInt32Field(value: self.stalenessMaxMs, fieldNumber: 11)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -3093,6 +4990,12 @@ nonisolated extension Aspen_Client_V1_ScanKeysRequest: SwiftProtobuf.Message, Sw
     if lhs.continuation != rhs.continuation {return false}
     if lhs.consistency != rhs.consistency {return false}
     if lhs.keysOnly != rhs.keysOnly {return false}
+    if lhs.from != rhs.from {return false}
+    if lhs.to != rhs.to {return false}
+    if lhs.descending != rhs.descending {return false}
+    if lhs.countOnly != rhs.countOnly {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs.stalenessMaxMs != rhs.stalenessMaxMs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3100,7 +5003,7 @@ nonisolated extension Aspen_Client_V1_ScanKeysRequest: SwiftProtobuf.Message, Sw
 
 nonisolated extension Aspen_Client_V1_ScanKeysResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ScanKeysResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}entries\0\u{1}continuation\0\u{1}revision\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}entries\0\u{1}continuation\0\u{1}revision\0\u{1}count\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3111,6 +5014,7 @@ nonisolated extension Aspen_Client_V1_ScanKeysResponse: SwiftProtobuf.Message, S
       case 1: try { try decoder.decodeRepeatedMessageField(value: &self.entries) }()
       case 2: try { try decoder.decodeSingularBytesField(value: &self.continuation) }()
       case 3: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.count) }()
       default: break
       }
     }
@@ -3126,6 +5030,9 @@ nonisolated extension Aspen_Client_V1_ScanKeysResponse: SwiftProtobuf.Message, S
     if self.revision != 0 {
       try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 3)
     }
+    if self.count != 0 {
+      try visitor.visitSingularUInt64Field(value: self.count, fieldNumber: 4)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -3133,6 +5040,7 @@ nonisolated extension Aspen_Client_V1_ScanKeysResponse: SwiftProtobuf.Message, S
     if lhs.entries != rhs.entries {return false}
     if lhs.continuation != rhs.continuation {return false}
     if lhs.revision != rhs.revision {return false}
+    if lhs.count != rhs.count {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3399,7 +5307,7 @@ nonisolated extension Aspen_Client_V1_Compare.Relation: SwiftProtobuf._ProtoName
 
 nonisolated extension Aspen_Client_V1_Operation: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".Operation"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}put\0\u{1}delete\0\u{1}get\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}put\0\u{1}delete\0\u{1}get\0\u{3}delete_range\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3446,6 +5354,19 @@ nonisolated extension Aspen_Client_V1_Operation: SwiftProtobuf.Message, SwiftPro
           self.operation = .get(v)
         }
       }()
+      case 4: try {
+        var v: Aspen_Client_V1_Operation.DeleteRange?
+        var hadOneofValue = false
+        if let current = self.operation {
+          hadOneofValue = true
+          if case .deleteRange(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.operation = .deleteRange(v)
+        }
+      }()
       default: break
       }
     }
@@ -3469,6 +5390,10 @@ nonisolated extension Aspen_Client_V1_Operation: SwiftProtobuf.Message, SwiftPro
       guard case .get(let v)? = self.operation else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
     }()
+    case .deleteRange?: try {
+      guard case .deleteRange(let v)? = self.operation else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 4)
+    }()
     case nil: break
     }
     try unknownFields.traverse(visitor: &visitor)
@@ -3483,7 +5408,7 @@ nonisolated extension Aspen_Client_V1_Operation: SwiftProtobuf.Message, SwiftPro
 
 nonisolated extension Aspen_Client_V1_Operation.Put: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = Aspen_Client_V1_Operation.protoMessageName + ".Put"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}value\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}value\0\u{1}lease\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3493,6 +5418,7 @@ nonisolated extension Aspen_Client_V1_Operation.Put: SwiftProtobuf.Message, Swif
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularBytesField(value: &self.key) }()
       case 2: try { try decoder.decodeSingularBytesField(value: &self.value) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
       default: break
       }
     }
@@ -3505,12 +5431,16 @@ nonisolated extension Aspen_Client_V1_Operation.Put: SwiftProtobuf.Message, Swif
     if !self.value.isEmpty {
       try visitor.visitSingularBytesField(value: self.value, fieldNumber: 2)
     }
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 3)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Aspen_Client_V1_Operation.Put, rhs: Aspen_Client_V1_Operation.Put) -> Bool {
     if lhs.key != rhs.key {return false}
     if lhs.value != rhs.value {return false}
+    if lhs.lease != rhs.lease {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3541,6 +5471,41 @@ nonisolated extension Aspen_Client_V1_Operation.Delete: SwiftProtobuf.Message, S
 
   package static func ==(lhs: Aspen_Client_V1_Operation.Delete, rhs: Aspen_Client_V1_Operation.Delete) -> Bool {
     if lhs.key != rhs.key {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_Operation.DeleteRange: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = Aspen_Client_V1_Operation.protoMessageName + ".DeleteRange"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}from\0\u{1}to\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.from) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.to) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.from.isEmpty {
+      try visitor.visitSingularBytesField(value: self.from, fieldNumber: 1)
+    }
+    if !self.to.isEmpty {
+      try visitor.visitSingularBytesField(value: self.to, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_Operation.DeleteRange, rhs: Aspen_Client_V1_Operation.DeleteRange) -> Bool {
+    if lhs.from != rhs.from {return false}
+    if lhs.to != rhs.to {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3578,7 +5543,7 @@ nonisolated extension Aspen_Client_V1_Operation.Get: SwiftProtobuf.Message, Swif
 
 nonisolated extension Aspen_Client_V1_OperationResult: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".OperationResult"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}existed\0\u{1}entry\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}existed\0\u{1}entry\0\u{1}deleted\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3588,6 +5553,7 @@ nonisolated extension Aspen_Client_V1_OperationResult: SwiftProtobuf.Message, Sw
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularBoolField(value: &self.existed) }()
       case 2: try { try decoder.decodeSingularMessageField(value: &self._entry) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.deleted) }()
       default: break
       }
     }
@@ -3604,12 +5570,16 @@ nonisolated extension Aspen_Client_V1_OperationResult: SwiftProtobuf.Message, Sw
     try { if let v = self._entry {
       try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
     } }()
+    if self.deleted != 0 {
+      try visitor.visitSingularUInt64Field(value: self.deleted, fieldNumber: 3)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Aspen_Client_V1_OperationResult, rhs: Aspen_Client_V1_OperationResult) -> Bool {
     if lhs.existed != rhs.existed {return false}
     if lhs._entry != rhs._entry {return false}
+    if lhs.deleted != rhs.deleted {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3757,6 +5727,1600 @@ nonisolated extension Aspen_Client_V1_TriggerSnapshotResponse: SwiftProtobuf.Mes
 
   package static func ==(lhs: Aspen_Client_V1_TriggerSnapshotResponse, rhs: Aspen_Client_V1_TriggerSnapshotResponse) -> Bool {
     if lhs.index != rhs.index {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_BatchReadRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".BatchReadRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}keys\0\u{1}consistency\0\u{1}revision\0\u{3}staleness_max_ms\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedBytesField(value: &self.keys) }()
+      case 2: try { try decoder.decodeSingularEnumField(value: &self.consistency) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self.stalenessMaxMs) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.keys.isEmpty {
+      try visitor.visitRepeatedBytesField(value: self.keys, fieldNumber: 1)
+    }
+    if self.consistency != .linearizable {
+      try visitor.visitSingularEnumField(value: self.consistency, fieldNumber: 2)
+    }
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 3)
+    }
+    if self.stalenessMaxMs != 0 {
+      try visitor.visitSingularUInt32Field(value: self.stalenessMaxMs, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_BatchReadRequest, rhs: Aspen_Client_V1_BatchReadRequest) -> Bool {
+    if lhs.keys != rhs.keys {return false}
+    if lhs.consistency != rhs.consistency {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs.stalenessMaxMs != rhs.stalenessMaxMs {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_BatchReadResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".BatchReadResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}results\0\u{1}revision\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.results) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.results.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.results, fieldNumber: 1)
+    }
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_BatchReadResponse, rhs: Aspen_Client_V1_BatchReadResponse) -> Bool {
+    if lhs.results != rhs.results {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_BatchReadResponse.Found: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = Aspen_Client_V1_BatchReadResponse.protoMessageName + ".Found"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}entry\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularMessageField(value: &self._entry) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._entry {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_BatchReadResponse.Found, rhs: Aspen_Client_V1_BatchReadResponse.Found) -> Bool {
+    if lhs._entry != rhs._entry {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_KeyHistoryRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".KeyHistoryRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}key\0\u{1}limit\0\u{3}before_revision\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.key) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.limit) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.beforeRevision) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.key.isEmpty {
+      try visitor.visitSingularBytesField(value: self.key, fieldNumber: 1)
+    }
+    if self.limit != 0 {
+      try visitor.visitSingularUInt32Field(value: self.limit, fieldNumber: 2)
+    }
+    if self.beforeRevision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.beforeRevision, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_KeyHistoryRequest, rhs: Aspen_Client_V1_KeyHistoryRequest) -> Bool {
+    if lhs.key != rhs.key {return false}
+    if lhs.limit != rhs.limit {return false}
+    if lhs.beforeRevision != rhs.beforeRevision {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_KeyHistoryResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".KeyHistoryResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}events\0\u{1}more\0\u{1}revision\0\u{3}compacted_revision\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.events) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.more) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.compactedRevision) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.events.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.events, fieldNumber: 1)
+    }
+    if self.more != false {
+      try visitor.visitSingularBoolField(value: self.more, fieldNumber: 2)
+    }
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 3)
+    }
+    if self.compactedRevision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.compactedRevision, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_KeyHistoryResponse, rhs: Aspen_Client_V1_KeyHistoryResponse) -> Bool {
+    if lhs.events != rhs.events {return false}
+    if lhs.more != rhs.more {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs.compactedRevision != rhs.compactedRevision {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_GrantLeaseRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".GrantLeaseRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}ttl_ms\0\u{1}lease\0\u{1}session\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.ttlMs) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._session) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.ttlMs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.ttlMs, fieldNumber: 1)
+    }
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 2)
+    }
+    try { if let v = self._session {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_GrantLeaseRequest, rhs: Aspen_Client_V1_GrantLeaseRequest) -> Bool {
+    if lhs.ttlMs != rhs.ttlMs {return false}
+    if lhs.lease != rhs.lease {return false}
+    if lhs._session != rhs._session {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_GrantLeaseResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".GrantLeaseResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}lease\0\u{3}ttl_ms\0\u{3}log_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.ttlMs) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 1)
+    }
+    if self.ttlMs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.ttlMs, fieldNumber: 2)
+    }
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_GrantLeaseResponse, rhs: Aspen_Client_V1_GrantLeaseResponse) -> Bool {
+    if lhs.lease != rhs.lease {return false}
+    if lhs.ttlMs != rhs.ttlMs {return false}
+    if lhs._logID != rhs._logID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RevokeLeaseRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RevokeLeaseRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}lease\0\u{1}session\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
+      case 2: try { try decoder.decodeSingularMessageField(value: &self._session) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 1)
+    }
+    try { if let v = self._session {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RevokeLeaseRequest, rhs: Aspen_Client_V1_RevokeLeaseRequest) -> Bool {
+    if lhs.lease != rhs.lease {return false}
+    if lhs._session != rhs._session {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RevokeLeaseResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RevokeLeaseResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}deleted\0\u{1}revision\0\u{3}log_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.deleted) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.deleted != 0 {
+      try visitor.visitSingularUInt64Field(value: self.deleted, fieldNumber: 1)
+    }
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 2)
+    }
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RevokeLeaseResponse, rhs: Aspen_Client_V1_RevokeLeaseResponse) -> Bool {
+    if lhs.deleted != rhs.deleted {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs._logID != rhs._logID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_KeepLeaseAliveRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".KeepLeaseAliveRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}lease\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_KeepLeaseAliveRequest, rhs: Aspen_Client_V1_KeepLeaseAliveRequest) -> Bool {
+    if lhs.lease != rhs.lease {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_KeepLeaseAliveResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".KeepLeaseAliveResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}ttl_ms\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.ttlMs) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.ttlMs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.ttlMs, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_KeepLeaseAliveResponse, rhs: Aspen_Client_V1_KeepLeaseAliveResponse) -> Bool {
+    if lhs.ttlMs != rhs.ttlMs {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_LeaseTimeToLiveRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".LeaseTimeToLiveRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}lease\0\u{3}with_keys\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.withKeys) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 1)
+    }
+    if self.withKeys != false {
+      try visitor.visitSingularBoolField(value: self.withKeys, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_LeaseTimeToLiveRequest, rhs: Aspen_Client_V1_LeaseTimeToLiveRequest) -> Bool {
+    if lhs.lease != rhs.lease {return false}
+    if lhs.withKeys != rhs.withKeys {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_LeaseTimeToLiveResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".LeaseTimeToLiveResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}lease\0\u{1}keys\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularMessageField(value: &self._lease) }()
+      case 2: try { try decoder.decodeRepeatedBytesField(value: &self.keys) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._lease {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
+    } }()
+    if !self.keys.isEmpty {
+      try visitor.visitRepeatedBytesField(value: self.keys, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_LeaseTimeToLiveResponse, rhs: Aspen_Client_V1_LeaseTimeToLiveResponse) -> Bool {
+    if lhs._lease != rhs._lease {return false}
+    if lhs.keys != rhs.keys {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_ListLeasesRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ListLeasesRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}limit\0\u{1}after\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.limit) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.after) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.limit != 0 {
+      try visitor.visitSingularUInt32Field(value: self.limit, fieldNumber: 1)
+    }
+    if self.after != 0 {
+      try visitor.visitSingularUInt64Field(value: self.after, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_ListLeasesRequest, rhs: Aspen_Client_V1_ListLeasesRequest) -> Bool {
+    if lhs.limit != rhs.limit {return false}
+    if lhs.after != rhs.after {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_ListLeasesResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ListLeasesResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}leases\0\u{1}more\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.leases) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.more) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.leases.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.leases, fieldNumber: 1)
+    }
+    if self.more != false {
+      try visitor.visitSingularBoolField(value: self.more, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_ListLeasesResponse, rhs: Aspen_Client_V1_ListLeasesResponse) -> Bool {
+    if lhs.leases != rhs.leases {return false}
+    if lhs.more != rhs.more {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_LeaseInfo: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".LeaseInfo"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}lease\0\u{3}granted_ttl_ms\0\u{3}remaining_ttl_ms\0\u{3}attached_keys\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.lease) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.grantedTtlMs) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.remainingTtlMs) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.attachedKeys) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.lease != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lease, fieldNumber: 1)
+    }
+    if self.grantedTtlMs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.grantedTtlMs, fieldNumber: 2)
+    }
+    if self.remainingTtlMs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.remainingTtlMs, fieldNumber: 3)
+    }
+    if self.attachedKeys != 0 {
+      try visitor.visitSingularUInt64Field(value: self.attachedKeys, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_LeaseInfo, rhs: Aspen_Client_V1_LeaseInfo) -> Bool {
+    if lhs.lease != rhs.lease {return false}
+    if lhs.grantedTtlMs != rhs.grantedTtlMs {return false}
+    if lhs.remainingTtlMs != rhs.remainingTtlMs {return false}
+    if lhs.attachedKeys != rhs.attachedKeys {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_Event: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".Event"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}kind\0\u{1}entry\0\u{1}previous\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularEnumField(value: &self.kind) }()
+      case 2: try { try decoder.decodeSingularMessageField(value: &self._entry) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._previous) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.kind != .put {
+      try visitor.visitSingularEnumField(value: self.kind, fieldNumber: 1)
+    }
+    try { if let v = self._entry {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
+    } }()
+    try { if let v = self._previous {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_Event, rhs: Aspen_Client_V1_Event) -> Bool {
+    if lhs.kind != rhs.kind {return false}
+    if lhs._entry != rhs._entry {return false}
+    if lhs._previous != rhs._previous {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_Event.Kind: SwiftProtobuf._ProtoNameProviding {
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0PUT\0\u{1}DELETE\0")
+}
+
+nonisolated extension Aspen_Client_V1_WatchRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".WatchRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}from\0\u{1}to\0\u{3}start_revision\0\u{3}previous_values\0\u{3}no_puts\0\u{3}no_deletes\0\u{1}progress\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.from) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.to) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.startRevision) }()
+      case 4: try { try decoder.decodeSingularBoolField(value: &self.previousValues) }()
+      case 5: try { try decoder.decodeSingularBoolField(value: &self.noPuts) }()
+      case 6: try { try decoder.decodeSingularBoolField(value: &self.noDeletes) }()
+      case 7: try { try decoder.decodeSingularBoolField(value: &self.progress) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.from.isEmpty {
+      try visitor.visitSingularBytesField(value: self.from, fieldNumber: 1)
+    }
+    if !self.to.isEmpty {
+      try visitor.visitSingularBytesField(value: self.to, fieldNumber: 2)
+    }
+    if self.startRevision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.startRevision, fieldNumber: 3)
+    }
+    if self.previousValues != false {
+      try visitor.visitSingularBoolField(value: self.previousValues, fieldNumber: 4)
+    }
+    if self.noPuts != false {
+      try visitor.visitSingularBoolField(value: self.noPuts, fieldNumber: 5)
+    }
+    if self.noDeletes != false {
+      try visitor.visitSingularBoolField(value: self.noDeletes, fieldNumber: 6)
+    }
+    if self.progress != false {
+      try visitor.visitSingularBoolField(value: self.progress, fieldNumber: 7)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_WatchRequest, rhs: Aspen_Client_V1_WatchRequest) -> Bool {
+    if lhs.from != rhs.from {return false}
+    if lhs.to != rhs.to {return false}
+    if lhs.startRevision != rhs.startRevision {return false}
+    if lhs.previousValues != rhs.previousValues {return false}
+    if lhs.noPuts != rhs.noPuts {return false}
+    if lhs.noDeletes != rhs.noDeletes {return false}
+    if lhs.progress != rhs.progress {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_WatchResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".WatchResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}revision\0\u{1}events\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 2: try { try decoder.decodeRepeatedMessageField(value: &self.events) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 1)
+    }
+    if !self.events.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.events, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_WatchResponse, rhs: Aspen_Client_V1_WatchResponse) -> Bool {
+    if lhs.revision != rhs.revision {return false}
+    if lhs.events != rhs.events {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_CancelWatchRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".CancelWatchRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}watch\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.watch) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.watch != 0 {
+      try visitor.visitSingularUInt64Field(value: self.watch, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_CancelWatchRequest, rhs: Aspen_Client_V1_CancelWatchRequest) -> Bool {
+    if lhs.watch != rhs.watch {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_CancelWatchResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".CancelWatchResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_CancelWatchResponse, rhs: Aspen_Client_V1_CancelWatchResponse) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_PromoteLearnerRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".PromoteLearnerRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}node_id\0\u{1}replace\0\u{1}force\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.nodeID) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.replace) }()
+      case 3: try { try decoder.decodeSingularBoolField(value: &self.force) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.nodeID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.nodeID, fieldNumber: 1)
+    }
+    if self.replace != 0 {
+      try visitor.visitSingularUInt64Field(value: self.replace, fieldNumber: 2)
+    }
+    if self.force != false {
+      try visitor.visitSingularBoolField(value: self.force, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_PromoteLearnerRequest, rhs: Aspen_Client_V1_PromoteLearnerRequest) -> Bool {
+    if lhs.nodeID != rhs.nodeID {return false}
+    if lhs.replace != rhs.replace {return false}
+    if lhs.force != rhs.force {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_PromoteLearnerResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".PromoteLearnerResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}log_id\0\u{1}voters\0\u{1}learners\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      case 2: try { try decoder.decodeRepeatedUInt64Field(value: &self.voters) }()
+      case 3: try { try decoder.decodeRepeatedUInt64Field(value: &self.learners) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
+    } }()
+    if !self.voters.isEmpty {
+      try visitor.visitPackedUInt64Field(value: self.voters, fieldNumber: 2)
+    }
+    if !self.learners.isEmpty {
+      try visitor.visitPackedUInt64Field(value: self.learners, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_PromoteLearnerResponse, rhs: Aspen_Client_V1_PromoteLearnerResponse) -> Bool {
+    if lhs._logID != rhs._logID {return false}
+    if lhs.voters != rhs.voters {return false}
+    if lhs.learners != rhs.learners {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_TransferLeadershipRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".TransferLeadershipRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}node_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.nodeID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.nodeID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.nodeID, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_TransferLeadershipRequest, rhs: Aspen_Client_V1_TransferLeadershipRequest) -> Bool {
+    if lhs.nodeID != rhs.nodeID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_TransferLeadershipResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".TransferLeadershipResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}leader_id\0\u{1}term\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.leaderID) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.term) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.leaderID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.leaderID, fieldNumber: 1)
+    }
+    if self.term != 0 {
+      try visitor.visitSingularUInt64Field(value: self.term, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_TransferLeadershipResponse, rhs: Aspen_Client_V1_TransferLeadershipResponse) -> Bool {
+    if lhs.leaderID != rhs.leaderID {return false}
+    if lhs.term != rhs.term {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_LeaveClusterRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".LeaveClusterRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}node_id\0\u{1}force\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.nodeID) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.force) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.nodeID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.nodeID, fieldNumber: 1)
+    }
+    if self.force != false {
+      try visitor.visitSingularBoolField(value: self.force, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_LeaveClusterRequest, rhs: Aspen_Client_V1_LeaveClusterRequest) -> Bool {
+    if lhs.nodeID != rhs.nodeID {return false}
+    if lhs.force != rhs.force {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_LeaveClusterResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".LeaveClusterResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}log_id\0\u{1}voters\0\u{1}learners\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      case 2: try { try decoder.decodeRepeatedUInt64Field(value: &self.voters) }()
+      case 3: try { try decoder.decodeRepeatedUInt64Field(value: &self.learners) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
+    } }()
+    if !self.voters.isEmpty {
+      try visitor.visitPackedUInt64Field(value: self.voters, fieldNumber: 2)
+    }
+    if !self.learners.isEmpty {
+      try visitor.visitPackedUInt64Field(value: self.learners, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_LeaveClusterResponse, rhs: Aspen_Client_V1_LeaveClusterResponse) -> Bool {
+    if lhs._logID != rhs._logID {return false}
+    if lhs.voters != rhs.voters {return false}
+    if lhs.learners != rhs.learners {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_BackupRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".BackupRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_BackupRequest, rhs: Aspen_Client_V1_BackupRequest) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_BackupResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".BackupResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}chunk\0\u{3}is_last\0\u{1}revision\0\u{3}cluster_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.chunk) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.isLast) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.clusterID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.chunk.isEmpty {
+      try visitor.visitSingularBytesField(value: self.chunk, fieldNumber: 1)
+    }
+    if self.isLast != false {
+      try visitor.visitSingularBoolField(value: self.isLast, fieldNumber: 2)
+    }
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 3)
+    }
+    if !self.clusterID.isEmpty {
+      try visitor.visitSingularStringField(value: self.clusterID, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_BackupResponse, rhs: Aspen_Client_V1_BackupResponse) -> Bool {
+    if lhs.chunk != rhs.chunk {return false}
+    if lhs.isLast != rhs.isLast {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs.clusterID != rhs.clusterID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RestoreChunkRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RestoreChunkRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}offset\0\u{1}chunk\0\u{3}is_last\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.offset) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.chunk) }()
+      case 3: try { try decoder.decodeSingularBoolField(value: &self.isLast) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.offset != 0 {
+      try visitor.visitSingularUInt64Field(value: self.offset, fieldNumber: 1)
+    }
+    if !self.chunk.isEmpty {
+      try visitor.visitSingularBytesField(value: self.chunk, fieldNumber: 2)
+    }
+    if self.isLast != false {
+      try visitor.visitSingularBoolField(value: self.isLast, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RestoreChunkRequest, rhs: Aspen_Client_V1_RestoreChunkRequest) -> Bool {
+    if lhs.offset != rhs.offset {return false}
+    if lhs.chunk != rhs.chunk {return false}
+    if lhs.isLast != rhs.isLast {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RestoreChunkResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RestoreChunkResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}received\0\u{3}cluster_id\0\u{1}revision\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.received) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.clusterID) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.revision) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.received != 0 {
+      try visitor.visitSingularUInt64Field(value: self.received, fieldNumber: 1)
+    }
+    if !self.clusterID.isEmpty {
+      try visitor.visitSingularStringField(value: self.clusterID, fieldNumber: 2)
+    }
+    if self.revision != 0 {
+      try visitor.visitSingularUInt64Field(value: self.revision, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RestoreChunkResponse, rhs: Aspen_Client_V1_RestoreChunkResponse) -> Bool {
+    if lhs.received != rhs.received {return false}
+    if lhs.clusterID != rhs.clusterID {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RecoverQuorumRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RecoverQuorumRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}cluster_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.clusterID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.clusterID.isEmpty {
+      try visitor.visitSingularStringField(value: self.clusterID, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RecoverQuorumRequest, rhs: Aspen_Client_V1_RecoverQuorumRequest) -> Bool {
+    if lhs.clusterID != rhs.clusterID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RecoverQuorumResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RecoverQuorumResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}log_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RecoverQuorumResponse, rhs: Aspen_Client_V1_RecoverQuorumResponse) -> Bool {
+    if lhs._logID != rhs._logID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_WhyRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".WhyRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}subject\0\u{3}node_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularEnumField(value: &self.subject) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.nodeID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.subject != .leader {
+      try visitor.visitSingularEnumField(value: self.subject, fieldNumber: 1)
+    }
+    if self.nodeID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.nodeID, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_WhyRequest, rhs: Aspen_Client_V1_WhyRequest) -> Bool {
+    if lhs.subject != rhs.subject {return false}
+    if lhs.nodeID != rhs.nodeID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_WhyRequest.Subject: SwiftProtobuf._ProtoNameProviding {
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0LEADER\0\u{1}SLOW\0\u{1}MEMBER\0")
+}
+
+nonisolated extension Aspen_Client_V1_WhyResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".WhyResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}answer\0\u{1}events\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.answer) }()
+      case 2: try { try decoder.decodeRepeatedMessageField(value: &self.events) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.answer.isEmpty {
+      try visitor.visitSingularStringField(value: self.answer, fieldNumber: 1)
+    }
+    if !self.events.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.events, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_WhyResponse, rhs: Aspen_Client_V1_WhyResponse) -> Bool {
+    if lhs.answer != rhs.answer {return false}
+    if lhs.events != rhs.events {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RecordedEvent: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RecordedEvent"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}wall_time_ms\0\u{3}node_id\0\u{1}kind\0\u{1}text\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.wallTimeMs) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.nodeID) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.kind) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.text) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.wallTimeMs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.wallTimeMs, fieldNumber: 1)
+    }
+    if self.nodeID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.nodeID, fieldNumber: 2)
+    }
+    if !self.kind.isEmpty {
+      try visitor.visitSingularStringField(value: self.kind, fieldNumber: 3)
+    }
+    if !self.text.isEmpty {
+      try visitor.visitSingularStringField(value: self.text, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RecordedEvent, rhs: Aspen_Client_V1_RecordedEvent) -> Bool {
+    if lhs.wallTimeMs != rhs.wallTimeMs {return false}
+    if lhs.nodeID != rhs.nodeID {return false}
+    if lhs.kind != rhs.kind {return false}
+    if lhs.text != rhs.text {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_Metric: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".Metric"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}kind\0\u{1}value\0\u{1}help\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.kind) }()
+      case 3: try { try decoder.decodeSingularDoubleField(value: &self.value) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.help) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
+    }
+    if !self.kind.isEmpty {
+      try visitor.visitSingularStringField(value: self.kind, fieldNumber: 2)
+    }
+    if self.value.bitPattern != 0 {
+      try visitor.visitSingularDoubleField(value: self.value, fieldNumber: 3)
+    }
+    if !self.help.isEmpty {
+      try visitor.visitSingularStringField(value: self.help, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_Metric, rhs: Aspen_Client_V1_Metric) -> Bool {
+    if lhs.name != rhs.name {return false}
+    if lhs.kind != rhs.kind {return false}
+    if lhs.value != rhs.value {return false}
+    if lhs.help != rhs.help {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_GetMetricsRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".GetMetricsRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_GetMetricsRequest, rhs: Aspen_Client_V1_GetMetricsRequest) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_GetMetricsResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".GetMetricsResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}metrics\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.metrics) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.metrics.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.metrics, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_GetMetricsResponse, rhs: Aspen_Client_V1_GetMetricsResponse) -> Bool {
+    if lhs.metrics != rhs.metrics {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_GetRaftMetricsRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".GetRaftMetricsRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_GetRaftMetricsRequest, rhs: Aspen_Client_V1_GetRaftMetricsRequest) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_GetRaftMetricsResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".GetRaftMetricsResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}role\0\u{1}term\0\u{3}leader_id\0\u{3}last_log_index\0\u{1}commit\0\u{1}applied\0\u{3}snapshot_index\0\u{1}progress\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.role) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.term) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.leaderID) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.lastLogIndex) }()
+      case 5: try { try decoder.decodeSingularUInt64Field(value: &self.commit) }()
+      case 6: try { try decoder.decodeSingularUInt64Field(value: &self.applied) }()
+      case 7: try { try decoder.decodeSingularUInt64Field(value: &self.snapshotIndex) }()
+      case 8: try { try decoder.decodeRepeatedMessageField(value: &self.progress) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.role.isEmpty {
+      try visitor.visitSingularStringField(value: self.role, fieldNumber: 1)
+    }
+    if self.term != 0 {
+      try visitor.visitSingularUInt64Field(value: self.term, fieldNumber: 2)
+    }
+    if self.leaderID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.leaderID, fieldNumber: 3)
+    }
+    if self.lastLogIndex != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lastLogIndex, fieldNumber: 4)
+    }
+    if self.commit != 0 {
+      try visitor.visitSingularUInt64Field(value: self.commit, fieldNumber: 5)
+    }
+    if self.applied != 0 {
+      try visitor.visitSingularUInt64Field(value: self.applied, fieldNumber: 6)
+    }
+    if self.snapshotIndex != 0 {
+      try visitor.visitSingularUInt64Field(value: self.snapshotIndex, fieldNumber: 7)
+    }
+    if !self.progress.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.progress, fieldNumber: 8)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_GetRaftMetricsResponse, rhs: Aspen_Client_V1_GetRaftMetricsResponse) -> Bool {
+    if lhs.role != rhs.role {return false}
+    if lhs.term != rhs.term {return false}
+    if lhs.leaderID != rhs.leaderID {return false}
+    if lhs.lastLogIndex != rhs.lastLogIndex {return false}
+    if lhs.commit != rhs.commit {return false}
+    if lhs.applied != rhs.applied {return false}
+    if lhs.snapshotIndex != rhs.snapshotIndex {return false}
+    if lhs.progress != rhs.progress {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_GetRaftMetricsResponse.Progress: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = Aspen_Client_V1_GetRaftMetricsResponse.protoMessageName + ".Progress"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}node_id\0\u{1}matched\0\u{3}is_voter\0\u{3}is_linked\0\u{1}lag\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.nodeID) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.matched) }()
+      case 3: try { try decoder.decodeSingularBoolField(value: &self.isVoter) }()
+      case 4: try { try decoder.decodeSingularBoolField(value: &self.isLinked) }()
+      case 5: try { try decoder.decodeSingularUInt64Field(value: &self.lag) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.nodeID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.nodeID, fieldNumber: 1)
+    }
+    if self.matched != 0 {
+      try visitor.visitSingularUInt64Field(value: self.matched, fieldNumber: 2)
+    }
+    if self.isVoter != false {
+      try visitor.visitSingularBoolField(value: self.isVoter, fieldNumber: 3)
+    }
+    if self.isLinked != false {
+      try visitor.visitSingularBoolField(value: self.isLinked, fieldNumber: 4)
+    }
+    if self.lag != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lag, fieldNumber: 5)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_GetRaftMetricsResponse.Progress, rhs: Aspen_Client_V1_GetRaftMetricsResponse.Progress) -> Bool {
+    if lhs.nodeID != rhs.nodeID {return false}
+    if lhs.matched != rhs.matched {return false}
+    if lhs.isVoter != rhs.isVoter {return false}
+    if lhs.isLinked != rhs.isLinked {return false}
+    if lhs.lag != rhs.lag {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
