@@ -256,7 +256,7 @@ struct FakeStore {
                 isChanged = isChanged || result.existed
             case .get(let get):
                 if let found = current(get.key) { result.entry = entry(get.key, found) }
-            case nil: break
+            case .deleteRange, nil: break
             }
             results.append(result)
         }

@@ -75,7 +75,7 @@ extension Compare {
         case .exists(let exists)?: target = .exists(exists)
         case nil: throw AspenError(.invalidArgument, "a compare says what to compare with")
         }
-        guard let relation = Relation(rawValue: UInt8(clamping: wire.relation.rawValue)) else {
+        guard let relation = UInt8(exactly: wire.relation.rawValue).flatMap(Relation.init) else {
             throw AspenError(.invalidArgument, "a compare has a relation unknown here")
         }
         self.init(key: Array(wire.key), target: target, relation: relation)
@@ -88,6 +88,9 @@ extension Operation {
         switch wire.operation {
         case .put(let put)?: self = .put(key: Array(put.key), value: Array(put.value))
         case .delete(let delete)?: self = .delete(key: Array(delete.key))
+        case .deleteRange(let range)?:
+            self = .deleteRange(
+                from: Array(range.from), to: range.to.isEmpty ? nil : Array(range.to))
         case .get(let get)?: self = .get(key: Array(get.key))
         case nil: throw AspenError(.invalidArgument, "an operation unknown here")
         }
@@ -115,7 +118,9 @@ extension Aspen_Client_V1_OperationResult {
         self.init()
         switch result {
         case .put(let previousVersion): existed = previousVersion > 0
-        case .deleted(let count): existed = count > 0
+        case .deleted(let count):
+            existed = count > 0
+            deleted = count
         case .got(let found): if let found { entry = Aspen_Client_V1_KeyValue(found) }
         }
     }
