@@ -163,6 +163,13 @@ package final class RaftNode: @unchecked Sendable {
     private func carryOut(_ effect: RaftEffect) {
         switch effect {
         case .write(let write):
+            if write.endsRepair {
+                logger.notice(
+                    "repaired by its peers: the log holds again all that may have been acknowledged",
+                    metadata: [
+                        "last": "\(core.lastIndex)", "event": "\(JournalEvent.repaired)",
+                    ])
+            }
             writes.append(.write(write))
             for entry in write.entries { writeBytes += entry.payload.count }
             scheduleDisk()
