@@ -66,6 +66,17 @@ package struct OpenedStorage {
         let log = try SegmentedLog(
             disk: try disk("log"), configuration: settings.log,
             salt: UInt64.random(in: 1...UInt64.max))
+        if !log.recovery.isTailTrusted {
+            logger.error(
+                """
+                the end of the log is damaged: this node neither votes nor acknowledges until its \
+                peers have brought it what may be missing
+                """,
+                metadata: [
+                    "last": "\(log.lastIndex)", "missing-up-to": "\(log.recovery.untrustedBelow)",
+                    "event": "\(JournalEvent.damageFound)",
+                ])
+        }
         _ = try disk("state")
         let recording = recorder.map {
             StateRecording(directory: directory + "/state", recorder: $0, as: "state")
@@ -91,6 +102,7 @@ package struct OpenedStorage {
         logger: Logger
     ) throws(StorageError) -> SQLiteState {
         var state: SQLiteState
+        var isMadeAnew = false
         do throws(StorageError) {
             state = try SQLiteState(directory: directory, options: options)
         } catch .corrupt(let reason) {
@@ -98,6 +110,7 @@ package struct OpenedStorage {
                 "the state is damaged and will be made anew",
                 metadata: ["reason": "\(reason)", "event": "\(JournalEvent.damageFound)"])
             state = try SQLiteState.rebuildEmpty(directory: directory, options: options)
+            isMadeAnew = true
         }
         let (applied, first) = (state.appliedIndex, log.firstIndex)
         if applied > log.lastIndex {
@@ -111,6 +124,11 @@ package struct OpenedStorage {
         }
         if try log.align(applied: applied, term: state.appliedTerm) {
             if log.recovery.isTailTrusted { try state.removeSetAside() }
+            if isMadeAnew {
+                logger.notice(
+                    "repaired: the state is made again from the log, which has all of it",
+                    metadata: ["event": "\(JournalEvent.repaired)"])
+            }
         } else {
             logger.error(
                 "the state is lost and the log begins later: this node waits for a leader to fill it",

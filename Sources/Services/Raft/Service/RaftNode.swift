@@ -39,10 +39,6 @@ protocol RaftNodeClient: AnyObject {
 package final class RaftNode: @unchecked Sendable {
     /// Payload bytes given to the core as one list of proposals.
     static let proposeBytesMax = 1_000_000
-    /// Payload bytes read from the log in one piece to be applied after a restart.
-    static let replayBytesMax = 4_000_000
-    /// How long news of a commit may wait for an append to carry it, when no client waits for it.
-    static let newsDelay = TimeAmount.milliseconds(2)
     /// Entries applied between two looks at whether a checkpoint is due.
     static let maintenanceEntries = 512
 
@@ -62,19 +58,19 @@ package final class RaftNode: @unchecked Sendable {
     private var slowSyncs = LogLimiter(burst: 3)
     private var isCarryingOut = false
     private(set) var isStopped = false
-    private var isPaused = false
+    var isPaused = false
     private let onFatal: (StorageError) -> Void
 
-    private var news = CommitNews()
-    private var isNewsScheduled = false
+    var news = CommitNews()
+    var isNewsScheduled = false
     private var armedFor: MonotonicInstant?
     private var timer: Scheduled<Void>?
 
     private(set) var standing: RaftStanding
     private(set) var membership: Membership?
-    private(set) var applied: AppliedBatch
+    var applied: AppliedBatch
     /// The index of the last membership entry applied.
-    private(set) var membershipAppliedIndex = LogIndex.zero
+    var membershipAppliedIndex = LogIndex.zero
     private(set) var firstLogIndex: LogIndex
 
     // What this turn has gathered.
@@ -84,13 +80,13 @@ package final class RaftNode: @unchecked Sendable {
     private var isTurnScheduled = false
     private var writes: [LogJob] = []
     private var writeBytes = 0
-    private var isDiskScheduled = false
+    var isDiskScheduled = false
 
-    private var committed = ApplyQueue()
-    private var isApplyScheduled = false
+    var committed = ApplyQueue()
+    var isApplyScheduled = false
     /// What the log had for the state while a snapshot was taking its place.
-    private var heldReplay: (entries: [Entry], from: LogIndex)?
-    private var maintenanceCountdown = RaftNode.maintenanceEntries
+    var heldReplay: (entries: [Entry], from: LogIndex)?
+    var maintenanceCountdown = RaftNode.maintenanceEntries
     private var nextProposal: UInt64 = 1
     /// Read rounds that wait until an index is applied, ascending by round.
     private var roundsToApply: [(round: UInt64, index: LogIndex)] = []
@@ -167,6 +163,13 @@ package final class RaftNode: @unchecked Sendable {
     private func carryOut(_ effect: RaftEffect) {
         switch effect {
         case .write(let write):
+            if write.endsRepair {
+                logger.notice(
+                    "repaired by its peers: the log holds again all that may have been acknowledged",
+                    metadata: [
+                        "last": "\(core.lastIndex)", "event": "\(JournalEvent.repaired)",
+                    ])
+            }
             writes.append(.write(write))
             for entry in write.entries { writeBytes += entry.payload.count }
             scheduleDisk()
@@ -199,15 +202,6 @@ package final class RaftNode: @unchecked Sendable {
                 metadata: [
                     "peer": "\(peer)", "acknowledged": "\(acknowledged)", "found": "\(found)",
                 ])
-        }
-    }
-
-    private func scheduleNews() {
-        guard !isNewsScheduled else { return }
-        isNewsScheduled = true
-        loop.scheduleTask(in: Self.newsDelay) { [self] in
-            isNewsScheduled = false
-            for message in news.release() { links.send(message, after: nil) }
         }
     }
 
@@ -275,7 +269,7 @@ package final class RaftNode: @unchecked Sendable {
         }
     }
 
-    private func armTimer() {
+    func armTimer() {
         guard let deadline = core.deadline, !isStopped, !isPaused else { return }
         // One that fires too early only looks again: cheaper than moving it with each heartbeat.
         if let armedFor, armedFor <= deadline { return }
@@ -371,7 +365,7 @@ package final class RaftNode: @unchecked Sendable {
         }
     }
 
-    private func releaseRounds() {
+    func releaseRounds() {
         guard !roundsToApply.isEmpty else { return }
         let ready = roundsToApply.filter { $0.index <= applied.index }
         guard !ready.isEmpty else { return }
@@ -439,125 +433,6 @@ package final class RaftNode: @unchecked Sendable {
         onFatal(error)
     }
 
-    // MARK: - Applying
-
-    private func scheduleApply() {
-        guard !isApplyScheduled else { return }
-        isApplyScheduled = true
-        // A write of the same turn goes first: others wait for its acknowledgement.
-        loop.execute { [self] in
-            if isDiskScheduled {
-                isApplyScheduled = false
-                return scheduleApply()
-            }
-            isApplyScheduled = false
-            applyCommitted()
-        }
-    }
-
-    private func applyCommitted() {
-        // What a snapshot is about to overtake must not be given to the state behind it.
-        while !isStopped, !isPaused, let action = committed.next() { carryOut(action) }
-    }
-
-    private func carryOut(_ action: ApplyQueue.Action) {
-        switch action {
-        case .apply(let entries, let bytes): state.apply(entries, bytes: bytes)
-        case .fetch(let from, let upTo):
-            log.submitToThread(
-                .fetch(for: nil, from: from, upTo: upTo, bytesMax: Self.replayBytesMax))
-        }
-    }
-
-    /// A piece of the log that the core no longer has in memory.
-    private func replay(_ entries: [Entry], from: LogIndex) {
-        if isPaused {
-            heldReplay = (entries, from)
-            return
-        }
-        guard !entries.isEmpty else {
-            return fatal(.corrupt("the log has no entry \(from), which is committed"))
-        }
-        if let action = committed.fetched(entries, from: from) { carryOut(action) }
-        scheduleApply()
-    }
-
-    private func take(_ events: [StateEvent]) {
-        if isStopped { return }
-        for event in events {
-            switch event {
-            case .applied(let batch): didApply(batch)
-            case .answered(let round, let answers): client?.answered(round, answers)
-            case .performed(let then): then()
-            case .failed(let error): fatal(error)
-            }
-        }
-    }
-
-    private func didApply(_ batch: AppliedBatch) {
-        let count = Int(batch.index.rawValue - applied.index.rawValue)
-        applied = batch
-        if let index = batch.membershipIndex { membershipAppliedIndex = index }
-        committed.applied(batch.index)
-        scheduleApply()
-        step(.applied(batch.index))
-        client?.applied(batch.answers, batch: batch)
-        releaseRounds()
-        maintenanceCountdown -= count
-        if maintenanceCountdown <= 0 {
-            maintenanceCountdown = Self.maintenanceEntries
-            maintain()
-        }
-    }
-
-    /// A snapshot of somebody else's state has taken the place of ours.
-    func installed(_ batch: AppliedBatch, _ meta: SnapshotMeta) {
-        applied = batch
-        membershipAppliedIndex = batch.membershipIndex ?? membershipAppliedIndex
-        committed.clear()
-        heldReplay = nil
-        step(.snapshotInstalled(meta))
-        client?.skipped()
-        client?.applied([], batch: batch)
-        releaseRounds()
-    }
-
-    /// Between the moment a snapshot is put in force and the core's knowing it, the core neither
-    /// hears messages nor campaigns: whatever it appended then would be swept away.
-    /// Nor is anything more applied: the state is ahead of what is committed here.
-    func pause() { isPaused = true }
-
-    /// Call `installed` first if the snapshot is in force.
-    func resume() {
-        isPaused = false
-        armTimer()
-        if let held = heldReplay {
-            heldReplay = nil
-            replay(held.entries, from: held.from)
-        }
-        scheduleApply()
-    }
-
-    // MARK: - Housekeeping
-
-    private func maintain() {
-        state.perform { [self] store in
-            let durable = try store.checkpointIfDue()
-            return { [self] in if let durable { discardLog(durable: durable) } }
-        }
-    }
-
-    /// Gives back log that neither this node (its state is durable up to `durable`) nor a peer that
-    /// is a little behind will ask for.
-    func discardLog(durable: LogIndex) {
-        let tail = UInt64(options.logTailEntries)
-        guard durable.rawValue > tail else { return }
-        var upTo = LogIndex(durable.rawValue - tail)
-        if let needed = snapshots.oldestNeeded, needed < upTo { upTo = needed }
-        guard upTo >= firstLogIndex else { return }
-        log.submitToThread(.discard(upTo: upTo))
-    }
-
     /// Stops the machine and waits for the disk. Nothing is answered afterwards.
     package func stop() {
         isStopped = true
@@ -565,54 +440,5 @@ package final class RaftNode: @unchecked Sendable {
         links.stop()
         log.stop()
         state.stop()
-    }
-}
-
-extension RaftNode: PeerLinksDelegate {
-    func received(_ message: Message) {
-        switch message.body {
-        case .snapshotChunk(let chunk): snapshots.received(chunk, from: message)
-        case .snapshotReply(let id, let received, let installed, let refused):
-            snapshots.answered(
-                id: id, by: message.from, received: received, installed: installed,
-                refused: refused)
-        // While a snapshot takes the place of the log, messages are lost, as messages may be.
-        default: if !isPaused { take(message) }
-        }
-    }
-
-    private func take(_ message: Message) {
-        message.tellElection(to: logger)
-        // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
-        // by the same leader: so whoever applies an entry of a later term knows that its proposal
-        // is lost (see `ClientService.proposeLost`).
-        if case .forward(let proposals) = message.body, message.term < core.term {
-            let answer = Message(
-                from: message.to, to: message.from, term: core.term,
-                body: .forwardRejected(numbers: proposals.map(\.id)))
-            return links.send(answer, after: nil)
-        }
-        if case .forward(let proposals) = message.body, core.isLeader {
-            news.forwarded(proposals.count, by: message.from)
-        }
-        step(.received(message))
-    }
-
-    func linkLost(_ node: NodeID) {
-        step(.linkLost(node))
-    }
-
-    func linkRestored(_ node: NodeID) {
-        step(.linkRestored(node))
-        snapshots.linkRestored(node)
-        if standing.leader == node { client?.forwardAgain(in: core.term) }
-    }
-
-    func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }
-    func ownNet(isConnected: Bool) { step(isConnected ? .ownNetRestored : .ownNetLost) }
-
-    func asked(_ request: [UInt8], id: UInt64, by node: NodeID, on channel: FrameChannel) {
-        guard let service = client as? ClientService else { return }
-        service.peerAsked(request, id: id, on: channel)
     }
 }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import NIOCore
+import RaftCore
+import ServiceKit
+
+// What peers say, and the news of commits that may wait for them.
+
+extension RaftNode {
+    /// How long news of a commit may wait for an append to carry it, when no client waits for it.
+    static let newsDelay = TimeAmount.milliseconds(2)
+
+    func scheduleNews() {
+        guard !isNewsScheduled else { return }
+        isNewsScheduled = true
+        loop.scheduleTask(in: Self.newsDelay) { [self] in
+            isNewsScheduled = false
+            for message in news.release() { links.send(message, after: nil) }
+        }
+    }
+}
+
+extension RaftNode: PeerLinksDelegate {
+    func received(_ message: Message) {
+        switch message.body {
+        case .snapshotChunk(let chunk): snapshots.received(chunk, from: message)
+        case .snapshotReply(let id, let received, let installed, let refused):
+            snapshots.answered(
+                id: id, by: message.from, received: received, installed: installed,
+                refused: refused)
+        // While a snapshot takes the place of the log, messages are lost, as messages may be.
+        default: if !isPaused { take(message) }
+        }
+    }
+
+    private func take(_ message: Message) {
+        message.tellElection(to: logger)
+        // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
+        // by the same leader: so whoever applies an entry of a later term knows that its proposal
+        // is lost (see `ClientService.proposeLost`).
+        if case .forward(let proposals) = message.body, message.term < core.term {
+            let answer = Message(
+                from: message.to, to: message.from, term: core.term,
+                body: .forwardRejected(numbers: proposals.map(\.id)))
+            return links.send(answer, after: nil)
+        }
+        if case .forward(let proposals) = message.body, core.isLeader {
+            news.forwarded(proposals.count, by: message.from)
+        }
+        step(.received(message))
+    }
+
+    func linkLost(_ node: NodeID) {
+        step(.linkLost(node))
+    }
+
+    func linkRestored(_ node: NodeID) {
+        step(.linkRestored(node))
+        snapshots.linkRestored(node)
+        if standing.leader == node { client?.forwardAgain(in: core.term) }
+    }
+
+    func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }
+    func ownNet(isConnected: Bool) { step(isConnected ? .ownNetRestored : .ownNetLost) }
+
+    func asked(_ request: [UInt8], id: UInt64, by node: NodeID, on channel: FrameChannel) {
+        guard let service = client as? ClientService else { return }
+        service.peerAsked(request, id: id, on: channel)
+    }
+}
