@@ -66,12 +66,10 @@ package struct OpenedStorage {
         let log = try SegmentedLog(
             disk: try disk("log"), configuration: settings.log,
             salt: UInt64.random(in: 1...UInt64.max))
-        if !log.recovery.isTailTrusted {
+        let isDamaged = !log.recovery.isTailTrusted
+        if isDamaged {
             logger.error(
-                """
-                the end of the log is damaged: this node neither votes nor acknowledges until its \
-                peers have brought it what may be missing
-                """,
+                "the log is damaged: what may have been acknowledged is missing at its end",
                 metadata: [
                     "last": "\(log.lastIndex)", "missing-up-to": "\(log.recovery.untrustedBelow)",
                     "event": "\(JournalEvent.damageFound)",
@@ -83,6 +81,14 @@ package struct OpenedStorage {
         }
         let state = try openState(
             directory + "/state", beside: log, settings.state, logger: logger)
+        if isDamaged, log.recovery.isTailTrusted {
+            logger.notice(
+                "repaired: the state holds all that the log may have lost",
+                metadata: ["event": "\(JournalEvent.repaired)"])
+        } else if isDamaged {
+            logger.warning(
+                "this node neither votes nor acknowledges until its peers have filled its log")
+        }
         return OpenedStorage(
             replica: replica.replica, log: log, state: state, recovery: merge(log, state),
             disks: disks, recording: recording)
