@@ -161,6 +161,10 @@ package final class RaftServer: @unchecked Sendable {
         recording = storage.recording
         var options = settings.options
         options.raft.replica = storage.replica
+        if let limits = storage.space?.limits {
+            options.raft.uncommittedBytesMax = min(
+                options.raft.uncommittedBytesMax, limits.uncommittedBytes)
+        }
         self.options = options
         links = PeerLinks(
             loop: loop, transport: transport,
@@ -171,7 +175,8 @@ package final class RaftServer: @unchecked Sendable {
             options: options,
             parts: RaftNodeParts(
                 loop: loop, logger: logger, log: storage.log, state: storage.state,
-                recovery: storage.recovery, seed: UInt64.random(in: 0...UInt64.max)),
+                recovery: storage.recovery, seed: UInt64.random(in: 0...UInt64.max),
+                space: storage.space),
             links: links, onFatal: onFatal)
         service = ClientService(node: node, links: links)
     }
