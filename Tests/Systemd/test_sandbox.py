@@ -172,10 +172,10 @@ def the_nodes_key_may_be_a_credential(cluster):
         assert machine.cli("cluster", "endpoint").out == endpoint
         machine.sh(f"[ ! -e {own} ]")
         machine.wait_serving()
-        table = machine.cli("config", "check").out
+        table = machine.run("aspen-cli", "config", "check").out
         assert "/etc/aspen/credentials/key" in table and own not in table, table
         machine.sh("chmod 0644 /etc/aspen/credentials/key")
-        said = machine.cli("config", "check", check=1).err
+        said = machine.run("aspen-cli", "config", "check", check=1).err
         assert "the node key is open to others" in said, said
         machine.sh(": >/etc/aspen/credentials/key; chmod 0600 /etc/aspen/credentials/key")
         machine.systemctl("restart", "aspend-net")
