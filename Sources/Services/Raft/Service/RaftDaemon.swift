@@ -14,6 +14,10 @@ import SwiftProtobuf
 
 /// `aspend-raft` as a whole.
 package enum RaftDaemon {
+    package static let manual = DaemonManual(
+        name: "aspend-raft", abstract: "consensus, the log and the state of a node",
+        known: RaftSettings.known)
+
     package static func start(
         _ context: DaemonContext, _ sockets: inout ActivatedSockets, _ arguments: [String]
     ) throws -> EventLoopFuture<RunningDaemon> {
