@@ -74,7 +74,8 @@ let cores: [Target] = [
 ]
 
 let wire: [Target] = [
-    module("AspenWire", "Wire/AspenWire", ["AspenBytes", protobuf], exclude: ["Protos"])
+    module(
+        "AspenWire", "Wire/AspenWire", ["AspenBytes", "AspenTypes", protobuf], exclude: ["Protos"])
 ]
 
 let system: [Target] = [
@@ -103,7 +104,9 @@ let system: [Target] = [
     module("Configuration", "System/Configuration", ["AspenBytes", "AspenTypes"]),
     module(
         "ServiceKit", "System/ServiceKit",
-        nio + ["CAspenSystem", "CSystemd", "Configuration", "AspenBytes", logging]),
+        nio + [
+            "CAspenSystem", "CSystemd", "Configuration", "AspenBytes", "AspenTypes", logging,
+        ]),
 ]
 
 let services: [Target] = [
@@ -139,7 +142,7 @@ let tools: [Target] = [
     module(
         "AspenCLI", "Tools/CLI",
         ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", "Configuration", arguments]),
-    module("GeneratorTool", "Tools/Generator", ["Configuration"]),
+    module("GeneratorTool", "Tools/Generator", ["Configuration", "AspenTypes"]),
     module(
         "AspenBench", "Tools/Bench",
         nio + [
@@ -151,7 +154,7 @@ let tools: [Target] = [
         ["ServiceKit", "Configuration", "AspenWire", "CAspenSystem", arguments]),
     module(
         "SimTool", "Tools/Sim",
-        ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
+        ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", "AspenTypes", arguments]),
 ]
 
 let simulation: [Target] = [

@@ -26,6 +26,11 @@ package struct StateMeta: Equatable, Sendable {
 
     package init() {}
 
+    /// There is history left that no readable revision can see.
+    package var isSweeping: Bool {
+        compacted > .zero && swept < ChangeNumber.last(of: compacted)
+    }
+
     /// The hash over every table, this one included.
     package var contentHash: UInt64 {
         var copy = self

@@ -7,10 +7,29 @@ import Glibc
 
 /// `aspen-cli`, from its arguments to its exit status.
 package enum CommandLineProgram {
+    /// What needs no cluster, on the thread that calls; nil for everything else. `config check` runs
+    /// in a sandbox that refuses the priorities which libdispatch wants for its threads, and the
+    /// first change of thread would start those.
+    package static func runAlone() -> Int32? {
+        let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
+        guard let area = arguments.first, localAreas.contains(area),
+            let verb = try? AspenCommand.parseAsRoot(arguments) as? any LocalCommand
+        else { return nil }
+        let output = Output()
+        return end(runLocally(verb, output), output)
+    }
+
+    private static let localAreas = [
+        ConfigArea.configuration.commandName, SetupVerb.configuration.commandName,
+    ]
+
     package static func run() async -> Int32 {
         let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
         let output = Output()
-        let status = await run(arguments, output)
+        return end(await run(arguments, output), output)
+    }
+
+    private static func end(_ status: ExitStatus, _ output: Output) -> Int32 {
         do {
             try output.flush()
         } catch {

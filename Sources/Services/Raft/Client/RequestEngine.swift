@@ -262,7 +262,10 @@ final class RequestEngine {
             return finish(call, .failure(.expiredUnderARetry))
         }
         switch error.retry {
-        case .never: finish(call, .failure(error))
+        case .never:
+            // Refused before anybody looked whether an earlier attempt was carried out.
+            let isRefusal = error.code == .resourceExhausted
+            finish(call, .failure(isRefusal ? deadlineless(call, error) : error))
         case .safe: retry(call)
         case .withSession:
             call.mayHaveBeenApplied = call.changes

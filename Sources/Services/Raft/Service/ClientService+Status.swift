@@ -49,7 +49,8 @@ extension ClientService {
             role = "follower of node \(standing.leader?.description ?? "?")"
         case .follower, .preCandidate, .candidate: role = "without a leader"
         }
-        return "\(role), term \(standing.term), applied \(node.applied.index)"
+        return
+            "\(role), term \(standing.term), applied \(node.applied.index)\(node.space.statusText)"
     }
 
     /// As long as this node leads, it proposes the end of sessions whose time is up.

@@ -13,6 +13,8 @@ final class PendingWrite {
     let payload: [UInt8]
     /// Proposing it again cannot apply it twice.
     let hasSession: Bool
+    /// Needs space for good: see `SpaceWatch.refusal`.
+    let grows: Bool
     /// Under which numbers it was proposed and may still be applied.
     var numbers: [UInt64] = []
     /// The term in which it was last given to the core; nil until then.
@@ -21,8 +23,14 @@ final class PendingWrite {
     /// A snapshot has skipped entries that it may have been among.
     var isFateUnknown = false
     var isDone = false
+    /// Called once, when nobody waits for it any more.
+    var onDone: () -> Void = {}
 
-    init(_ origin: RequestOrigin?, _ kind: WriteKind, _ payload: [UInt8], hasSession: Bool) {
+    init(
+        _ origin: RequestOrigin?, _ kind: WriteKind, _ payload: [UInt8], hasSession: Bool,
+        grows: Bool = false
+    ) {
+        self.grows = grows
         self.origin = origin
         self.kind = kind
         self.payload = payload
@@ -66,7 +74,12 @@ extension ClientService {
         if let refusal = transaction.validate() {
             return origin.fail(AspenError(refusal.code, refusal.message))
         }
-        submit(.transaction(transaction, session), kind, hasSession: session != nil, origin)
+        if let refusal = node.space.refusal(grows: transaction.grows) {
+            return origin.fail(refusal)
+        }
+        submit(
+            .transaction(transaction, session), kind, hasSession: session != nil,
+            grows: transaction.grows, origin)
     }
 
     func openSession(_ origin: RequestOrigin) {
@@ -85,18 +98,23 @@ extension ClientService {
 
     /// - Parameter hasSession: applying the command twice is the same as once.
     func submit(
-        _ command: Command, _ kind: WriteKind, hasSession: Bool, _ origin: RequestOrigin?
+        _ command: Command, _ kind: WriteKind, hasSession: Bool, grows: Bool = false,
+        _ origin: RequestOrigin?
     ) {
         guard node.membership != nil else {
             origin?.fail(outsideCluster)
             return
+        }
+        if let origin, let refusal = node.space.refusalOfFollowing {
+            return origin.fail(refusal)
         }
         guard writeCount < Limits.proposalsInFlightMax else {
             origin?.fail(Self.tooManyWrites)
             return
         }
         let payload = CommandCodec.encode(command)
-        let write = PendingWrite(origin, kind, payload, hasSession: hasSession)
+        let write = PendingWrite(
+            origin, kind, payload, hasSession: hasSession, grows: grows)
         writeCount += 1
         propose(write)
         armSweep()
@@ -110,6 +128,18 @@ extension ClientService {
         writes[number] = write
         unstamped.append(write)
     }
+
+    func compact(to revision: Revision, ended: @escaping () -> Void) {
+        guard writeCount < Limits.proposalsInFlightMax else { return ended() }
+        let write = PendingWrite(
+            nil, .housekeeping, CommandCodec.encode(.compact(revision)), hasSession: false)
+        write.onDone = ended
+        writeCount += 1
+        propose(write)
+        armSweep()
+    }
+
+    func spaceChanged() { updateStatus() }
 
     /// Puts an administrative write into the table; the caller gives it to the core.
     func register(_ write: PendingWrite, number: UInt64) {
@@ -229,7 +259,15 @@ extension ClientService {
         guard !waitingForLeader.isEmpty else { return }
         var waiting: [PendingWrite] = []
         swap(&waiting, &waitingForLeader)
-        for write in waiting where !write.isDone { propose(write) }
+        for write in waiting where !write.isDone {
+            // Nothing of it is in any log.
+            if write.origin != nil, let refusal = node.space.refusal(of: write) {
+                finish(write)
+                write.origin?.fail(refusal)
+            } else {
+                propose(write)
+            }
+        }
     }
 
     /// Takes the write out of every table; answering it is the caller's.
@@ -238,6 +276,7 @@ extension ClientService {
         write.isDone = true
         writeCount -= 1
         forgetNumbers(of: write)
+        write.onDone()
     }
 
     private func forgetNumbers(of write: PendingWrite) {

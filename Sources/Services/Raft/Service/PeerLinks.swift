@@ -6,6 +6,7 @@ import Logging
 import NIOCore
 import NetClient
 import RaftCore
+import RaftStorage
 import ServiceKit
 
 /// What the links tell the node.
@@ -15,6 +16,7 @@ protocol PeerLinksDelegate: AnyObject {
     func linkRestored(_ node: NodeID)
     func serviceGone(_ node: NodeID)
     func ownNet(isConnected: Bool)
+    func spaceChanged(_ level: SpaceLevel, of node: NodeID)
     /// A peer's `ClientRequest`; answered by `PeerFrame.response` with the same id on `channel`.
     func asked(_ request: [UInt8], id: UInt64, by node: NodeID, on channel: FrameChannel)
 }
@@ -242,6 +244,15 @@ final class PeerLinks {
 
     func send(_ message: Message, after: DurabilityTicket?) {
         links[message.to]?.send(message, after: after, durable: durable)
+    }
+
+    /// Tells every peer how much room there is here; lost where there is no stream.
+    func announce(_ level: SpaceLevel) {
+        for link in links.values {
+            link.lanes[Int(Lane.control.rawValue)].channel?.send {
+                PeerFrame.space(level).write(to: &$0)
+            }
+        }
     }
 
     func durable(_ ticket: DurabilityTicket) {

@@ -14,6 +14,10 @@ import SwiftProtobuf
 
 /// `aspend-raft` as a whole.
 package enum RaftDaemon {
+    package static let manual = DaemonManual(
+        name: "aspend-raft", abstract: "consensus, the log and the state of a node",
+        known: RaftSettings.known)
+
     package static func start(
         _ context: DaemonContext, _ sockets: inout ActivatedSockets, _ arguments: [String]
     ) throws -> EventLoopFuture<RunningDaemon> {
@@ -161,6 +165,10 @@ package final class RaftServer: @unchecked Sendable {
         recording = storage.recording
         var options = settings.options
         options.raft.replica = storage.replica
+        if let limits = storage.space?.limits {
+            options.raft.uncommittedBytesMax = min(
+                options.raft.uncommittedBytesMax, limits.uncommittedBytes)
+        }
         self.options = options
         links = PeerLinks(
             loop: loop, transport: transport,
@@ -171,7 +179,8 @@ package final class RaftServer: @unchecked Sendable {
             options: options,
             parts: RaftNodeParts(
                 loop: loop, logger: logger, log: storage.log, state: storage.state,
-                recovery: storage.recovery, seed: UInt64.random(in: 0...UInt64.max)),
+                recovery: storage.recovery, seed: UInt64.random(in: 0...UInt64.max),
+                space: storage.space),
             links: links, onFatal: onFatal)
         service = ClientService(node: node, links: links)
     }

@@ -32,7 +32,10 @@ extension RaftNode {
 
     private func carryOut(_ action: ApplyQueue.Action) {
         switch action {
-        case .apply(let entries, let bytes): state.apply(entries, bytes: bytes)
+        case .apply(let entries, let bytes):
+            space.applying(bytes)
+            maintenanceBytes -= bytes
+            state.apply(entries, bytes: bytes)
         case .fetch(let from, let upTo):
             log.submitToThread(
                 .fetch(for: nil, from: from, upTo: upTo, bytesMax: Self.replayBytesMax))
@@ -74,8 +77,9 @@ extension RaftNode {
         client?.applied(batch.answers, batch: batch)
         releaseRounds()
         maintenanceCountdown -= count
-        if maintenanceCountdown <= 0 {
+        if maintenanceCountdown <= 0 || maintenanceBytes <= 0 {
             maintenanceCountdown = Self.maintenanceEntries
+            maintenanceBytes = space.limits.walBytes
             maintain()
         }
     }
@@ -85,6 +89,7 @@ extension RaftNode {
         applied = batch
         membershipAppliedIndex = batch.membershipIndex ?? membershipAppliedIndex
         committed.clear()
+        space.caughtUp()
         heldReplay = nil
         step(.snapshotInstalled(meta))
         client?.skipped()
@@ -120,9 +125,10 @@ extension RaftNode {
     /// Gives back log that neither this node (its state is durable up to `durable`) nor a peer that
     /// is a little behind will ask for.
     func discardLog(durable: LogIndex) {
-        let tail = UInt64(options.logTailEntries)
+        let tail = space.level == .ample ? UInt64(options.logTailEntries) : 0
         guard durable.rawValue > tail else { return }
         var upTo = LogIndex(durable.rawValue - tail)
+        if let needed = space.oldestForPeers, needed < upTo { upTo = needed }
         if let needed = snapshots.oldestNeeded, needed < upTo { upTo = needed }
         guard upTo >= firstLogIndex else { return }
         log.submitToThread(.discard(upTo: upTo))

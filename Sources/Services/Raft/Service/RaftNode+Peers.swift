@@ -4,6 +4,7 @@ import AspenTypes
 import KVCore
 import NIOCore
 import RaftCore
+import RaftStorage
 import ServiceKit
 
 // What peers say, and the news of commits that may wait for them.
@@ -46,9 +47,25 @@ extension RaftNode: PeerLinksDelegate {
                 body: .forwardRejected(numbers: proposals.map(\.id)))
             return links.send(answer, after: nil)
         }
-        if case .forward(let proposals) = message.body, core.isLeader {
-            news.forwarded(proposals.count, by: message.from)
+        if case .append(_, _, _, let entries) = message.body, !entries.isEmpty, !space.takesEntries
+        {
+            // As if it had been lost: the leader sends it again, and its heartbeats still count.
+            return
         }
+        guard case .forward(let proposals) = message.body, core.isLeader else {
+            return step(.received(message))
+        }
+        let (taken, refused) = space.divide(proposals)
+        if !refused.isEmpty {
+            let answer = Message(
+                from: message.to, to: message.from, term: core.term,
+                body: .forwardRejected(numbers: refused.map(\.id)))
+            links.send(answer, after: nil)
+            if taken.isEmpty { return }
+        }
+        news.forwarded(taken.count, by: message.from)
+        var message = message
+        message.body = .forward(proposals: taken)
         step(.received(message))
     }
 
@@ -62,6 +79,7 @@ extension RaftNode: PeerLinksDelegate {
         if standing.leader == node { client?.forwardAgain(in: core.term) }
     }
 
+    func spaceChanged(_ level: SpaceLevel, of node: NodeID) { space.heard(level, of: node) }
     func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }
     func ownNet(isConnected: Bool) { step(isConnected ? .ownNetRestored : .ownNetLost) }
 

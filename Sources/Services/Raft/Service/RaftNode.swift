@@ -26,6 +26,11 @@ protocol RaftNodeClient: AnyObject {
     func forwardAgain(in term: Term)
     /// A snapshot took the place of entries; answers among them are lost.
     func skipped()
+    /// Proposes that history below `revision` may go. `ended` is called when it is applied, or will
+    /// not be.
+    func compact(to revision: Revision, ended: @escaping () -> Void)
+    /// This node's room has changed.
+    func spaceChanged()
 }
 
 /// The hands of a `RaftCore`: carries its effects out and tells it what came of them. Everything
@@ -87,10 +92,14 @@ package final class RaftNode: @unchecked Sendable {
     /// What the log had for the state while a snapshot was taking its place.
     var heldReplay: (entries: [Entry], from: LogIndex)?
     var maintenanceCountdown = RaftNode.maintenanceEntries
+    /// The same for bytes of payload.
+    var maintenanceBytes = SpaceLimits.walBytesMax
     private var nextProposal: UInt64 = 1
     /// Read rounds that wait until an index is applied, ascending by round.
     private var roundsToApply: [(round: UInt64, index: LogIndex)] = []
 
+    private(set) lazy var space = SpaceWatch(node: self, storage: storageSpace)
+    private let storageSpace: StorageSpace?
     lazy var snapshots = SnapshotTransfers(node: self)
 
     init(
@@ -98,6 +107,7 @@ package final class RaftNode: @unchecked Sendable {
         onFatal: @escaping (StorageError) -> Void
     ) {
         loop = parts.loop
+        storageSpace = parts.space
         logger = parts.logger
         self.options = options
         self.links = links
@@ -128,11 +138,13 @@ package final class RaftNode: @unchecked Sendable {
     func start() {
         log.onEvents = { [unowned self] in take($0) }
         state.onEvents = { [unowned self] in take($0) }
+        log.onPreparation = { [unowned self] in space.prepared($0) }
         log.start()
         state.start()
         links.delegate = self
         links.update(membership)
         links.start()
+        space.start()
         armTimer()
     }
 
@@ -171,7 +183,10 @@ package final class RaftNode: @unchecked Sendable {
                     ])
             }
             writes.append(.write(write))
-            for entry in write.entries { writeBytes += entry.payload.count }
+            var bytes = 0
+            for entry in write.entries { bytes += entry.payload.count }
+            writeBytes += bytes
+            space.appending(bytes)
             scheduleDisk()
         case .send(let message, let after):
             message.tellElection(to: logger)
@@ -437,8 +452,10 @@ package final class RaftNode: @unchecked Sendable {
     package func stop() {
         isStopped = true
         timer?.cancel()
+        space.stop()
         links.stop()
         log.stop()
         state.stop()
+        space.close()
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenDisk
 import AspenTypes
 import AspenWire
 import Logging
@@ -28,11 +29,14 @@ package struct RaftNodeParts {
     package var recovery: RaftRecovery
     /// Random: the beginning of everything random in this process but for keys.
     package var seed: UInt64
+    /// Nil in memory: that is never full.
+    package var space: StorageSpace?
 
     package init(
         loop: any EventLoop, logger: Logger, log: any LogStore, state: any StateStore,
-        recovery: RaftRecovery, seed: UInt64
+        recovery: RaftRecovery, seed: UInt64, space: StorageSpace? = nil
     ) {
+        self.space = space
         self.loop = loop
         self.logger = logger
         self.log = log
@@ -54,6 +58,8 @@ package struct RaftSettings: Sendable {
     /// How the stores lay themselves out. Without flags: what is there fits all but tests.
     package var log = LogConfiguration()
     package var state = SQLiteState.Options()
+    /// Asked in place of the file system how full it is; for tests.
+    package var diskSpace: (@Sendable () -> DiskSpace?)?
 
     static let known: Set<String> = [
         "node-id", "state-dir", "runtime-dir", "storage-backend", "heartbeat-interval-ms",

@@ -6,6 +6,7 @@ import Logging
 import NIOCore
 import RaftCore
 import RaftStorage
+import ServiceKit
 
 /// Snapshots on their way out (to peers that need what the log no longer has) and in. Confined to
 /// the event loop; the state thread reads and writes the bytes.
@@ -36,7 +37,11 @@ final class SnapshotTransfers: @unchecked Sendable {
         let transfer = OutgoingSnapshot(peer: peer, id: UInt64.random(in: 1...UInt64.max), self)
         outgoing[peer] = transfer
         let box = NIOLoopBound(transfer, eventLoop: node.loop)
-        node.state.perform { store in
+        node.state.perform { [unowned self, spare = node.space.spareBytes] store in
+            // The spool is as large as the state at most; the reserve is not for that.
+            guard store.byteCount < spare else {
+                return { self.ended(box.value, succeeded: false) }
+            }
             let reader = ReaderBox(try store.makeSnapshot())
             return { box.value.opened(reader) }
         }
@@ -74,10 +79,17 @@ final class SnapshotTransfers: @unchecked Sendable {
                 body: .snapshotChunk(chunk)), after: nil)
     }
 
-    fileprivate func read(_ reader: ReaderBox, then: @escaping @Sendable ([UInt8]?) -> Void) {
+    fileprivate func read(
+        _ reader: ReaderBox, then: @escaping @Sendable (Result<[UInt8]?, StorageError>) -> Void
+    ) {
         node.state.perform { _ in
-            let bytes = try reader.reader.next()
-            return { then(bytes) }
+            do {
+                let bytes = try reader.reader.next()
+                return { then(.success(bytes)) }
+            } catch StorageError.disk(let reason) where JournalEvent.ofDisk(reason) == .diskFull {
+                // The spool did not fit: nothing of the state is lost by that.
+                return { then(.failure(.disk(reason))) }
+            }
         }
     }
 
@@ -100,7 +112,7 @@ final class SnapshotTransfers: @unchecked Sendable {
                 return reply(chunk.id, to: message.from, received: 0, refused: true)
             }
             abandon()
-            guard node.core.takesSnapshot(chunk.meta) else {
+            guard node.core.takesSnapshot(chunk.meta), node.space.level < .short else {
                 return reply(chunk.id, to: message.from, received: 0, refused: true)
             }
             begin(chunk, from: message.from)
@@ -108,6 +120,11 @@ final class SnapshotTransfers: @unchecked Sendable {
         guard let incoming, !incoming.isFinishing else { return }
         guard chunk.offset == incoming.accepted else {
             return reply(incoming.id, to: incoming.from, received: incoming.written)
+        }
+        node.space.appending(chunk.bytes.count, pending: false)
+        guard node.space.level < .exhausted else {
+            abandon()
+            return reply(chunk.id, to: message.from, received: 0, refused: true)
         }
         incoming.accepted += UInt64(chunk.bytes.count)
         incoming.isFinishing = chunk.isLast
@@ -253,9 +270,12 @@ private final class OutgoingSnapshot {
         transfers.read(reader) { box.value.didRead($0) }
     }
 
-    private func didRead(_ bytes: [UInt8]?) {
+    private func didRead(_ outcome: Result<[UInt8]?, StorageError>) {
         isReading = false
         guard !isClosed, let meta else { return }
+        guard case .success(let bytes) = outcome else {
+            return transfers.ended(self, succeeded: false)
+        }
         isAtEnd = bytes == nil
         let chunk = SnapshotChunk(
             id: id, meta: meta, offset: sent, bytes: bytes ?? [], isLast: isAtEnd)

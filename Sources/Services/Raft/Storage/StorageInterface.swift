@@ -87,6 +87,11 @@ package protocol StateStore: AnyObject {
     func checkpointIfDue() throws(StorageError) -> LogIndex?
     /// The same, at once.
     func checkpoint() throws(StorageError) -> LogIndex
+    /// A checkpoint, after which free pages go back to the file system, up to some thousands.
+    /// - Returns: what `checkpoint` does, and whether there are more free pages.
+    func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool)
+    /// History below the compacted revision is still there: further entries sweep it away.
+    var isSweeping: Bool { get }
     /// An order-independent hash over every table, kept incrementally; equal on replicas at equal
     /// applied index.
     func contentHash() throws(StorageError) -> UInt64
@@ -102,6 +107,9 @@ package protocol StateStore: AnyObject {
 }
 
 extension StateStore {
+    package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
+        (try checkpoint(), false)
+    }
     /// One key at a revision (nil: now), as a page of at most one entry.
     package func lookUp(
         _ key: [UInt8], at revision: Revision?

@@ -30,6 +30,7 @@ package final class MemoryState: StateStore {
     package var time: ClusterTime { machine.meta.time }
     package var byteCount: UInt64 { machine.tables.byteCount }
     package var meta: StateMeta { machine.meta }
+    package var isSweeping: Bool { machine.meta.isSweeping }
 
     package func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult] {
         let results = machine.apply(try CommittedEntry.translate(entries))

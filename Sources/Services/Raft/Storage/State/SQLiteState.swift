@@ -24,6 +24,8 @@ package final class SQLiteState: StateStore {
     package static let walPagesMax = 65_536
     /// Free pages given back to the file system with a checkpoint.
     private static let vacuumPages = 256
+    /// Times that many pages are given back in one `trim`.
+    private static let trimRounds = 8
 
     static let fileName = "state.db"
     static let incomingName = "state.db.incoming"
@@ -134,6 +136,7 @@ package final class SQLiteState: StateStore {
     package var appliedTerm: Term { meta.appliedTerm }
     package var revision: Revision { meta.revision }
     package var time: ClusterTime { meta.time }
+    package var isSweeping: Bool { meta.isSweeping }
 
     package var byteCount: UInt64 {
         Self.byteCount(of: directory + "/" + Self.fileName)
@@ -239,6 +242,26 @@ package final class SQLiteState: StateStore {
             try machine.tables.database.checkpoint(.truncate)
         }
         return durableIndex
+    }
+
+    package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
+        var durable = try checkpoint()
+        // A reader would keep all that the vacuum writes in the WAL.
+        guard !spools.contains(where: \.isReadingDatabase) else { return (durable, false) }
+        for _ in 0..<Self.trimRounds {
+            let free = try storing { machine throws(SQLiteError) in
+                let database = machine.tables.database
+                let free = try database.integer("PRAGMA freelist_count") ?? 0
+                if free > 0 {
+                    try database.execute("PRAGMA incremental_vacuum(\(Self.vacuumPages))")
+                }
+                return free
+            }
+            if free == 0 { return (durable, false) }
+            // Each time: what the vacuum moves is in the WAL, and the WAL must stay small.
+            durable = try checkpoint()
+        }
+        return (durable, true)
     }
 
     /// Gives free pages back to the file system, a few at a time, when a quarter of the file is
