@@ -190,7 +190,7 @@ let checks: [Target] = [
         [
             "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
             "AspenTypes", "AspenBytes", "AspenMachine",
-        ], settings: pure),
+        ], settings: pure, exclude: ["Fixtures"]),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",

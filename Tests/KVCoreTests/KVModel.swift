@@ -24,7 +24,7 @@ struct KVModel {
         let next = Revision(UInt64(history.count))
         for operation in holds ? transaction.success : transaction.failure {
             switch operation {
-            case .put(let key, let value):
+            case .put(let key, let value, _):
                 let old = store[key]
                 store[key] = KeyValue(
                     key: key, value: value, createRevision: old?.createRevision ?? next,

@@ -39,7 +39,9 @@ extension ClientService {
 
     func writeKey(_ body: Aspen_Client_V1_WriteKeyRequest, _ origin: RequestOrigin) {
         submit(
-            Transaction(success: [.put(key: Array(body.key), value: Array(body.value))]),
+            Transaction(success: [
+                .put(key: Array(body.key), value: Array(body.value), lease: LeaseID(body.lease))
+            ]),
             SessionRequest(body.session, isPresent: body.hasSession), .writeKey, origin)
     }
 

@@ -49,6 +49,34 @@ package final class MemoryState: StateStore {
     }
 
     package func nextSessionExpiry() -> ClusterTime? { machine.nextSessionExpiry() }
+    package var leaseExpiryHint: ClusterTime? { machine.leaseExpiryHint }
+    package func nextLeaseExpiry() -> ClusterTime? { machine.nextLeaseExpiry() }
+
+    package func get(_ keys: [[UInt8]], at revision: Revision?) -> ReadOutcome<KeysPage> {
+        machine.get(keys, at: revision)
+    }
+
+    package func count(_ request: CountRequest) -> ReadOutcome<CountPage> {
+        machine.count(request)
+    }
+
+    package func changes(_ request: ChangesRequest) -> ReadOutcome<ChangesPage> {
+        machine.changes(request)
+    }
+
+    package func history(of key: [UInt8], before: Revision?, limit: Int) -> HistoryPage {
+        machine.history(of: key, before: before, limit: limit)
+    }
+
+    package func lease(_ id: LeaseID) -> LeaseRow? { machine.lease(id) }
+
+    package func leases(after: LeaseID, limit: Int) -> LeasesPage {
+        machine.leases(after: after, limit: limit)
+    }
+
+    package func keys(of lease: LeaseID, limit: Int) -> [[UInt8]] {
+        machine.keys(of: lease, limit: limit)
+    }
 
     package func checkpointIfDue() -> LogIndex? {
         guard appliedIndex.rawValue >= checkpointed.rawValue + Self.checkpointInterval else {

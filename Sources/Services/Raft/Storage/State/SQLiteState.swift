@@ -119,6 +119,9 @@ package final class SQLiteState: StateStore {
                 throw SQLiteTables.damaged("the file is some other program's database")
             }
             guard version <= SQLiteTables.schemaVersion else { throw newerSchema(version) }
+            if version < SQLiteTables.schemaVersion {
+                try SQLiteMigration.run(database, from: version)
+            }
         }
         let tables = try SQLiteTables(database)
         let meta = try SQLiteTables.storedMeta(database)
@@ -183,6 +186,50 @@ package final class SQLiteState: StateStore {
 
     package func nextSessionExpiry() throws(StorageError) -> ClusterTime? {
         try storing { machine throws(SQLiteError) in try machine.nextSessionExpiry() }
+    }
+
+    package var leaseExpiryHint: ClusterTime? { opened?.leaseExpiryHint }
+
+    package func nextLeaseExpiry() throws(StorageError) -> ClusterTime? {
+        try storing { machine throws(SQLiteError) in try machine.nextLeaseExpiry() }
+    }
+
+    package func get(
+        _ keys: [[UInt8]], at revision: Revision?
+    ) throws(StorageError) -> ReadOutcome<KeysPage> {
+        try storing { machine throws(SQLiteError) in try machine.get(keys, at: revision) }
+    }
+
+    package func count(_ request: CountRequest) throws(StorageError) -> ReadOutcome<CountPage> {
+        try storing { machine throws(SQLiteError) in try machine.count(request) }
+    }
+
+    package func changes(
+        _ request: ChangesRequest
+    ) throws(StorageError) -> ReadOutcome<ChangesPage> {
+        try storing { machine throws(SQLiteError) in try machine.changes(request) }
+    }
+
+    package func history(
+        of key: [UInt8], before: Revision?, limit: Int
+    ) throws(StorageError) -> HistoryPage {
+        try storing { machine throws(SQLiteError) in
+            try machine.history(of: key, before: before, limit: limit)
+        }
+    }
+
+    package func lease(_ id: LeaseID) throws(StorageError) -> LeaseRow? {
+        try storing { machine throws(SQLiteError) in try machine.lease(id) }
+    }
+
+    package func leases(after: LeaseID, limit: Int) throws(StorageError) -> LeasesPage {
+        try storing { machine throws(SQLiteError) in
+            try machine.leases(after: after, limit: limit)
+        }
+    }
+
+    package func keys(of lease: LeaseID, limit: Int) throws(StorageError) -> [[UInt8]] {
+        try storing { machine throws(SQLiteError) in try machine.keys(of: lease, limit: limit) }
     }
 
     package func contentHash() throws(StorageError) -> UInt64 {
