@@ -19,10 +19,9 @@ package struct CompactionPolicy: Equatable, Sendable {
     /// already when only sweeping is behind: each such entry sweeps
     /// `KVLimits.sweptPerCompact` rows.
     package func decision(_ meta: StateMeta) -> Revision? {
-        let isSwept = meta.compacted == .zero || meta.swept >= .last(of: meta.compacted)
-        let target = max(byCount(meta), isSwept ? byBytes(meta) : .zero)
+        let target = max(byCount(meta), meta.isSweeping ? .zero : byBytes(meta))
         if target > meta.compacted { return target }
-        return isSwept ? nil : meta.compacted
+        return meta.isSweeping ? meta.compacted : nil
     }
 
     /// A tenth more than is kept may gather: what is compacted one revision at a time costs an

@@ -30,6 +30,11 @@ package struct StateMeta: Equatable, Sendable {
 
     package init() {}
 
+    /// There is history left that no readable revision can see.
+    package var isSweeping: Bool {
+        compacted > .zero && swept < ChangeNumber.last(of: compacted)
+    }
+
     /// The hash over every table, this one included. Up to `activeVersion` 1 it is the hash that
     /// programs of that version take.
     package var contentHash: UInt64 {

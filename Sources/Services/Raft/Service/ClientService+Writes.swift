@@ -97,12 +97,22 @@ extension ClientService {
             origin?.fail(Self.tooManyWrites)
             return
         }
+        guard command.version <= node.applied.facts.activeVersion else {
+            origin?.fail(Self.versionNotActive)
+            return
+        }
         let payload = CommandCodec.encode(command)
         let write = PendingWrite(origin, kind, payload, hasSession: hasSession)
         writeCount += 1
         propose(write)
         armSweep()
     }
+
+    static let versionNotActive = AspenError(
+        .unsupportedVersion,
+        "the cluster does not know leases yet: a member still runs an older program or cannot be "
+            + "asked (`aspen-cli cluster status`); they are there a moment after the last one is "
+            + "upgraded", retry: .safe)
 
     private func propose(_ write: PendingWrite) {
         let number = node.propose(write.payload)
@@ -129,9 +139,11 @@ extension ClientService {
     }
 
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
+        var isHousekeeping = false
         for answer in answers {
             guard let write = writes[answer.number] else { continue }
             finish(write)
+            if case .housekeeping = write.kind { isHousekeeping = true }
             write.origin?.reply(
                 write.kind.response(
                     answer, node: options.raft.node, membership: node.membership))
@@ -140,6 +152,8 @@ extension ClientService {
             lastAppliedTerm = batch.term
             proposeLost(before: batch.term)
         }
+        keepHouse()
+        if isHousekeeping { housekeepingApplied() }
         updateStatus()
     }
 

@@ -2,6 +2,7 @@
 
 import AspenTypes
 import AspenWire
+import KVCore
 import Logging
 import NIOCore
 import RaftCore
@@ -13,6 +14,8 @@ package struct RaftNodeOptions: Sendable {
     package var raft: RaftConfiguration
     /// Entries kept in the log behind the last checkpoint, for peers that were away for a while.
     package var logTailEntries = 10_000
+    /// When history goes by itself.
+    package var compaction = CompactionPolicy()
     /// Whether clients from other machines have to show a token.
     package var areTokensRequired = true
 
