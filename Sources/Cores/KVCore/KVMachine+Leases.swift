@@ -58,7 +58,8 @@ extension KVMachine {
 
     mutating func expireLeases() throws(Tables.Failure) -> CommandResult {
         var room = UInt64(KVLimits.leaseKeysExpiredPerEntry)
-        let due = try tables.leases(dueBy: meta.time, count: KVLimits.leasesExpiredPerEntry)
+        let time = has(.leaseByLocalClock) ? max(meta.time, localTime) : meta.time
+        let due = try tables.leases(dueBy: time, count: KVLimits.leasesExpiredPerEntry)
         for (place, lease) in due.enumerated() {
             guard place == 0 || lease.keyCount <= room else { break }
             try end(lease)
@@ -77,8 +78,9 @@ extension KVMachine {
     /// All keys of the lease go in one revision, and the lease with them.
     private mutating func end(_ lease: LeaseRow) throws(Tables.Failure) {
         var plan = Plan(succeeded: true)
-        let keys = try tables.keys(of: lease.id, after: nil, count: KVLimits.leaseKeysMax + 1)
+        var keys = try tables.keys(of: lease.id, after: nil, count: KVLimits.leaseKeysMax + 1)
         precondition(keys.count == lease.keyCount, "a lease knows how many keys it has")
+        if has(.leaseLeavesKey) { keys = keys.dropLast() }
         for key in keys {
             let standing = try self.standing(of: key, after: plan)
             precondition(standing.lease == lease.id, "a key and its lease name each other")
@@ -88,7 +90,7 @@ extension KVMachine {
         _ = try carryOut(plan)
         // As `carryOut` has left it, without keys.
         var emptied = lease
-        emptied.keyCount = 0
+        emptied.keyCount -= UInt64(keys.count)
         try tables.removeLease(lease.id)
         meta.rowHash &-= RowHash.of(emptied)
         meta.leaseCount -= 1

@@ -44,6 +44,10 @@ package struct KVMachine<Tables: StateTables> {
     /// No lease is due before this; nil: there is none. Not later than the earliest deadline, and
     /// exactly that after `nextLeaseExpiry`.
     package internal(set) var leaseExpiryHint: ClusterTime?
+    /// Honoured in test builds only.
+    package var plantedBug: KVPlantedBug?
+    /// What a planted bug takes for the time.
+    package var localTime = ClusterTime.zero
 
     struct CachedSession {
         var row: SessionRow
@@ -159,7 +163,10 @@ package struct KVMachine<Tables: StateTables> {
     /// compacted revision, its predecessor is dead, and so is the change itself if it is a
     /// tombstone. So sweeping reads each change once, in order, and nothing else.
     private mutating func sweep(atMost budget: Int) throws(Tables.Failure) {
-        let limit = ChangeNumber.last(of: meta.compacted)
+        var limit = ChangeNumber.last(of: meta.compacted)
+        if has(.sweepTooFar), meta.compacted < meta.revision {
+            limit = .last(of: meta.compacted.next)
+        }
         guard meta.compacted > .zero, limit > meta.swept else { return }
         let changes = try tables.changes(after: meta.swept, upTo: limit, count: budget)
         for change in changes {

@@ -31,6 +31,16 @@ package final class MemoryState: StateStore {
     package var byteCount: UInt64 { machine.tables.byteCount }
     package var meta: StateMeta { machine.meta }
 
+    /// Stays with the state, whatever takes its place.
+    package var plantedBug: KVPlantedBug? {
+        get { machine.plantedBug }
+        set { machine.plantedBug = newValue }
+    }
+    package var localTime: ClusterTime {
+        get { machine.localTime }
+        set { machine.localTime = newValue }
+    }
+
     package func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult] {
         let results = machine.apply(try CommittedEntry.translate(entries))
         if machine.meta.membershipIndex != (membership?.index ?? .zero) {
@@ -110,6 +120,10 @@ package final class MemoryState: StateStore {
         guard let membership else {
             throw .corrupt("a state without a membership has no snapshot")
         }
+        var machine = machine
+        #if ASPEN_TEST_BUILD
+            if plantedBug == .snapshotWithoutLeases { machine.forgetLeases() }
+        #endif
         let meta = machine.meta
         return MemorySnapshotReader(
             meta: SnapshotMeta(
@@ -126,7 +140,9 @@ package final class MemoryState: StateStore {
         by machine: KVMachine<MemoryTables>,
         membership: (index: LogIndex, membership: Membership)?
     ) {
+        let planted = plantedBug
         self.machine = machine
+        plantedBug = planted
         self.membership = membership
         checkpointed = machine.meta.appliedIndex
     }
