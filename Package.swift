@@ -201,7 +201,7 @@ let checks: [Target] = [
     tests(
         "SimulationTests",
         [
-            "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "AspenDisk",
+            "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "KVCore", "AspenDisk",
             "AspenMachine", "AspenTypes", "aspen-sim",
         ], settings: pure),
     .target(

@@ -21,6 +21,10 @@ struct LeaseBook {
         var number: UInt64
     }
 
+    /// Leases that ended because their time was up, and how late the latest of them, in cluster time.
+    private(set) var expired = 0
+    private(set) var latenessMax = Duration.zero
+
     private var applied = LogIndex.zero
     private var time: UInt64 = 0
     private var leases: [LeaseID: Lease] = [:]
@@ -66,7 +70,12 @@ struct LeaseBook {
             leases[id]?.deadline = time + ttl
         case (.revokeLease(let id, _), .leaseRevoked): end(id)
         case (.expireLeases, .done):
-            for id in leases.keys.sorted() where (leases[id]?.deadline ?? .max) <= time { end(id) }
+            for id in leases.keys.sorted() where (leases[id]?.deadline ?? .max) <= time {
+                let late = time - (leases[id]?.deadline ?? time)
+                latenessMax = max(latenessMax, .milliseconds(Int64(late)))
+                expired += 1
+                end(id)
+            }
         case (.transaction(let transaction, _), .transaction(let succeeded, let revision, let made)):
             let operations = succeeded ? transaction.success : transaction.failure
             for (operation, result) in zip(operations, made) {

@@ -39,7 +39,7 @@ package final class Oracle: WorldObserver {
     /// The committed log, from index 1.
     var committedLog: [Committed] = []
     var stateHashes: [LogIndex: UInt64] = [:]
-    private var book = LeaseBook()
+    private(set) var book = LeaseBook()
 
     package init(nodes: Int, strictness: Strictness = .rules) {
         self.strictness = strictness

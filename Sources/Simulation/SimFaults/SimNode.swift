@@ -84,8 +84,6 @@ package final class RaftShell {
     var versionProposedAt: LogIndex?
     var compactionProposedAt: LogIndex?
     var isLeaseLookArranged = false
-    /// When it began to lead.
-    var ledSince = MonotonicInstant.zero
 
     // Clients.
     var nextNumber: UInt64 = 1

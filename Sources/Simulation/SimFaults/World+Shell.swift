@@ -94,7 +94,6 @@ extension World {
             statistics.elections += 1
             if let killed = leaderKilledAt { statistics.takeovers.append(now - killed) }
             leaderKilledAt = nil
-            shell.ledSince = now
         }
         shell.standing = standing
         note(

@@ -72,9 +72,6 @@ package final class World {
         package var memberships = 0
         package var wipes = 0
         package var leases = 0
-        package var leasesExpired = 0
-        /// From a lease's deadline, or the election if that was later, until its end was applied.
-        package var leaseDelayMax = Duration.zero
         package var compactions = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
         package var takeovers: [Duration] = []
