@@ -169,7 +169,8 @@ private func code(_ result: CommandResult) -> AspenErrorCode? {
         for number in 0..<450 {
             let lease = machine.grant(1000)
             for key in 0..<number % 8 {
-                _ = machine.put([UInt8(number / 250), UInt8(number % 250), UInt8(key)], under: lease)
+                _ = machine.put(
+                    [UInt8(number / 250), UInt8(number % 250), UInt8(key)], under: lease)
             }
         }
         var rounds = 0

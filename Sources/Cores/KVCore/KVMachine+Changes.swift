@@ -82,7 +82,8 @@ extension KVMachine {
         case nil: newest = .max
         case Revision.zero?: return page
         case let before?:
-            newest = before > meta.revision
+            newest =
+                before > meta.revision
                 ? .max : .last(of: Revision(before.rawValue - 1))
         }
         let count = min(max(limit, 1), KVLimits.historyCountMax)

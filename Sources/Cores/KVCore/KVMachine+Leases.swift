@@ -16,7 +16,8 @@ extension KVMachine {
         guard meta.leaseCount < Limits.leasesMax else {
             return .failed(
                 code: .resourceExhausted,
-                message: "there are \(Limits.leasesMax) leases, as many as are allowed; revoke some")
+                message: "there are \(Limits.leasesMax) leases, as many as are allowed; revoke some"
+            )
         }
         var id = wanted
         if id == .none {

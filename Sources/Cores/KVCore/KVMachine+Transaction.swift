@@ -163,7 +163,8 @@ extension KVMachine {
     }
 
     func write(
-        _ key: [UInt8], _ value: [UInt8]?, _ lease: LeaseID = .none, over standing: Standing, to plan: inout Plan,
+        _ key: [UInt8], _ value: [UInt8]?, _ lease: LeaseID = .none, over standing: Standing,
+        to plan: inout Plan,
         isAlone: Bool
     ) {
         let isNew = standing.version == 0

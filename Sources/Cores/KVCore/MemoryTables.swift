@@ -94,7 +94,8 @@ package struct MemoryTables: StateTables, Sendable {
         from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int
     ) -> [KeyVersion] {
         var found: [KeyVersion] = []
-        var cursor = to.map { versions.last(before: VersionKey(key: $0, change: .max)) }
+        var cursor =
+            to.map { versions.last(before: VersionKey(key: $0, change: .max)) }
             ?? versions.last
         while let position = cursor, found.count < count {
             let key = versions.key(at: position).key

@@ -59,7 +59,9 @@ extension World {
 
     func lookForLeases(_ shell: RaftShell) throws(Violation) {
         shell.isLeaseLookArranged = false
-        guard shell.standing.role == .leader, let due = shell.state.nextLeaseExpiry() else { return }
+        guard shell.standing.role == .leader, let due = shell.state.nextLeaseExpiry() else {
+            return
+        }
         let time = shell.core.clusterTime(now: shell.node.clock.reading(at: now))
         guard due <= time else { return arrangeLeaseLook(shell, atLeast: .zero) }
         try propose(.expireLeases, shell)

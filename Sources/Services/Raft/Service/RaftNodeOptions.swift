@@ -92,7 +92,8 @@ package struct RaftSettings: Sendable {
         if let kept = try settings.integer("history-revisions", in: 1000...1_000_000_000) {
             options.compaction.revisionsKept = UInt64(kept)
         }
-        if let bytes = try settings.integer("history-bytes-max", in: 1_000_000...1_000_000_000_000) {
+        if let bytes = try settings.integer("history-bytes-max", in: 1_000_000...1_000_000_000_000)
+        {
             options.compaction.historyBytesMax = UInt64(bytes)
         }
     }
