@@ -22,7 +22,8 @@ import SQLiteKit
 package final class SQLiteState: StateStore {
     /// Pages in the WAL that make applying wait for a snapshot that is being spooled: 256 MiB.
     package static let walPagesMax = 65_536
-    /// Free pages given back to the file system with a checkpoint.
+    /// Free pages given back to the file system with a checkpoint; with more than half of the file
+    /// free, four times as many.
     private static let vacuumPages = 256
 
     static let fileName = "state.db"
@@ -239,6 +240,9 @@ package final class SQLiteState: StateStore {
 
     package func recomputeContentHash() throws(StorageError) -> UInt64 {
         var meta = meta
+        meta.figures = try storing { machine throws(SQLiteError) in
+            try SQLiteMigration.figures(machine.tables.database)
+        }
         meta.rowHash = try storing { machine throws(SQLiteError) in
             var rows = try SQLiteRows(machine.tables.database, includingVersions: true)
             return try KVMachine<SQLiteTables>.rowHash(of: &rows)
@@ -294,7 +298,8 @@ package final class SQLiteState: StateStore {
         let free = try database.integer("PRAGMA freelist_count") ?? 0
         let all = try database.integer("PRAGMA page_count") ?? 0
         guard free > max(Int64(4 * vacuumPages), all / 4) else { return }
-        try database.execute("PRAGMA incremental_vacuum(\(vacuumPages))")
+        let pages = free > all / 2 ? 4 * vacuumPages : vacuumPages
+        try database.execute("PRAGMA incremental_vacuum(\(pages))")
     }
 
     // MARK: Snapshots
