@@ -193,7 +193,7 @@ let checks: [Target] = [
         [
             "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
             "AspenTypes", "AspenBytes", "AspenMachine",
-        ], settings: pure),
+        ], settings: pure, exclude: ["Fixtures"]),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
@@ -204,7 +204,7 @@ let checks: [Target] = [
     tests(
         "SimulationTests",
         [
-            "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "AspenDisk",
+            "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "KVCore", "AspenDisk",
             "AspenMachine", "AspenTypes", "aspen-sim",
         ], settings: pure),
     .target(

@@ -38,6 +38,11 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case skipReadRound = "skip-read-round"
     case commitOldTermByCounting = "commit-old-term-by-counting"
     case acceptRecycledRecord = "accept-recycled-record"
+    // Of the state machine and its stores: see `KVPlantedBug`.
+    case leaseByLocalClock = "lease-by-local-clock"
+    case snapshotWithoutLeases = "snapshot-without-leases"
+    case leaseLeavesKey = "lease-leaves-key"
+    case sweepTooFar = "sweep-too-far"
 }
 
 /// What the log store found at start-up.

@@ -104,6 +104,7 @@ extension ClientService {
                 body.lastLogIndex = node.core.lastIndex.rawValue
                 body.firstLogIndex = node.firstLogIndex.rawValue
                 body.stateHash = hash
+                body.stateVersion = UInt32(KVVersion.supported)
                 then(body)
             }
         }

@@ -47,7 +47,9 @@ extension ClientService {
 
     func writeKey(_ body: Aspen_Client_V1_WriteKeyRequest, _ origin: RequestOrigin) {
         submit(
-            Transaction(success: [.put(key: Array(body.key), value: Array(body.value))]),
+            Transaction(success: [
+                .put(key: Array(body.key), value: Array(body.value), lease: LeaseID(body.lease))
+            ]),
             SessionRequest(body.session, isPresent: body.hasSession), .writeKey, origin)
     }
 
@@ -112,6 +114,10 @@ extension ClientService {
             origin?.fail(Self.tooManyWrites)
             return
         }
+        guard command.version <= node.applied.facts.activeVersion else {
+            origin?.fail(Self.versionNotActive)
+            return
+        }
         let payload = CommandCodec.encode(command)
         let write = PendingWrite(
             origin, kind, payload, hasSession: hasSession, grows: grows)
@@ -119,6 +125,12 @@ extension ClientService {
         propose(write)
         armSweep()
     }
+
+    static let versionNotActive = AspenError(
+        .unsupportedVersion,
+        "the cluster does not know leases yet: a member still runs an older program or cannot be "
+            + "asked (`aspen-cli cluster status`); they are there a moment after the last one is "
+            + "upgraded", retry: .safe)
 
     private func propose(_ write: PendingWrite) {
         let number = node.propose(write.payload)
@@ -157,9 +169,11 @@ extension ClientService {
     }
 
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
+        var isHousekeeping = false
         for answer in answers {
             guard let write = writes[answer.number] else { continue }
             finish(write)
+            if case .housekeeping = write.kind { isHousekeeping = true }
             write.origin?.reply(
                 write.kind.response(
                     answer, node: options.raft.node, membership: node.membership))
@@ -168,6 +182,8 @@ extension ClientService {
             lastAppliedTerm = batch.term
             proposeLost(before: batch.term)
         }
+        keepHouse()
+        if isHousekeeping { housekeepingApplied() }
         updateStatus()
     }
 

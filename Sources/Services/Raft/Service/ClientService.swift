@@ -47,7 +47,7 @@ final class ClientService: @unchecked Sendable {
     private var drained: EventLoopPromise<Void>?
     var statusText = ""
     var isStatusScheduled = false
-    var expiry: Scheduled<Void>?
+    var housekeeping = Housekeeping()
     /// For whoever waits for a successor.
     var onStandingChange: (RaftStanding) -> Void = { _ in }
 
@@ -262,7 +262,7 @@ extension ClientService: RaftNodeClient {
 
     func standingChanged(_ standing: RaftStanding) {
         updateStatus()
-        scheduleExpiry()
+        scheduleHousekeeping()
         onStandingChange(standing)
         guard standing.leader != nil else { return }
         proposeWaiting()

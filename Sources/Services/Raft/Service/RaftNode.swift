@@ -117,7 +117,8 @@ package final class RaftNode: @unchecked Sendable {
         self.random = random.split()
         log = LogThread(store: parts.log, loop: loop)
         state = StateThread(
-            store: parts.state, loop: loop, node: options.raft.node, incarnation: incarnation)
+            store: parts.state, loop: loop, node: options.raft.node, incarnation: incarnation,
+            compaction: options.compaction)
         let recovery = parts.recovery
         core = RaftCore(
             configuration: options.raft, recovery: recovery, now: Self.now, random: &random)
@@ -127,7 +128,7 @@ package final class RaftNode: @unchecked Sendable {
         applied = AppliedBatch(
             index: parts.state.appliedIndex, term: parts.state.appliedTerm,
             revision: parts.state.revision, answers: [],
-            membershipIndex: nil)
+            facts: HousekeepingFacts(parts.state, options.compaction), membershipIndex: nil)
         membershipAppliedIndex = parts.state.membership?.index ?? .zero
     }
 

@@ -3,6 +3,7 @@
 import AspenDisk
 import AspenTypes
 import AspenWire
+import KVCore
 import Logging
 import NIOCore
 import RaftCore
@@ -14,6 +15,8 @@ package struct RaftNodeOptions: Sendable {
     package var raft: RaftConfiguration
     /// Entries kept in the log behind the last checkpoint, for peers that were away for a while.
     package var logTailEntries = 10_000
+    /// When history goes by itself.
+    package var compaction = CompactionPolicy()
     /// Whether clients from other machines have to show a token.
     package var areTokensRequired = true
 
@@ -64,7 +67,7 @@ package struct RaftSettings: Sendable {
     static let known: Set<String> = [
         "node-id", "state-dir", "runtime-dir", "storage-backend", "heartbeat-interval-ms",
         "election-timeout-min-ms", "election-timeout-max-ms", "tokens-required",
-        "log-tail-entries",
+        "log-tail-entries", "history-revisions", "history-bytes-max",
     ]
 
     package init(arguments: [String]) throws(AspenError) {
@@ -91,6 +94,13 @@ package struct RaftSettings: Sendable {
         options.areTokensRequired = try settings.flag("tokens-required") ?? true
         if let tail = try settings.integer("log-tail-entries", in: 0...10_000_000) {
             options.logTailEntries = tail
+        }
+        if let kept = try settings.integer("history-revisions", in: 1000...1_000_000_000) {
+            options.compaction.revisionsKept = UInt64(kept)
+        }
+        if let bytes = try settings.integer("history-bytes-max", in: 1_000_000...1_000_000_000_000)
+        {
+            options.compaction.historyBytesMax = UInt64(bytes)
         }
     }
 

@@ -175,11 +175,13 @@ final class SnapshotTransfers: @unchecked Sendable {
     private func install(_ transfer: IncomingSnapshot) {
         node.pause()
         let box = NIOLoopBound(transfer, eventLoop: node.loop)
+        let policy = node.options.compaction
         node.state.perform { [unowned self, writer = transfer.writer] store in
             let failure = try writer.finish()
             let batch = AppliedBatch(
                 index: store.appliedIndex, term: store.appliedTerm, revision: store.revision,
-                answers: [], membershipIndex: store.membership?.index)
+                answers: [], facts: HousekeepingFacts(store, policy),
+                membershipIndex: store.membership?.index)
             return { self.finished(box.value, batch, failure) }
         }
     }

@@ -31,6 +31,7 @@ struct AppliedBatch: Sendable {
     var term: Term
     var revision: Revision
     var answers: [AppliedAnswer]
+    var facts: HousekeepingFacts
     /// The newest membership of the batch, if it has one.
     var membershipIndex: LogIndex?
 }
@@ -67,6 +68,7 @@ final class StateThread: @unchecked Sendable {
     private let loop: any EventLoop
     private let node: NodeID
     private let incarnation: UInt64
+    let compaction: CompactionPolicy
     private var failure: StorageError?
     /// Jobs given to the thread whose events have not been delivered: nothing may overtake them.
     private var outstanding = 0
@@ -75,7 +77,11 @@ final class StateThread: @unchecked Sendable {
     var onEvents: ([StateEvent]) -> Void = { _ in }
 
     /// - Parameter incarnation: answers are reported for entries that this process proposed.
-    init(store: any StateStore, loop: any EventLoop, node: NodeID, incarnation: UInt64) {
+    init(
+        store: any StateStore, loop: any EventLoop, node: NodeID, incarnation: UInt64,
+        compaction: CompactionPolicy
+    ) {
+        self.compaction = compaction
         self.store = store
         self.loop = loop
         self.node = node
@@ -184,7 +190,7 @@ final class StateThread: @unchecked Sendable {
             .applied(
                 AppliedBatch(
                     index: last.index, term: last.term, revision: store.revision, answers: answers,
-                    membershipIndex: membershipIndex)))
+                    facts: HousekeepingFacts(store, compaction), membershipIndex: membershipIndex)))
         entries.removeAll(keepingCapacity: true)
     }
 

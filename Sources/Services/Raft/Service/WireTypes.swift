@@ -86,7 +86,9 @@ extension Operation {
     /// - Throws: `invalidArgument` for what this program does not know.
     init(_ wire: Aspen_Client_V1_Operation) throws(AspenError) {
         switch wire.operation {
-        case .put(let put)?: self = .put(key: Array(put.key), value: Array(put.value))
+        case .put(let put)?:
+            self = .put(
+                key: Array(put.key), value: Array(put.value), lease: LeaseID(put.lease))
         case .delete(let delete)?: self = .delete(key: Array(delete.key))
         case .deleteRange(let range)?:
             self = .deleteRange(

@@ -992,6 +992,12 @@ package nonisolated struct Aspen_Client_V1_GetNodeInfoResponse: @unchecked Senda
     set {_uniqueStorage()._stateHash = newValue}
   }
 
+  /// The newest version of the state machine that the node's program knows; 0: 1.
+  package var stateVersion: UInt32 {
+    get {_storage._stateVersion}
+    set {_uniqueStorage()._stateVersion = newValue}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -4300,7 +4306,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoRequest: SwiftProtobuf.Message,
 
 nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".GetNodeInfoResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}node\0\u{3}cluster_id\0\u{3}replica_id\0\u{1}commit\0\u{3}last_log_index\0\u{3}first_log_index\0\u{3}state_hash\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}node\0\u{3}cluster_id\0\u{3}replica_id\0\u{1}commit\0\u{3}last_log_index\0\u{3}first_log_index\0\u{3}state_hash\0\u{3}state_version\0")
 
   fileprivate class _StorageClass {
     var _node: Aspen_Client_V1_NodeStatus? = nil
@@ -4310,6 +4316,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
     var _lastLogIndex: UInt64 = 0
     var _firstLogIndex: UInt64 = 0
     var _stateHash: UInt64 = 0
+    var _stateVersion: UInt32 = 0
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -4327,6 +4334,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
       _lastLogIndex = source._lastLogIndex
       _firstLogIndex = source._firstLogIndex
       _stateHash = source._stateHash
+      _stateVersion = source._stateVersion
     }
   }
 
@@ -4352,6 +4360,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
         case 5: try { try decoder.decodeSingularUInt64Field(value: &_storage._lastLogIndex) }()
         case 6: try { try decoder.decodeSingularUInt64Field(value: &_storage._firstLogIndex) }()
         case 7: try { try decoder.decodeSingularUInt64Field(value: &_storage._stateHash) }()
+        case 8: try { try decoder.decodeSingularUInt32Field(value: &_storage._stateVersion) }()
         default: break
         }
       }
@@ -4385,6 +4394,9 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
       if _storage._stateHash != 0 {
         try visitor.visitSingularUInt64Field(value: _storage._stateHash, fieldNumber: 7)
       }
+      if _storage._stateVersion != 0 {
+        try visitor.visitSingularUInt32Field(value: _storage._stateVersion, fieldNumber: 8)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -4401,6 +4413,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
         if _storage._lastLogIndex != rhs_storage._lastLogIndex {return false}
         if _storage._firstLogIndex != rhs_storage._firstLogIndex {return false}
         if _storage._stateHash != rhs_storage._stateHash {return false}
+        if _storage._stateVersion != rhs_storage._stateVersion {return false}
         return true
       }
       if !storagesAreEqual {return false}
