@@ -102,6 +102,7 @@ final class ClientConnection: ReplySink {
 
     func reply(_ response: WireResponse, to id: UInt64) {
         inFlight -= 1
+        service.node.metrics.answered(response)
         write(response, id)
     }
 

@@ -130,6 +130,9 @@ extension ClientService {
         for answer in answers {
             guard let write = writes[answer.number] else { continue }
             finish(write)
+            if write.origin != nil {
+                node.metrics.committed(after: RaftNode.now - write.proposedAt)
+            }
             write.origin?.reply(
                 write.kind.response(
                     answer, node: options.raft.node, membership: node.membership))
@@ -168,14 +171,11 @@ extension ClientService {
     }
 
     private func proposeAgain(_ write: PendingWrite) {
-        switch write.kind {
-        case .addLearner, .changeMembership, .initCluster:
-            // Made for the leader that was: whoever asked asks again.
-            finish(write)
-            write.origin?.fail(
-                AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
-        default: propose(write)
-        }
+        guard write.kind.isAdministrative else { return propose(write) }
+        // Made for the leader that was: whoever asked asks again.
+        finish(write)
+        write.origin?.fail(
+            AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
     }
 
     /// The link to the leader is whole again: what was on its way through the old one may be lost.
@@ -186,10 +186,8 @@ extension ClientService {
             guard let write = writes[number], !write.isDone, write.numbers.last == number,
                 write.proposedTerm == term
             else { continue }
-            switch write.kind {
-            case .addLearner, .changeMembership, .initCluster: continue
-            default: proposals.append((number, write.payload))
-            }
+            if write.kind.isAdministrative { continue }
+            proposals.append((number, write.payload))
         }
         node.forwardAgain(proposals)
     }
@@ -202,13 +200,10 @@ extension ClientService {
         switch failure {
         case .noLeader:
             if case .housekeeping = write.kind { return finish(write) }
-            switch write.kind {
-            case .addLearner, .changeMembership:
-                finish(write)
-                write.origin?.fail(
-                    AspenError(.unavailable, "this node leads no more", retry: .safe))
-            default: waitingForLeader.append(write)
-            }
+            guard write.kind.isAdministrative else { return waitingForLeader.append(write) }
+            finish(write)
+            write.origin?.fail(
+                AspenError(.unavailable, "this node leads no more", retry: .safe))
         case .tooMany:
             finish(write)
             write.origin?.fail(Self.tooManyWrites)

@@ -82,6 +82,8 @@ final class ClientService: @unchecked Sendable {
         connection.start()
     }
 
+    var connectionCount: Int { connections.count }
+
     func ended(_ connection: ClientConnection) {
         connections[ObjectIdentifier(connection)] = nil
     }
@@ -107,6 +109,7 @@ final class ClientService: @unchecked Sendable {
                     "the request names nothing to do, or something this version does not know"))
         }
         let rule = Self.requestTable[body.row]
+        node.metrics.asked(row: body.row)
         guard permission >= rule.permission else {
             guard permission > .none else { return origin.fail(denial) }
             return origin.fail(
@@ -118,6 +121,13 @@ final class ClientService: @unchecked Sendable {
         if isDraining {
             return origin.fail(
                 AspenError(.unavailable, "this node is stopping: ask another", retry: .safe))
+        }
+        if case .leaveCluster(var leave) = body, leave.nodeID == 0 {
+            // Whoever carries it out must know who was asked.
+            leave.nodeID = options.raft.node.rawValue
+            var named = request
+            named.leaveCluster = leave
+            return handle(named, origin, permission: permission, denial: denial)
         }
         if rule.isForLeader, !isLeader {
             return passToLeader(request, origin)
@@ -134,7 +144,9 @@ final class ClientService: @unchecked Sendable {
             sink: PeerSink(channel), id: id, deadline: deadline(milliseconds: request.timeoutMs),
             isFromPeer: true)
         switch request.request {
-        case .getNodeInfo, .addLearner, .changeMembership: break
+        case .getNodeInfo, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
+            .transferLeadership, .why:
+            break
         default:
             return origin.fail(AspenError(.permissionDenied, "peers do not ask that of each other"))
         }

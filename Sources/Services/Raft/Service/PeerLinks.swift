@@ -48,6 +48,8 @@ final class PeerLinks {
 
     private var links: [NodeID: PeerLink] = [:]
     private var leaving: [NodeID: Scheduled<Void>] = [:]
+    /// Where those who are leaving are: net is to let them in until they are gone.
+    private var leavers: [NodeID: NetPeer] = [:]
     private var durable = DurabilityTicket(0)
     /// Nodes about to be added: reachable for a probe, though no members yet.
     private var candidates: [NetPeer] = []
@@ -80,10 +82,17 @@ final class PeerLinks {
 
     /// Follows the membership in force: links to its members, to nobody else.
     func update(_ membership: Membership?) {
+        for member in self.membership?.members ?? [] {
+            guard membership?.member(member.node) == nil, links[member.node] != nil else {
+                continue
+            }
+            leavers[member.node] = NetPeer(endpoint: member.endpoint, addresses: member.addresses)
+        }
         self.membership = membership
         identity.cluster = membership?.cluster
         if let membership {
             for member in membership.members where member.node != identity.node {
+                leavers[member.node] = nil
                 if let link = links[member.node], link.endpoint == member.endpoint {
                     leaving.removeValue(forKey: member.node)?.cancel()
                     let isOther = link.isForeign(member.replica)
@@ -106,11 +115,15 @@ final class PeerLinks {
     private func scheduleRemoval(_ node: NodeID) {
         guard leaving[node] == nil else { return }
         let box = NIOLoopBound(self, eventLoop: loop)
-        leaving[node] = loop.scheduleTask(in: Self.leaverGrace) { box.value.removeLink(node) }
+        leaving[node] = loop.scheduleTask(in: Self.leaverGrace) {
+            box.value.removeLink(node)
+            box.value.publishPeers()
+        }
     }
 
     private func removeLink(_ node: NodeID) {
         leaving.removeValue(forKey: node)?.cancel()
+        leavers[node] = nil
         links.removeValue(forKey: node)?.end()
         failRequests(to: node)
     }
@@ -129,10 +142,14 @@ final class PeerLinks {
             let members = membership.members.filter { $0.node != identity.node }.map {
                 NetPeer(endpoint: $0.endpoint, addresses: $0.addresses)
             }
+            // One who has left may be the leader that has to hear of its last entries.
+            let gone = leavers.keys.sorted().compactMap { self.leavers[$0] }.filter { leaver in
+                !members.contains { $0.endpoint == leaver.endpoint }
+            }
             let others = candidates.filter { candidate in
                 !members.contains { $0.endpoint == candidate.endpoint }
             }
-            transport.setPeers(members + others, isClosed: true)
+            transport.setPeers(members + gone + others, isClosed: true)
         } else {
             let peers = netIdentity?.configuredPeers.map(\.peer) ?? []
             transport.setPeers(peers, isClosed: false)

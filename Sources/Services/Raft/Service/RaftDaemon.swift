@@ -161,6 +161,9 @@ package final class RaftServer: @unchecked Sendable {
         recording = storage.recording
         var options = settings.options
         options.raft.replica = storage.replica
+        if settings.backend == .persistent {
+            options.eventFile = settings.stateDirectory + "/events"
+        }
         self.options = options
         links = PeerLinks(
             loop: loop, transport: transport,
@@ -264,7 +267,9 @@ package final class RaftServer: @unchecked Sendable {
 
     private func handOver() -> EventLoopFuture<Void> {
         let done = loop.makePromise(of: Void.self)
-        let status = node.core.peerStatus.filter { $0.isVoter && links.isReachable($0.node) }
+        let status = node.core.peerStatus(now: RaftNode.now).filter {
+            $0.isVoter && links.isReachable($0.node)
+        }
         guard let best = status.max(by: { $0.match < $1.match }) else {
             done.succeed()
             return done.futureResult

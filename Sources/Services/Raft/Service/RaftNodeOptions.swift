@@ -15,6 +15,8 @@ package struct RaftNodeOptions: Sendable {
     package var logTailEntries = 10_000
     /// Whether clients from other machines have to show a token.
     package var areTokensRequired = true
+    /// Where events are kept for `why`; nil: in memory only.
+    package var eventFile: String?
 
     package init(raft: RaftConfiguration) { self.raft = raft }
 }
