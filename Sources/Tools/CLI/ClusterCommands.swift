@@ -12,7 +12,8 @@ struct ClusterArea: ParsableCommand, CommandArea {
             ClusterEndpoint.self, ClusterInitVerb.self, ClusterAddLearner.self,
             ClusterPromote.self, ClusterChangeMembership.self, ClusterTransfer.self,
             ClusterLeave.self, ClusterRemove.self, ClusterMembers.self, ClusterMetrics.self,
-            ClusterPrometheus.self, ClusterSnapshot.self,
+            ClusterPrometheus.self, ClusterBackup.self, ClusterVerifyBackup.self,
+            ClusterRestore.self, ClusterRecover.self, ClusterSnapshot.self,
         ])
 }
 

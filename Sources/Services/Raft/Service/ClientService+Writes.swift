@@ -152,7 +152,10 @@ extension ClientService {
             guard let write = writes[number], !write.isDone, !write.isFateUnknown,
                 write.numbers.last == number, let proposed = write.proposedTerm, proposed < term
             else { continue }
-            if case .initCluster = write.kind { continue }
+            switch write.kind {
+            case .initCluster, .recoverQuorum: continue
+            default: break
+            }
             forgetNumbers(of: write)
             if case .housekeeping = write.kind { finish(write) } else { proposeAgain(write) }
         }

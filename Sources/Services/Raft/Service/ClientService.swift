@@ -40,6 +40,11 @@ final class ClientService: @unchecked Sendable {
     var readCount = 0
     var nextLocalRound: UInt64 = 1 << 63
 
+    /// A backup that is being restored.
+    var restoring: RestoreIntake?
+    /// Backups that are being sent.
+    var backupCount = 0
+
     private var isSweeping = false
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var complaints = LogLimiter(burst: 3)
@@ -260,6 +265,10 @@ final class ClientService: @unchecked Sendable {
 private final class PeerSink: ReplySink {
     private let channel: FrameChannel
     init(_ channel: FrameChannel) { self.channel = channel }
+
+    func part(_ response: WireResponse, to id: UInt64) {}
+    var isOpen: Bool { true }
+    var isWritable: Bool { true }
 
     func reply(_ response: WireResponse, to id: UInt64) {
         guard let bytes: [UInt8] = try? response.serializedBytes() else { return }

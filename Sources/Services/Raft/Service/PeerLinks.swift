@@ -88,9 +88,17 @@ final class PeerLinks {
             }
             leavers[member.node] = NetPeer(endpoint: member.endpoint, addresses: member.addresses)
         }
-        self.membership = membership
-        identity.cluster = membership?.cluster
-        if let membership {
+        let before = self.membership
+        // One that does not name this directory is history: of a learner that reads the log from its
+        // beginning, or of a node that was removed. Such a node follows whoever has proved the
+        // cookie, for those it knew may all have been replaced.
+        let own = membership?.member(identity.node)
+        self.membership = own?.replica == identity.replica ? membership : nil
+        if let membership = self.membership {
+            if let old = before?.cluster, old != membership.cluster {
+                for node in links.keys.sorted() { removeLink(node) }
+            }
+            identity.cluster = membership.cluster
             for member in membership.members where member.node != identity.node {
                 leavers[member.node] = nil
                 if let link = links[member.node], link.endpoint == member.endpoint {
@@ -106,6 +114,10 @@ final class PeerLinks {
             for node in links.keys.sorted() where membership.member(node) == nil {
                 scheduleRemoval(node)
             }
+        } else if membership == nil {
+            identity.cluster = nil
+        } else if before != nil {
+            for node in links.keys.sorted() { scheduleRemoval(node) }
         }
         publishPeers()
     }

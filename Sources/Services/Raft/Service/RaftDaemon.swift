@@ -163,6 +163,7 @@ package final class RaftServer: @unchecked Sendable {
         options.raft.replica = storage.replica
         if settings.backend == .persistent {
             options.eventFile = settings.stateDirectory + "/events"
+            options.spoolDirectory = settings.stateDirectory
         }
         self.options = options
         links = PeerLinks(

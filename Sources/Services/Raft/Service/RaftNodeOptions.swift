@@ -17,6 +17,8 @@ package struct RaftNodeOptions: Sendable {
     package var areTokensRequired = true
     /// Where events are kept for `why`; nil: in memory only.
     package var eventFile: String?
+    /// Where backups that come in are spooled.
+    package var spoolDirectory = "/tmp"
 
     package init(raft: RaftConfiguration) { self.raft = raft }
 }

@@ -159,9 +159,18 @@ extension ClientService {
         RequestRule("LeaveCluster", .admin, isForLeader: true) { service, request, origin in
             if case .leaveCluster(let body) = request { service.leaveCluster(body, origin) }
         },
-        RequestRule("Backup", .admin, handler: notCarriedOut),
-        RequestRule("RestoreChunk", .admin, handler: notCarriedOut),
-        RequestRule("RecoverQuorum", .admin, handler: notCarriedOut),
+        RequestRule("Backup", .admin) { service, _, origin in
+            guard service.node.membership != nil else {
+                return origin.fail(service.outsideCluster)
+            }
+            BackupStream.start(service, origin)
+        },
+        RequestRule("RestoreChunk", .admin) { service, request, origin in
+            if case .restoreChunk(let body) = request { service.restoreChunk(body, origin) }
+        },
+        RequestRule("RecoverQuorum", .admin) { service, request, origin in
+            if case .recoverQuorum(let body) = request { service.recoverQuorum(body, origin) }
+        },
         RequestRule("Why", .read) { service, request, origin in
             if case .why(let body) = request { service.why(body, origin) }
         },

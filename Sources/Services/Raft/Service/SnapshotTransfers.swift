@@ -196,6 +196,16 @@ final class SnapshotTransfers: @unchecked Sendable {
         node.resetLog(to: transfer.meta.index, term: transfer.meta.term)
     }
 
+    /// A state that was put in force, and the log that is to begin behind it. The node is paused.
+    func putInForce(_ batch: AppliedBatch, _ meta: SnapshotMeta, then: @escaping () -> Void) {
+        resetCompletion = { [unowned self] in
+            node.installed(batch, meta)
+            node.resume()
+            then()
+        }
+        node.resetLog(to: meta.index, term: meta.term)
+    }
+
     func logWasReset() {
         let completion = resetCompletion
         resetCompletion = nil

@@ -139,6 +139,7 @@ enum WriteKind: Sendable {
     case changeMembership
     case promoteLearner
     case leaveCluster
+    case recoverQuorum
     /// Nobody waits for it.
     case housekeeping
 }
@@ -147,7 +148,9 @@ extension WriteKind {
     /// Made for the leader that was: not to be proposed again to another.
     var isAdministrative: Bool {
         switch self {
-        case .initCluster, .addLearner, .changeMembership, .promoteLearner, .leaveCluster: true
+        case .initCluster, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
+            .recoverQuorum:
+            true
         default: false
         }
     }
@@ -188,7 +191,7 @@ extension WriteKind {
         case (.closeSession, _):
             return WireResponse(.closeSession(Aspen_Client_V1_CloseSessionResponse()))
         case (.initCluster, _), (.addLearner, _), (.changeMembership, _), (.promoteLearner, _),
-            (.leaveCluster, _):
+            (.leaveCluster, _), (.recoverQuorum, _):
             return administrative(answer, node, membership)
         default:
             return WireResponse(
@@ -215,6 +218,10 @@ extension WriteKind {
             body.voters = membership?.voters.map(\.rawValue) ?? []
             body.learners = membership?.learners.map(\.rawValue) ?? []
             return WireResponse(.promoteLearner(body))
+        case .recoverQuorum:
+            var body = Aspen_Client_V1_RecoverQuorumResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            return WireResponse(.recoverQuorum(body))
         case .leaveCluster:
             var body = Aspen_Client_V1_LeaveClusterResponse()
             body.logID = Aspen_Client_V1_LogID(answer)
