@@ -17,7 +17,10 @@ extension ClientService {
     func quorumRule() -> QuorumRule {
         let own = options.raft.node
         var rule = QuorumRule(sound: [own], reachable: [own])
-        for peer in node.core.peerStatus(now: RaftNode.now) where links.isReachable(peer.node) {
+        let now = RaftNode.now
+        for peer in node.core.peerStatus(now: now) {
+            if now - peer.heardAt < Self.changePatience { rule.recent.insert(peer.node) }
+            guard links.isReachable(peer.node) else { continue }
             rule.reachable.insert(peer.node)
             if peer.isCaughtUp { rule.sound.insert(peer.node) }
         }
@@ -30,9 +33,11 @@ extension ClientService {
     ) throws(AspenError) {
         let rule = quorumRule()
         guard let reason = rule.objection(from: membership.voters, to: voters) else { return }
-        // Who is down is down; who is new, or up and behind, may be a matter of moments.
+        // Who is down is down; who is new, up and behind, or was heard a moment ago may be back soon.
         let isHopeful = voters.contains {
-            !rule.sound.contains($0) && (rule.reachable.contains($0) || !membership.isVoter($0))
+            !rule.sound.contains($0)
+                && (rule.reachable.contains($0) || rule.recent.contains($0)
+                    || !membership.isVoter($0))
         }
         throw AspenError(
             .preconditionFailed,

@@ -141,7 +141,27 @@ extension ClientService {
             lastAppliedTerm = batch.term
             proposeLost(before: batch.term)
         }
+        if batch.membershipIndex != nil, hasLeft { dismissClients() }
         updateStatus()
+    }
+
+    /// Those that were given to a leader may be carried out yet; under a session they can be sent
+    /// again, to another node.
+    func dismissWrites() {
+        for number in writes.keys.sorted() {
+            guard let write = writes[number], !write.isDone else { continue }
+            finish(write)
+            write.origin?.fail(
+                AspenError(
+                    .unknownOutcome,
+                    "this node left the cluster before it knew what became of the write",
+                    retry: .withSession))
+        }
+        for write in waitingForLeader where !write.isDone {
+            finish(write)
+            write.origin?.fail(Self.hasLeftCluster)
+        }
+        waitingForLeader = []
     }
 
     /// An entry of `term` has been applied, so no entry of an earlier term will ever follow. What

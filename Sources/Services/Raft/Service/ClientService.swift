@@ -134,6 +134,7 @@ final class ClientService: @unchecked Sendable {
             named.leaveCluster = leave
             return handle(named, origin, permission: permission, denial: denial)
         }
+        if hasLeft, !isAnsweredAlone(body) { return origin.fail(Self.hasLeftCluster) }
         if rule.isForLeader, !isLeader {
             return passToLeader(request, origin)
         }

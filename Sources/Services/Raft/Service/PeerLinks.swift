@@ -41,7 +41,10 @@ final class PeerLinks {
     /// Who net says we are; nil until it has been reached once.
     private(set) var netIdentity: NetIdentity?
     private(set) var isNetConnected = false
+    /// The one in force, if it names this directory.
     private(set) var membership: Membership?
+    /// It does not any more.
+    private(set) var hasLeft = false
 
     /// How long a node that has left the membership is still talked to.
     static let leaverGrace = TimeAmount.seconds(5)
@@ -95,6 +98,7 @@ final class PeerLinks {
         let own = membership?.member(identity.node)
         self.membership = own?.replica == identity.replica ? membership : nil
         if let membership = self.membership {
+            hasLeft = false
             if let old = before?.cluster, old != membership.cluster {
                 for node in links.keys.sorted() { removeLink(node) }
             }
@@ -117,6 +121,7 @@ final class PeerLinks {
         } else if membership == nil {
             identity.cluster = nil
         } else if before != nil {
+            hasLeft = true
             for node in links.keys.sorted() { scheduleRemoval(node) }
         }
         publishPeers()

@@ -11,6 +11,9 @@ struct QuorumRule {
     /// Reachable at all: enough for the old set, which only has to agree to the change.
     var reachable: Set<NodeID>
 
+    /// Heard a moment ago, whatever became of it since.
+    var recent: Set<NodeID> = []
+
     /// Why the change must not be made; nil if it may.
     func objection(from old: [NodeID], to new: [NodeID]) -> String? {
         let up = old.filter { reachable.contains($0) }.count
