@@ -62,14 +62,14 @@ def a_backup_becomes_a_new_cluster():
         before = cluster.nodes[0].cli("kv", "scan", "--all", "-o", "json", check=0).json()
         made = cluster.nodes[1].cli("cluster", "backup", path, "-o", "json", check=0).json()
         assert os.path.getsize(path) == made["bytes"] and not os.path.exists(path + ".partial")
-        checked = cluster.cli("cluster", "verify-backup", path, "--json", check=0).json()
+        checked = cluster.cli("cluster", "backup", "--verify", path, "--json", check=0).json()
         assert checked == made, (checked, made)
         with open(path, "rb") as f:
             damaged = bytearray(f.read())
         damaged[len(damaged) // 2] ^= 4
         with open(path + ".damaged", "wb") as f:
             f.write(damaged)
-        cluster.cli("cluster", "verify-backup", path + ".damaged", check=1)
+        cluster.cli("cluster", "backup", "--verify", path + ".damaged", check=1)
         refused = cluster.nodes[0].cli("cluster", "restore", path)
         assert refused.code == 5 and "ALREADY_INITIALIZED" in refused.err, refused.__dict__
         from aspen_cluster import Node, free_ports

@@ -8,20 +8,32 @@ import Glibc
 struct ClusterBackup: ClientCommand {
     static let configuration = CommandConfiguration(
         commandName: "backup", abstract: "Write one consistent copy of everything to a file.",
-        usage: "aspen-cli cluster backup FILE [OPTIONS]",
+        usage: "aspen-cli cluster backup [--verify] FILE [OPTIONS]",
         discussion: """
             The cluster goes on serving. The file has a checksum and appears under its name only when \
-            it is whole and on the disk.
+            it is whole and on the disk. --verify checks such a file, and says what it shows; a damaged \
+            one is exit status 1.
 
             EXAMPLES
               aspen-cli cluster backup /srv/backup/aspen.backup
-              aspen-cli cluster verify-backup /srv/backup/aspen.backup
+              aspen-cli cluster backup --verify /srv/backup/aspen.backup
             """)
 
     @OptionGroup var global: GlobalOptions
 
-    @Argument(help: "The file to write.")
+    @Argument(help: "The file to write, or to check.")
     var file: String
+
+    @Flag(help: "Check a backup that was made before; no cluster is needed.")
+    var verify = false
+
+    var local: (any LocalCommand)? {
+        guard verify else { return nil }
+        var check = BackupCheck()
+        check.file = file
+        check.json = global.isJSON
+        return check
+    }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
         let sink = try BackupSink(path: file)
@@ -32,21 +44,11 @@ struct ClusterBackup: ClientCommand {
     }
 }
 
-struct ClusterVerifyBackup: LocalCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "verify-backup", abstract: "Check a backup and say what it shows.",
-        usage: "aspen-cli cluster verify-backup FILE [--json]",
-        discussion: """
-            No cluster is needed. A damaged file is exit status 1.
+/// `cluster backup --verify`: no cluster is needed.
+struct BackupCheck: LocalCommand {
+    static let configuration = CommandConfiguration(commandName: "verify")
 
-            EXAMPLES
-              aspen-cli cluster verify-backup /srv/backup/aspen.backup
-            """)
-
-    @Argument(help: "The backup.")
-    var file: String
-
-    @Flag(help: "Output as JSON.")
+    var file = ""
     var json = false
 
     var isJSON: Bool { json }
