@@ -38,6 +38,10 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case skipReadRound = "skip-read-round"
     case commitOldTermByCounting = "commit-old-term-by-counting"
     case acceptRecycledRecord = "accept-recycled-record"
+    /// Any change of voters in one step, without a joint membership.
+    case skipJointConsensus = "skip-joint-consensus"
+    /// A second change before the first one is committed.
+    case overlapChanges = "overlap-membership-changes"
 }
 
 /// What the log store found at start-up.
