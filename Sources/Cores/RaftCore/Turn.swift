@@ -53,8 +53,7 @@ struct ActiveBugs {
             skipReadRound = planted.contains(.skipReadRound)
             commitOldTermByCounting = planted.contains(.commitOldTermByCounting)
             overlapChanges = planted.contains(.overlapChanges)
-            // Two changes of many voters at once are caught by the same rule as one.
-            skipJointConsensus = planted.contains(.skipJointConsensus) || overlapChanges
+            skipJointConsensus = planted.contains(.skipJointConsensus)
         #endif
     }
 }
