@@ -128,8 +128,8 @@ let services: [Target] = [
         "RaftService", "Services/Raft/Service",
         nio + [
             "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
-            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging, collections,
-            protobuf,
+            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", "CAspenVFS", logging,
+            collections, protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",

@@ -352,8 +352,13 @@ extension FakeStore {
                 $0.changeMembership.voters = voters
                 $0.changeMembership.learners = learners
             }
-        default: return .failed(.invalidArgument, "the request is empty or unknown")
+        default: return FakeLife.answer(request, &self)
         }
+    }
+
+    mutating func entered(_ count: UInt64) -> Aspen_Client_V1_LogID {
+        index += count
+        return logID
     }
 
     private func status(of node: UInt64) -> Aspen_Client_V1_NodeStatus {

@@ -22,7 +22,14 @@ final class TestClient: Sendable {
     private struct State {
         var next: UInt64 = 1
         var waiting: [UInt64: EventLoopPromise<WireResponse>] = [:]
+        var streams: [UInt64: Stream] = [:]
         var isClosed = false
+    }
+
+    private struct Stream {
+        var parts: [WireResponse] = []
+        var isLast: @Sendable (WireResponse) -> Bool
+        var promise: EventLoopPromise<[WireResponse]>
     }
 
     let channel: any Channel
@@ -58,6 +65,13 @@ final class TestClient: Sendable {
             guard let id = frame.readInteger(endianness: .little, as: UInt64.self),
                 let response = try? WireResponse(serializedBytes: Array(buffer: frame))
             else { return }
+            if var stream = state.value.streams[id] {
+                stream.parts.append(response)
+                state.value.streams[id] = stream
+                guard stream.isLast(response) else { return }
+                state.value.streams[id] = nil
+                return stream.promise.succeed(stream.parts)
+            }
             state.value.waiting.removeValue(forKey: id)?.succeed(response)
         }
         frames.onClosed = { _, _ in
@@ -79,6 +93,27 @@ final class TestClient: Sendable {
             state.value.waiting[id] = promise
             var message = WireRequest()
             message.timeoutMs = timeoutMs
+            message.request = request
+            let bytes: [UInt8] = (try? message.serializedBytes()) ?? []
+            frames.value.send {
+                $0.writeInteger(id, endianness: .little)
+                $0.writeBytes(bytes)
+            }
+        }
+        return promise.futureResult
+    }
+
+    /// A request with several answers, up to the one that `isLast` says is the last.
+    func stream(
+        _ request: WireRequest.OneOf_Request,
+        until isLast: @escaping @Sendable (WireResponse) -> Bool
+    ) -> EventLoopFuture<[WireResponse]> {
+        let promise = channel.eventLoop.makePromise(of: [WireResponse].self)
+        channel.eventLoop.execute { [frames, state] in
+            let id = state.value.next
+            state.value.next += 1
+            state.value.streams[id] = Stream(isLast: isLast, promise: promise)
+            var message = WireRequest()
             message.request = request
             let bytes: [UInt8] = (try? message.serializedBytes()) ?? []
             frames.value.send {

@@ -79,6 +79,7 @@ package final class Oracle: WorldObserver {
                 )
             }
             let mark = EntryMark(entry)
+            if entry.kind == .membership { try checkChange(node, entry) }
             try match(node, entry.index, mark, previousTerm: log.lastTerm)
             log.append(mark)
             marks.append(mark)

@@ -50,6 +50,7 @@ package enum CommandLineProgram {
         guard let verb = command as? any ClientCommand else {
             return runWithoutCluster(&command, output)
         }
+        if let local = verb.local { return runLocally(local, output) }
         do {
             return try await run(verb, output)
         } catch {
@@ -192,7 +193,7 @@ struct AspenCommand: ParsableCommand, CommandArea {
               NO_COLOR               never use colours
             """,
         version: "aspen-cli \(programVersion)",
-        subcommands: [ClusterArea.self, KVArea.self, ConfigArea.self, SetupVerb.self])
+        subcommands: [ClusterArea.self, KVArea.self, WhyArea.self, ConfigArea.self, SetupVerb.self])
 }
 
 /// A command that only groups others.
@@ -211,12 +212,15 @@ extension LocalCommand {
 /// A command that talks to a cluster.
 protocol ClientCommand: ParsableCommand {
     var global: GlobalOptions { get }
+    /// What is carried out instead, if the arguments ask for something that needs no cluster.
+    var local: (any LocalCommand)? { get }
     /// Checks what needs no cluster, before one is dialled.
     func prepare() throws
     func run(_ context: CommandContext) async throws -> ExitStatus
 }
 
 extension ClientCommand {
+    var local: (any LocalCommand)? { nil }
     func prepare() throws {}
 }
 

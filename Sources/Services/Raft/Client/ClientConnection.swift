@@ -24,6 +24,8 @@ package final class ClientConnection {
         var deadline: NIODeadline
         var bytes: Int
         var completion: Completion
+        /// Takes an answer and says whether more are to come; nil: there is only one.
+        var part: ((Response) -> Bool)?
     }
 
     package let endpoint: Endpoint
@@ -70,6 +72,17 @@ package final class ClientConnection {
         _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline = .distantFuture,
         completion: @escaping Completion
     ) -> UInt64? {
+        send(request, deadline: deadline, part: nil, completion: completion)
+    }
+
+    /// The same for a request with several answers: `part` gets each, on the loop, and says whether
+    /// more are to come; `completion` gets the last one, or the error. While `part` blocks, nothing
+    /// more is read.
+    @discardableResult
+    package func send(
+        _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline = .distantFuture,
+        part: ((Response) -> Bool)?, completion: @escaping Completion
+    ) -> UInt64? {
         guard isOpen, !isClosing else {
             completion(.failure(AspenError(.unavailable, "the connection is closed", retry: .safe)))
             return nil
@@ -84,7 +97,8 @@ package final class ClientConnection {
         }
         let id = nextID
         nextID += 1
-        pending[id] = Pending(deadline: deadline, bytes: bytes.count, completion: completion)
+        pending[id] = Pending(
+            deadline: deadline, bytes: bytes.count, completion: completion, part: part)
         bytesInFlight += bytes.count
         transport.send { buffer in
             buffer.writeInteger(id, endianness: .little)
@@ -139,6 +153,7 @@ package final class ClientConnection {
             transport.close()
             return lost(.lost("the daemon sent bytes that are no answer"))
         }
+        if let part = pending[id]?.part, !response.hasError, part(response) { return }
         // An abandoned request's answer finds nobody.
         guard let completion = take(id) else { return }
         if response.hasError {

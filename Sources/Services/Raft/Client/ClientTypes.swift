@@ -202,9 +202,69 @@ public struct ClusterInit: Sendable, Equatable {
     public var node: NodeID
 }
 
-/// The answer to `changeMembership`.
+/// The answer to `changeMembership`, `promoteLearner` and `leaveCluster`.
 public struct MembershipChange: Sendable, Equatable {
     public var logID: LogID
     public var voters: [NodeID]
     public var learners: [NodeID]
+}
+
+/// One figure of a node, in Prometheus' style.
+public struct Metric: Sendable, Equatable {
+    /// "aspen_raft_term", "aspen_requests_total{request=\"ReadKey\"}".
+    public var name: String
+    /// "counter", "gauge" or "histogram".
+    public var kind: String
+    public var value: Double
+    public var help: String
+}
+
+/// The answer to `raftMetrics`: consensus as the node asked sees it.
+public struct RaftMetrics: Sendable, Equatable {
+    /// How far another node is; only a leader knows.
+    public struct Progress: Sendable, Equatable {
+        public var node: NodeID
+        public var matched: LogIndex
+        public var isVoter: Bool
+        /// Can be talked to at this moment.
+        public var isLinked: Bool
+        /// Entries behind the end of the leader's log.
+        public var lag: UInt64
+    }
+
+    public var role: String
+    public var term: Term
+    public var leader: NodeID?
+    public var lastLogIndex: LogIndex
+    public var commit: LogIndex
+    public var applied: LogIndex
+    /// The log begins after it.
+    public var snapshotIndex: LogIndex
+    public var progress: [Progress]
+}
+
+/// What `why` is asked about.
+public enum WhySubject: Sendable, Equatable {
+    /// Why the present leader leads.
+    case leader
+    /// What made a commit slow.
+    case slow
+    /// Why a node is, or is not, a voter in good standing.
+    case member(NodeID)
+}
+
+/// The answer to `why`.
+public struct Explanation: Sendable, Equatable {
+    public struct Event: Sendable, Equatable {
+        /// Milliseconds since 1970, by the clock of the node that recorded it.
+        public var wallMilliseconds: UInt64
+        public var node: NodeID
+        public var kind: String
+        public var text: String
+    }
+
+    /// In one sentence.
+    public var answer: String
+    /// What it rests on, oldest first.
+    public var events: [Event]
 }

@@ -12,6 +12,11 @@ import SwiftProtobuf
 /// Where the answer to a request goes.
 protocol ReplySink: AnyObject {
     func reply(_ response: WireResponse, to id: UInt64)
+    /// One of several answers to the same request; `reply` gives the last one.
+    func part(_ response: WireResponse, to id: UInt64)
+    var isOpen: Bool { get }
+    /// False: whoever produces parts waits.
+    var isWritable: Bool { get }
 }
 
 /// A request that waits for its answer, but for what it asks.
@@ -102,8 +107,13 @@ final class ClientConnection: ReplySink {
 
     func reply(_ response: WireResponse, to id: UInt64) {
         inFlight -= 1
+        service.node.metrics.answered(response)
         write(response, id)
     }
+
+    func part(_ response: WireResponse, to id: UInt64) { write(response, id) }
+    var isOpen: Bool { !isClosed }
+    var isWritable: Bool { frames.isWritable }
 
     private func write(_ response: WireResponse, _ id: UInt64) {
         guard !isClosed else { return }

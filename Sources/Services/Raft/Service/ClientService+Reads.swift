@@ -140,6 +140,14 @@ extension ClientService {
         if node.standing.leader != nil { readWaiting() }
     }
 
+    func dismissReads() {
+        let waiting = rounds.keys.sorted().flatMap { rounds[$0] ?? [] } + waitingReads
+        rounds = [:]
+        waitingReads = []
+        readCount -= waiting.count
+        for read in waiting { read.origin.fail(Self.hasLeftCluster) }
+    }
+
     private func expire(_ reads: [PendingRead], _ now: MonotonicInstant) -> [PendingRead] {
         var kept: [PendingRead] = []
         for read in reads {

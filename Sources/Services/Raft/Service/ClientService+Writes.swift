@@ -174,6 +174,9 @@ extension ClientService {
             guard let write = writes[answer.number] else { continue }
             finish(write)
             if case .housekeeping = write.kind { isHousekeeping = true }
+            if write.origin != nil {
+                node.metrics.committed(after: RaftNode.now - write.proposedAt)
+            }
             write.origin?.reply(
                 write.kind.response(
                     answer, node: options.raft.node, membership: node.membership))
@@ -184,7 +187,27 @@ extension ClientService {
         }
         keepHouse()
         if isHousekeeping { housekeepingApplied() }
+        if batch.membershipIndex != nil, hasLeft { dismissClients() }
         updateStatus()
+    }
+
+    /// Those that were given to a leader may be carried out yet; under a session they can be sent
+    /// again, to another node.
+    func dismissWrites() {
+        for number in writes.keys.sorted() {
+            guard let write = writes[number], !write.isDone else { continue }
+            finish(write)
+            write.origin?.fail(
+                AspenError(
+                    .unknownOutcome,
+                    "this node left the cluster before it knew what became of the write",
+                    retry: .withSession))
+        }
+        for write in waitingForLeader where !write.isDone {
+            finish(write)
+            write.origin?.fail(Self.hasLeftCluster)
+        }
+        waitingForLeader = []
     }
 
     /// An entry of `term` has been applied, so no entry of an earlier term will ever follow. What
@@ -195,7 +218,10 @@ extension ClientService {
             guard let write = writes[number], !write.isDone, !write.isFateUnknown,
                 write.numbers.last == number, let proposed = write.proposedTerm, proposed < term
             else { continue }
-            if case .initCluster = write.kind { continue }
+            switch write.kind {
+            case .initCluster, .recoverQuorum: continue
+            default: break
+            }
             forgetNumbers(of: write)
             if case .housekeeping = write.kind { finish(write) } else { proposeAgain(write) }
         }
@@ -214,14 +240,11 @@ extension ClientService {
     }
 
     private func proposeAgain(_ write: PendingWrite) {
-        switch write.kind {
-        case .addLearner, .changeMembership, .initCluster:
-            // Made for the leader that was: whoever asked asks again.
-            finish(write)
-            write.origin?.fail(
-                AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
-        default: propose(write)
-        }
+        guard write.kind.isAdministrative else { return propose(write) }
+        // Made for the leader that was: whoever asked asks again.
+        finish(write)
+        write.origin?.fail(
+            AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
     }
 
     /// The link to the leader is whole again: what was on its way through the old one may be lost.
@@ -232,10 +255,8 @@ extension ClientService {
             guard let write = writes[number], !write.isDone, write.numbers.last == number,
                 write.proposedTerm == term
             else { continue }
-            switch write.kind {
-            case .addLearner, .changeMembership, .initCluster: continue
-            default: proposals.append((number, write.payload))
-            }
+            if write.kind.isAdministrative { continue }
+            proposals.append((number, write.payload))
         }
         node.forwardAgain(proposals)
     }
@@ -248,13 +269,10 @@ extension ClientService {
         switch failure {
         case .noLeader:
             if case .housekeeping = write.kind { return finish(write) }
-            switch write.kind {
-            case .addLearner, .changeMembership:
-                finish(write)
-                write.origin?.fail(
-                    AspenError(.unavailable, "this node leads no more", retry: .safe))
-            default: waitingForLeader.append(write)
-            }
+            guard write.kind.isAdministrative else { return waitingForLeader.append(write) }
+            finish(write)
+            write.origin?.fail(
+                AspenError(.unavailable, "this node leads no more", retry: .safe))
         case .tooMany:
             finish(write)
             write.origin?.fail(Self.tooManyWrites)

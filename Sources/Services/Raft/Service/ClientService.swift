@@ -40,6 +40,11 @@ final class ClientService: @unchecked Sendable {
     var readCount = 0
     var nextLocalRound: UInt64 = 1 << 63
 
+    /// A backup that is being restored.
+    var restoring: RestoreIntake?
+    /// Backups that are being sent.
+    var backupCount = 0
+
     private var isSweeping = false
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var complaints = LogLimiter(burst: 3)
@@ -82,6 +87,8 @@ final class ClientService: @unchecked Sendable {
         connection.start()
     }
 
+    var connectionCount: Int { connections.count }
+
     func ended(_ connection: ClientConnection) {
         connections[ObjectIdentifier(connection)] = nil
     }
@@ -107,6 +114,7 @@ final class ClientService: @unchecked Sendable {
                     "the request names nothing to do, or something this version does not know"))
         }
         let rule = Self.requestTable[body.row]
+        node.metrics.asked(row: body.row)
         guard permission >= rule.permission else {
             guard permission > .none else { return origin.fail(denial) }
             return origin.fail(
@@ -119,6 +127,14 @@ final class ClientService: @unchecked Sendable {
             return origin.fail(
                 AspenError(.unavailable, "this node is stopping: ask another", retry: .safe))
         }
+        if case .leaveCluster(var leave) = body, leave.nodeID == 0 {
+            // Whoever carries it out must know who was asked.
+            leave.nodeID = options.raft.node.rawValue
+            var named = request
+            named.leaveCluster = leave
+            return handle(named, origin, permission: permission, denial: denial)
+        }
+        if hasLeft, !isAnsweredAlone(body) { return origin.fail(Self.hasLeftCluster) }
         if rule.isForLeader, !isLeader {
             return passToLeader(request, origin)
         }
@@ -134,7 +150,9 @@ final class ClientService: @unchecked Sendable {
             sink: PeerSink(channel), id: id, deadline: deadline(milliseconds: request.timeoutMs),
             isFromPeer: true)
         switch request.request {
-        case .getNodeInfo, .addLearner, .changeMembership: break
+        case .getNodeInfo, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
+            .transferLeadership, .why:
+            break
         default:
             return origin.fail(AspenError(.permissionDenied, "peers do not ask that of each other"))
         }
@@ -248,6 +266,10 @@ final class ClientService: @unchecked Sendable {
 private final class PeerSink: ReplySink {
     private let channel: FrameChannel
     init(_ channel: FrameChannel) { self.channel = channel }
+
+    func part(_ response: WireResponse, to id: UInt64) {}
+    var isOpen: Bool { true }
+    var isWritable: Bool { true }
 
     func reply(_ response: WireResponse, to id: UInt64) {
         guard let bytes: [UInt8] = try? response.serializedBytes() else { return }

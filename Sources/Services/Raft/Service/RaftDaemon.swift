@@ -169,6 +169,10 @@ package final class RaftServer: @unchecked Sendable {
             options.raft.uncommittedBytesMax = min(
                 options.raft.uncommittedBytesMax, limits.uncommittedBytes)
         }
+        if settings.backend == .persistent {
+            options.eventFile = settings.stateDirectory + "/events"
+            options.spoolDirectory = settings.stateDirectory
+        }
         self.options = options
         links = PeerLinks(
             loop: loop, transport: transport,
@@ -273,7 +277,9 @@ package final class RaftServer: @unchecked Sendable {
 
     private func handOver() -> EventLoopFuture<Void> {
         let done = loop.makePromise(of: Void.self)
-        let status = node.core.peerStatus.filter { $0.isVoter && links.isReachable($0.node) }
+        let status = node.core.peerStatus(now: RaftNode.now).filter {
+            $0.isVoter && links.isReachable($0.node)
+        }
         guard let best = status.max(by: { $0.match < $1.match }) else {
             done.succeed()
             return done.futureResult

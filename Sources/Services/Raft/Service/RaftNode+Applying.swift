@@ -70,6 +70,7 @@ extension RaftNode {
     private func didApply(_ batch: AppliedBatch) {
         let count = Int(batch.index.rawValue - applied.index.rawValue)
         applied = batch
+        if let slow = stages.applied(batch.index, Self.now) { events.record("slow-commit", slow) }
         if let index = batch.membershipIndex { membershipAppliedIndex = index }
         committed.applied(batch.index)
         scheduleApply()
@@ -118,7 +119,11 @@ extension RaftNode {
     private func maintain() {
         state.perform { [self] store in
             let durable = try store.checkpointIfDue()
-            return { [self] in if let durable { discardLog(durable: durable) } }
+            return { [self] in
+                guard let durable else { return }
+                metrics.checkpoints += 1
+                discardLog(durable: durable)
+            }
         }
     }
 

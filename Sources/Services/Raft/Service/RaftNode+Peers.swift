@@ -38,6 +38,7 @@ extension RaftNode: PeerLinksDelegate {
 
     private func take(_ message: Message) {
         message.tellElection(to: logger)
+        events.received(message)
         // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
         // by the same leader: so whoever applies an entry of a later term knows that its proposal
         // is lost (see `ClientService.proposeLost`).
@@ -70,6 +71,7 @@ extension RaftNode: PeerLinksDelegate {
     }
 
     func linkLost(_ node: NodeID) {
+        events.record("peer-lost", "the link to node \(node) is lost")
         step(.linkLost(node))
     }
 
@@ -80,7 +82,12 @@ extension RaftNode: PeerLinksDelegate {
     }
 
     func spaceChanged(_ level: SpaceLevel, of node: NodeID) { space.heard(level, of: node) }
-    func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }
+    func serviceGone(_ node: NodeID) {
+        events.record("peer-gone", "aspend-raft of node \(node) is gone")
+        events.serviceGone(node)
+        step(.serviceGone(node))
+    }
+
     func ownNet(isConnected: Bool) { step(isConnected ? .ownNetRestored : .ownNetLost) }
 
     func asked(_ request: [UInt8], id: UInt64, by node: NodeID, on channel: FrameChannel) {

@@ -55,6 +55,9 @@ package final class RaftNode: @unchecked Sendable {
     let log: LogThread
     let state: StateThread
     let links: PeerLinks
+    let metrics = NodeMetrics()
+    let events: NodeEvents
+    var stages = CommitStages()
     weak var client: (any RaftNodeClient)?
 
     private(set) var core: RaftCore
@@ -111,6 +114,7 @@ package final class RaftNode: @unchecked Sendable {
         logger = parts.logger
         self.options = options
         self.links = links
+        events = NodeEvents(path: options.eventFile)
         self.onFatal = onFatal
         var random = RandomSource(seed: parts.seed)
         incarnation = random.next()
@@ -146,6 +150,7 @@ package final class RaftNode: @unchecked Sendable {
         links.update(membership)
         links.start()
         space.start()
+        events.record("started", "aspend-raft started")
         armTimer()
     }
 
@@ -176,6 +181,7 @@ package final class RaftNode: @unchecked Sendable {
     private func carryOut(_ effect: RaftEffect) {
         switch effect {
         case .write(let write):
+            stages.wrote(write, isLeader: core.isLeader, Self.now)
             if write.endsRepair {
                 logger.notice(
                     "repaired by its peers: the log holds again all that may have been acknowledged",
@@ -192,7 +198,8 @@ package final class RaftNode: @unchecked Sendable {
         case .send(let message, let after):
             message.tellElection(to: logger)
             if news.maySend(message) { links.send(message, after: after) } else { scheduleNews() }
-        case .commit(let entries, _):
+        case .commit(let entries, let upTo):
+            stages.committed(upTo: upTo, Self.now)
             if core.isLeader { news.committed(entries, own: options.raft.node) }
             committed.append(entries)
             scheduleApply()
@@ -210,6 +217,9 @@ package final class RaftNode: @unchecked Sendable {
             log.submitToThread(.fetch(for: peer, from: from, upTo: upTo, bytesMax: bytesMax))
         case .sendSnapshot(let peer): snapshots.send(to: peer)
         case .regressed(let peer, let acknowledged, let found):
+            events.record(
+                "peer-regressed",
+                "node \(peer) has only \(found) entries, it had acknowledged \(acknowledged)")
             logger.error(
                 """
                 a peer has lost entries that it had acknowledged and is no longer believed: remove \
@@ -225,6 +235,10 @@ package final class RaftNode: @unchecked Sendable {
         news.reset()
         let before = self.standing
         self.standing = standing
+        let change = events.changed(from: before, to: standing, own: options.raft.node)
+        if change.isCampaign { metrics.elections += 1 }
+        if change.isNewLeader { metrics.leaderChanges += 1 }
+        if standing.role != .leader { stages.drop() }
         logger.debug(
             "standing",
             metadata: [
@@ -267,24 +281,6 @@ package final class RaftNode: @unchecked Sendable {
         links.update(self.membership)
     }
 
-    private func logMembers(from before: Membership?, to after: Membership) {
-        let old = Set((before?.members ?? []).map(\.node))
-        let new = Set(after.members.map(\.node))
-        for node in new.subtracting(old).sorted() {
-            logger.notice(
-                "member added",
-                metadata: [
-                    "peer": "\(node)", "event": "\(JournalEvent.memberAdded)",
-                    "voter": "\(after.voters.contains(node))",
-                ])
-        }
-        for node in old.subtracting(new).sorted() {
-            logger.notice(
-                "member removed",
-                metadata: ["peer": "\(node)", "event": "\(JournalEvent.memberRemoved)"])
-        }
-    }
-
     func armTimer() {
         guard let deadline = core.deadline, !isStopped, !isPaused else { return }
         // One that fires too early only looks again: cheaper than moving it with each heartbeat.
@@ -313,6 +309,7 @@ package final class RaftNode: @unchecked Sendable {
     /// Proposes a command at the end of this turn. Its answer comes under the number returned.
     func propose(_ payload: [UInt8]) -> UInt64 {
         let id = proposalID()
+        if proposals.isEmpty { stages.proposed(Self.now) }
         proposals.append(Proposal(id: id, payload: payload))
         scheduleTurn()
         return id.number
@@ -417,6 +414,7 @@ package final class RaftNode: @unchecked Sendable {
             switch event {
             case .durable(let ticket):
                 links.durable(ticket)
+                stages.durable(ticket, Self.now)
                 step(.durable(ticket))
             case .slowSync(let duration): noteSlowSync(duration)
             case .fetched(nil, let from, let entries): replay(entries, from: from)
@@ -436,6 +434,8 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func noteSlowSync(_ duration: Duration) {
+        metrics.slowSyncs += 1
+        events.record("slow-sync", "the disk took \(duration.milliseconds) ms to sync the log")
         slowSyncs.record {
             logger.warning(
                 "the disk was slow to make the log durable",
@@ -446,6 +446,7 @@ package final class RaftNode: @unchecked Sendable {
     func fatal(_ error: StorageError) {
         guard !isStopped else { return }
         isStopped = true
+        events.record(error.event?.rawValue ?? "stopped", error.text)
         onFatal(error)
     }
 

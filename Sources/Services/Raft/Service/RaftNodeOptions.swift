@@ -19,6 +19,10 @@ package struct RaftNodeOptions: Sendable {
     package var compaction = CompactionPolicy()
     /// Whether clients from other machines have to show a token.
     package var areTokensRequired = true
+    /// Where events are kept for `why`; nil: in memory only.
+    package var eventFile: String?
+    /// Where backups that come in are spooled.
+    package var spoolDirectory = "/tmp"
 
     package init(raft: RaftConfiguration) { self.raft = raft }
 }

@@ -148,15 +148,36 @@ extension ClientService {
         RequestRule("CancelWatch", .read, handler: notCarriedOut),
         RequestRule("BatchRead", .read, handler: notCarriedOut),
         RequestRule("KeyHistory", .read, handler: notCarriedOut),
-        RequestRule("PromoteLearner", .admin, handler: notCarriedOut),
-        RequestRule("TransferLeadership", .admin, handler: notCarriedOut),
-        RequestRule("LeaveCluster", .admin, handler: notCarriedOut),
-        RequestRule("Backup", .admin, handler: notCarriedOut),
-        RequestRule("RestoreChunk", .admin, handler: notCarriedOut),
-        RequestRule("RecoverQuorum", .admin, handler: notCarriedOut),
-        RequestRule("Why", .read, handler: notCarriedOut),
-        RequestRule("GetMetrics", .read, handler: notCarriedOut),
-        RequestRule("GetRaftMetrics", .read, handler: notCarriedOut),
+        RequestRule("PromoteLearner", .admin, isForLeader: true) { service, request, origin in
+            if case .promoteLearner(let body) = request { service.promoteLearner(body, origin) }
+        },
+        RequestRule("TransferLeadership", .admin, isForLeader: true) { service, request, origin in
+            if case .transferLeadership(let body) = request {
+                service.transferLeadership(body, origin)
+            }
+        },
+        RequestRule("LeaveCluster", .admin, isForLeader: true) { service, request, origin in
+            if case .leaveCluster(let body) = request { service.leaveCluster(body, origin) }
+        },
+        RequestRule("Backup", .admin) { service, _, origin in
+            guard service.node.membership != nil else {
+                return origin.fail(service.outsideCluster)
+            }
+            BackupStream.start(service, origin)
+        },
+        RequestRule("RestoreChunk", .admin) { service, request, origin in
+            if case .restoreChunk(let body) = request { service.restoreChunk(body, origin) }
+        },
+        RequestRule("RecoverQuorum", .admin) { service, request, origin in
+            if case .recoverQuorum(let body) = request { service.recoverQuorum(body, origin) }
+        },
+        RequestRule("Why", .read) { service, request, origin in
+            if case .why(let body) = request { service.why(body, origin) }
+        },
+        RequestRule("GetMetrics", .read) { service, _, origin in service.getMetrics(origin) },
+        RequestRule("GetRaftMetrics", .read) { service, _, origin in
+            service.getRaftMetrics(origin)
+        },
     ]
 
     private static let notCarriedOut:

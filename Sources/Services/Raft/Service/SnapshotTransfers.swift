@@ -64,6 +64,11 @@ final class SnapshotTransfers: @unchecked Sendable {
         guard outgoing[transfer.peer] === transfer else { return }
         outgoing[transfer.peer] = nil
         transfer.close()
+        if succeeded { node.metrics.snapshotsSent += 1 }
+        node.events.record(
+            "snapshot-sent",
+            "a snapshot of \(transfer.sent) bytes was \(succeeded ? "" : "not ")taken by node "
+                + "\(transfer.peer)")
         node.logger.info(
             succeeded ? "sent a snapshot" : "a snapshot was not taken",
             metadata: ["peer": "\(transfer.peer)", "bytes": "\(transfer.sent)"])
@@ -199,11 +204,25 @@ final class SnapshotTransfers: @unchecked Sendable {
         resetCompletion = { [unowned self] in
             node.installed(batch, transfer.meta)
             node.resume()
+            node.metrics.snapshotsReceived += 1
+            node.events.record(
+                "snapshot-received",
+                "put a snapshot of node \(transfer.from) in force, up to index \(batch.index)")
             node.logger.info("installed a snapshot", metadata: ["index": "\(batch.index)"])
             reply(
                 transfer.id, to: transfer.from, received: transfer.written, installed: true)
         }
         node.resetLog(to: transfer.meta.index, term: transfer.meta.term)
+    }
+
+    /// A state that was put in force, and the log that is to begin behind it. The node is paused.
+    func putInForce(_ batch: AppliedBatch, _ meta: SnapshotMeta, then: @escaping () -> Void) {
+        resetCompletion = { [unowned self] in
+            node.installed(batch, meta)
+            node.resume()
+            then()
+        }
+        node.resetLog(to: meta.index, term: meta.term)
     }
 
     func logWasReset() {

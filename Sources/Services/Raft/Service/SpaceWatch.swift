@@ -179,7 +179,7 @@ final class SpaceWatch {
     /// more than can be afforded.
     var oldestForPeers: LogIndex? {
         guard level == .tight, node.core.isLeader else { return nil }
-        return node.core.peerStatus.filter { $0.isVoter && node.links.isReachable($0.node) }
+        return node.core.peerStatus(now: RaftNode.now).filter { $0.isVoter && node.links.isReachable($0.node) }
             .map(\.match).min()
     }
 
@@ -245,7 +245,7 @@ final class SpaceWatch {
     /// Whether a leader should hand over; nil for the sake of nobody.
     var successor: NodeID? {
         guard level >= .short, node.core.isLeader, hasMajority(below: .short) else { return nil }
-        let fit = node.core.peerStatus.filter {
+        let fit = node.core.peerStatus(now: RaftNode.now).filter {
             $0.isVoter && node.links.isReachable($0.node) && level(of: $0.node) < .short
         }
         return fit.max { $0.match < $1.match }?.node

@@ -139,11 +139,24 @@ enum WriteKind: Sendable {
     case initCluster(ClusterID)
     case addLearner
     case changeMembership
+    case promoteLearner
+    case leaveCluster
+    case recoverQuorum
     /// Nobody waits for it.
     case housekeeping
 }
 
 extension WriteKind {
+    /// Made for the leader that was: not to be proposed again to another.
+    var isAdministrative: Bool {
+        switch self {
+        case .initCluster, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
+            .recoverQuorum:
+            true
+        default: false
+        }
+    }
+
     func response(
         _ answer: AppliedAnswer, node: NodeID, membership: Membership?
     ) -> WireResponse {
@@ -179,7 +192,8 @@ extension WriteKind {
             return WireResponse(.keepSessionAlive(Aspen_Client_V1_KeepSessionAliveResponse()))
         case (.closeSession, _):
             return WireResponse(.closeSession(Aspen_Client_V1_CloseSessionResponse()))
-        case (.initCluster, _), (.addLearner, _), (.changeMembership, _):
+        case (.initCluster, _), (.addLearner, _), (.changeMembership, _), (.promoteLearner, _),
+            (.leaveCluster, _), (.recoverQuorum, _):
             return administrative(answer, node, membership)
         default:
             return WireResponse(
@@ -200,6 +214,22 @@ extension WriteKind {
             var body = Aspen_Client_V1_AddLearnerResponse()
             body.logID = Aspen_Client_V1_LogID(answer)
             return WireResponse(.addLearner(body))
+        case .promoteLearner:
+            var body = Aspen_Client_V1_PromoteLearnerResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            body.voters = membership?.voters.map(\.rawValue) ?? []
+            body.learners = membership?.learners.map(\.rawValue) ?? []
+            return WireResponse(.promoteLearner(body))
+        case .recoverQuorum:
+            var body = Aspen_Client_V1_RecoverQuorumResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            return WireResponse(.recoverQuorum(body))
+        case .leaveCluster:
+            var body = Aspen_Client_V1_LeaveClusterResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            body.voters = membership?.voters.map(\.rawValue) ?? []
+            body.learners = membership?.learners.map(\.rawValue) ?? []
+            return WireResponse(.leaveCluster(body))
         default:
             var body = Aspen_Client_V1_ChangeMembershipResponse()
             body.logID = Aspen_Client_V1_LogID(answer)

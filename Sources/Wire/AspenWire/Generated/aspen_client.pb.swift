@@ -1096,6 +1096,9 @@ package nonisolated struct Aspen_Client_V1_ChangeMembershipRequest: Sendable {
 
   package var voters: [UInt64] = []
 
+  /// Even if the rules of safe change forbid it.
+  package var force: Bool = false
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -2483,7 +2486,7 @@ package nonisolated struct Aspen_Client_V1_Metric: Sendable {
   /// In Prometheus' style: aspen_raft_term, aspen_raft_commit_seconds…
   package var name: String = String()
 
-  /// "counter", "gauge".
+  /// "counter", "gauge" or "histogram".
   package var kind: String = String()
 
   package var value: Double = 0
@@ -4602,7 +4605,7 @@ nonisolated extension Aspen_Client_V1_AddLearnerResponse: SwiftProtobuf.Message,
 
 nonisolated extension Aspen_Client_V1_ChangeMembershipRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ChangeMembershipRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}voters\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}voters\0\u{1}force\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4611,6 +4614,7 @@ nonisolated extension Aspen_Client_V1_ChangeMembershipRequest: SwiftProtobuf.Mes
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
       case 1: try { try decoder.decodeRepeatedUInt64Field(value: &self.voters) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.force) }()
       default: break
       }
     }
@@ -4620,11 +4624,15 @@ nonisolated extension Aspen_Client_V1_ChangeMembershipRequest: SwiftProtobuf.Mes
     if !self.voters.isEmpty {
       try visitor.visitPackedUInt64Field(value: self.voters, fieldNumber: 1)
     }
+    if self.force != false {
+      try visitor.visitSingularBoolField(value: self.force, fieldNumber: 2)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Aspen_Client_V1_ChangeMembershipRequest, rhs: Aspen_Client_V1_ChangeMembershipRequest) -> Bool {
     if lhs.voters != rhs.voters {return false}
+    if lhs.force != rhs.force {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
