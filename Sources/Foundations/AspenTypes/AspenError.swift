@@ -76,11 +76,17 @@ public struct AspenError: Error, Sendable, Equatable, CustomStringConvertible {
     public var code: AspenErrorCode
     public var message: String
     public var retry: Retry
+    /// Of `compacted`: the oldest revision that can still be read, or watched from.
+    public var oldestRevision: Revision?
 
-    public init(_ code: AspenErrorCode, _ message: String, retry: Retry = .never) {
+    public init(
+        _ code: AspenErrorCode, _ message: String, retry: Retry = .never,
+        oldestRevision: Revision? = nil
+    ) {
         self.code = code
         self.message = message
         self.retry = retry
+        self.oldestRevision = oldestRevision
     }
 
     public var description: String { "\(code.name): \(message)" }

@@ -65,6 +65,7 @@ extension ClientService {
         _ transaction: Transaction, _ session: SessionRequest?, _ kind: WriteKind,
         _ origin: RequestOrigin
     ) {
+        if let refusal = Self.reserved(transaction) { return origin.fail(refusal) }
         if let refusal = transaction.validate() {
             return origin.fail(AspenError(refusal.code, refusal.message))
         }
@@ -154,6 +155,7 @@ extension ClientService {
         }
         keepHouse()
         if isHousekeeping { housekeepingApplied() }
+        watches.applied(batch)
         updateStatus()
     }
 
@@ -173,6 +175,7 @@ extension ClientService {
 
     /// A snapshot has skipped entries, and with them perhaps answers.
     func skipped() {
+        watches.skipped()
         for number in writes.keys.sorted() {
             guard let write = writes[number], !write.isDone else { continue }
             if write.hasSession {

@@ -38,7 +38,13 @@ final class ClientService: @unchecked Sendable {
     var executing: [UInt64: [PendingRead]] = [:]
     var waitingReads: [PendingRead] = []
     var readCount = 0
+    /// When each round of `rounds` was asked for at the earliest.
+    var roundsBegan: [UInt64: MonotonicInstant] = [:]
+    /// The state here is not older than this: a round that began then has been waited for.
+    var freshAsOf: MonotonicInstant?
     var nextLocalRound: UInt64 = 1 << 63
+
+    let watches: WatchHub
 
     private var isSweeping = false
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
@@ -56,6 +62,7 @@ final class ClientService: @unchecked Sendable {
         self.links = links
         logger = node.logger
         options = node.options
+        watches = WatchHub(node: node)
         lastAppliedTerm = node.applied.term
         node.client = self
     }

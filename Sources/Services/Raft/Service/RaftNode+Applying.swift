@@ -67,6 +67,7 @@ extension RaftNode {
     private func didApply(_ batch: AppliedBatch) {
         let count = Int(batch.index.rawValue - applied.index.rawValue)
         applied = batch
+        applied.changes = nil
         if let index = batch.membershipIndex { membershipAppliedIndex = index }
         committed.applied(batch.index)
         scheduleApply()

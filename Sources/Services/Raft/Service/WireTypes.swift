@@ -19,6 +19,7 @@ extension WireResponse {
         self.error.code = UInt32(error.code.rawValue)
         self.error.message = error.message
         self.error.retry = UInt32(error.retry.rawValue)
+        self.error.oldestRevision = error.oldestRevision?.rawValue ?? 0
     }
 
     init(_ response: OneOf_Response) {
@@ -31,7 +32,8 @@ extension WireResponse {
         guard hasError else { return nil }
         return AspenError(
             AspenErrorCode(rawValue: UInt16(clamping: error.code)) ?? .internal, error.message,
-            retry: AspenError.Retry(rawValue: UInt8(clamping: error.retry)) ?? .never)
+            retry: AspenError.Retry(rawValue: UInt8(clamping: error.retry)) ?? .never,
+            oldestRevision: error.oldestRevision == 0 ? nil : Revision(error.oldestRevision))
     }
 }
 
@@ -51,6 +53,7 @@ extension Aspen_Client_V1_KeyValue {
         createRevision = entry.createRevision.rawValue
         modRevision = entry.modRevision.rawValue
         version = entry.version
+        lease = entry.lease.rawValue
     }
 }
 
@@ -136,6 +139,9 @@ enum WriteKind: Sendable {
     case openSession
     case keepSessionAlive
     case closeSession
+    case grantLease
+    case revokeLease
+    case keepLeaseAlive
     case initCluster(ClusterID)
     case addLearner
     case changeMembership
@@ -179,6 +185,8 @@ extension WriteKind {
             return WireResponse(.keepSessionAlive(Aspen_Client_V1_KeepSessionAliveResponse()))
         case (.closeSession, _):
             return WireResponse(.closeSession(Aspen_Client_V1_CloseSessionResponse()))
+        case (.grantLease, _), (.revokeLease, _), (.keepLeaseAlive, _):
+            return lease(answer)
         case (.initCluster, _), (.addLearner, _), (.changeMembership, _):
             return administrative(answer, node, membership)
         default:
