@@ -24,6 +24,8 @@ package final class ClientConnection {
         var deadline: NIODeadline
         var bytes: Int
         var completion: Completion
+        /// Any number of answers, until the first failure.
+        var isStream = false
     }
 
     package let endpoint: Endpoint
@@ -70,6 +72,21 @@ package final class ClientConnection {
         _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline = .distantFuture,
         completion: @escaping Completion
     ) -> UInt64? {
+        send(request, deadline: deadline, isStream: false, completion: completion)
+    }
+
+    /// Sends a request that is answered by a stream. `each` is called with every answer, and for the
+    /// last time with a failure, unless the stream is abandoned before. A drain ends it.
+    package func open(
+        _ request: Aspen_Client_V1_ClientRequest, each: @escaping Completion
+    ) -> UInt64? {
+        send(request, deadline: .distantFuture, isStream: true, completion: each)
+    }
+
+    private func send(
+        _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline, isStream: Bool,
+        completion: @escaping Completion
+    ) -> UInt64? {
         guard isOpen, !isClosing else {
             completion(.failure(AspenError(.unavailable, "the connection is closed", retry: .safe)))
             return nil
@@ -84,7 +101,8 @@ package final class ClientConnection {
         }
         let id = nextID
         nextID += 1
-        pending[id] = Pending(deadline: deadline, bytes: bytes.count, completion: completion)
+        pending[id] = Pending(
+            deadline: deadline, bytes: bytes.count, completion: completion, isStream: isStream)
         bytesInFlight += bytes.count
         transport.send { buffer in
             buffer.writeInteger(id, endianness: .little)
@@ -119,6 +137,11 @@ package final class ClientConnection {
     /// Closes as soon as the last request in flight has been answered.
     package func drain() {
         isClosing = true
+        let error = AspenError(
+            .unavailable, "\(endpoint.name) does not answer as it should", retry: .safe)
+        for id in pending.filter({ $0.value.isStream }).keys.sorted() {
+            take(id)?(.failure(error))
+        }
         closeIfDrained()
     }
 
@@ -138,6 +161,9 @@ package final class ClientConnection {
         else {
             transport.close()
             return lost(.lost("the daemon sent bytes that are no answer"))
+        }
+        if let stream = pending[id], stream.isStream, !response.hasError {
+            return stream.completion(.success(response))
         }
         // An abandoned request's answer finds nobody.
         guard let completion = take(id) else { return }

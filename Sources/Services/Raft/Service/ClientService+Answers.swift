@@ -169,10 +169,9 @@ extension ClientService {
         switch answer {
         case .range(.compacted(let oldest)), .keys(.compacted(let oldest)),
             .count(.compacted(let oldest)):
-            AspenError(
-                .compacted,
+            .compacted(
                 "that revision is compacted away; the oldest that can be read is \(oldest)",
-                oldestRevision: oldest)
+                oldest: oldest)
         case .range(.future(let current)), .keys(.future(let current)),
             .count(.future(let current)):
             read.isStale

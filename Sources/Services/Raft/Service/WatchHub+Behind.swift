@@ -107,12 +107,10 @@ extension WatchHub {
                 waitForPage(watch)
                 continue
             }
-            var error = AspenError(
-                .compacted,
+            let error = AspenError.compacted(
                 "changes before revision \(oldest) are compacted away, and this watch had been told "
                     + "those up to \(watch.told): read the keys, then watch from the revision after "
-                    + "the one that the answer shows")
-            error.oldestRevision = oldest
+                    + "the one that the answer shows", oldest: oldest)
             fail(watch, error)
         }
     }

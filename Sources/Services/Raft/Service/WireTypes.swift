@@ -30,10 +30,11 @@ extension WireResponse {
     /// The error it carries, as ours.
     var failure: AspenError? {
         guard hasError else { return nil }
-        return AspenError(
+        var failure = AspenError(
             AspenErrorCode(rawValue: UInt16(clamping: error.code)) ?? .internal, error.message,
-            retry: AspenError.Retry(rawValue: UInt8(clamping: error.retry)) ?? .never,
-            oldestRevision: error.oldestRevision == 0 ? nil : Revision(error.oldestRevision))
+            retry: AspenError.Retry(rawValue: UInt8(clamping: error.retry)) ?? .never)
+        if error.oldestRevision > 0 { failure.oldestRevision = Revision(error.oldestRevision) }
+        return failure
     }
 }
 
