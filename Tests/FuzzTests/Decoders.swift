@@ -188,7 +188,10 @@ extension Decoder {
         check(token.encoded(scope: scanScope) == input)
         return true
     } examples: {
-        [ScanToken(revision: Revision(9), lastKey: [1, 2, 3]).encoded(scope: scanScope).dropLast(4)]
+        [
+            ScanToken(revision: Revision(9), lastKey: [1, 2, 3]).encoded(scope: scanScope).dropLast(
+                4)
+        ]
     }
 }
 

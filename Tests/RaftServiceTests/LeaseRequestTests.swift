@@ -24,7 +24,8 @@ import Testing
         }
     }
 
-    private func put(_ client: TestClient, _ key: String, lease: UInt64) async throws -> WireResponse
+    private func put(_ client: TestClient, _ key: String, lease: UInt64) async throws
+        -> WireResponse
     {
         var body = Aspen_Client_V1_WriteKeyRequest()
         body.key = Data(key.utf8)
@@ -89,7 +90,9 @@ import Testing
             for lease in [5, 3, 9] as [UInt64] {
                 #expect(try await grant(client, ttlMs: 60_000, lease: lease).failure == nil)
             }
-            #expect(try await grant(client, ttlMs: 60_000, lease: 3).failure?.code == .preconditionFailed)
+            #expect(
+                try await grant(client, ttlMs: 60_000, lease: 3).failure?.code
+                    == .preconditionFailed)
             for ttl in [0, 999, 86_400_001] as [UInt64] {
                 #expect(try await grant(client, ttlMs: ttl).failure?.code == .invalidArgument)
             }

@@ -75,7 +75,9 @@ final class WatchLog: Sendable {
         return (log, id)
     }
 
-    private func put(_ client: TestClient, _ count: Int, key: (Int) -> String) async throws -> UInt64 {
+    private func put(_ client: TestClient, _ count: Int, key: (Int) -> String) async throws
+        -> UInt64
+    {
         var last: UInt64 = 0
         var waiting: [EventLoopFuture<WireResponse>] = []
         for number in 0..<count {
@@ -174,7 +176,8 @@ final class WatchLog: Sendable {
                 await log.wait(for: revision)
                 let update = log.responses.last { !$0.watch.events.isEmpty }
                 #expect(update?.watch.events.count == 100)
-                #expect(update?.watch.events.allSatisfy { $0.entry.modRevision == revision } == true)
+                #expect(
+                    update?.watch.events.allSatisfy { $0.entry.modRevision == revision } == true)
             }
             // Twice the bytes do not fit a message: then without the previous values.
             let (previous, _) = try await Self.start(
@@ -202,7 +205,8 @@ final class WatchLog: Sendable {
         }
     }
 
-    @Test(.timeLimit(.minutes(1))) func whoDoesNotReadDisturbsNobodyAndMissesNothing() async throws {
+    @Test(.timeLimit(.minutes(1))) func whoDoesNotReadDisturbsNobodyAndMissesNothing() async throws
+    {
         try await RequestTests.withNode { cluster, client in
             let slow = try await cluster.client(of: cluster.ids[0])
             let (stuck, _) = try await Self.start(slow, Self.request(prefix: "k"))

@@ -54,7 +54,9 @@ struct KVBatchRead: ClientCommand {
                     }))
         }
         let missing = found.filter { $0.1 == nil }
-        for (key, _) in missing { context.output.note("there is no key '\(keys.text(of: key))'") }
+        for (key, _) in missing {
+            context.output.note("there is no key '\(keys.text(of: key))'")
+        }
         return missing.isEmpty ? .done : .notFound
     }
 }
@@ -82,7 +84,8 @@ struct KVBatchWrite: ClientCommand {
     private func operations() throws -> [Operation] {
         try pair.map { pair in
             guard let equals = pair.firstIndex(of: "=") else {
-                throw CommandFailure.usage("'\(Display.oneLine(pair))' is not of the form KEY=VALUE")
+                throw CommandFailure.usage(
+                    "'\(Display.oneLine(pair))' is not of the form KEY=VALUE")
             }
             return .put(
                 key: try keys.bytes(of: String(pair[..<equals])),
@@ -99,7 +102,8 @@ struct KVBatchWrite: ClientCommand {
             context.output.write(
                 JSON.object([
                     ("success", .bool(true)), ("keys", .number(UInt64(pair.count))),
-                    ("revision", .number(answer.revision.rawValue)), ("log_id", .logID(answer.logID)),
+                    ("revision", .number(answer.revision.rawValue)),
+                    ("log_id", .logID(answer.logID)),
                 ]).text + "\n")
         } else {
             context.output.write("OK, \(pair.count) keys, revision \(answer.revision)\n")
@@ -157,7 +161,7 @@ struct KVHistory: ClientCommand {
             }
         }
         if page.events.isEmpty {
-            context.output.note("nothing is known of a key '\(keys.text(of: key))'")
+            context.output.note("nothing is known of a key '\(Display.oneLine(key))'")
             return .notFound
         }
         if page.more, !context.isJSON, let last = page.events.last {

@@ -44,12 +44,15 @@ struct KeyOptions: ParsableArguments {
         switch keyEncoding {
         case .hex: return Hex.encode(key)
         case .base64: return Base64.encode(key)
-        case .text:
-            guard let text = String(validating: key, as: UTF8.self) else {
-                return "0x" + Hex.encode(key)
-            }
-            return Display.oneLine(text)
+        case .text: return Self.plainText(key)
         }
+    }
+
+    static func plainText(_ key: [UInt8]) -> String {
+        guard let text = String(validating: key, as: UTF8.self) else {
+            return "0x" + Hex.encode(key)
+        }
+        return Display.oneLine(text)
     }
 }
 

@@ -27,7 +27,8 @@ struct KVDelete: ClientCommand {
     func prepare() throws {
         guard let key else {
             guard ranges.isGiven else {
-                throw CommandFailure.usage("name a key, or a range with --prefix or --from and --to")
+                throw CommandFailure.usage(
+                    "name a key, or a range with --prefix or --from and --to")
             }
             // Nobody means that by leaving a variable empty.
             if ranges.prefix == "" {

@@ -10,7 +10,8 @@ struct KVScan: ClientCommand {
 
     static let configuration = CommandConfiguration(
         commandName: "scan", abstract: "List keys in the order of their bytes.",
-        usage: "aspen-cli kv scan [--prefix PREFIX | --from KEY --to KEY] [--limit N | --all] [OPTIONS]",
+        usage:
+            "aspen-cli kv scan [--prefix PREFIX | --from KEY --to KEY] [--limit N | --all] [OPTIONS]",
         discussion: """
             Follows the server's pages up to --limit; all pages show the store as it was when the first \
             was read. If there is more, the token for going on is printed on standard error, and is \

@@ -14,7 +14,8 @@ struct ExpectationOptions: ParsableArguments {
 
     func compare(_ key: [UInt8], orAbsent isAbsent: Bool = false) throws -> Compare {
         switch (expected, version, isAbsent) {
-        case (let value?, nil, false): return Compare(key, .equal, .value(ArgumentBytes.bytes(value)))
+        case (let value?, nil, false):
+            return Compare(key, .equal, .value(ArgumentBytes.bytes(value)))
         case (nil, let version?, false): return Compare(key, .equal, .version(version))
         case (nil, nil, true): return Compare(key, .equal, .exists(false))
         default:

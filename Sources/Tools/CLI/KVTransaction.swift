@@ -64,10 +64,10 @@ struct KVTransaction: ClientCommand {
 
     private static func line(_ operation: Operation, _ result: OperationResult) -> String {
         switch operation {
-        case .put(let key, _, _): "put \(KeyOptions.plain.text(of: key))"
+        case .put(let key, _, _): "put \(KeyOptions.plainText(key))"
         case .get(let key):
-            result.entry.map { "\(KeyOptions.plain.text(of: key)) = \(Display.value($0.value))" }
-                ?? "there is no key '\(KeyOptions.plain.text(of: key))'"
+            result.entry.map { "\(KeyOptions.plainText(key)) = \(Display.value($0.value))" }
+                ?? "there is no key '\(KeyOptions.plainText(key))'"
         case .delete, .deleteRange: "deleted \(result.deletedCount)"
         }
     }
@@ -91,9 +91,4 @@ struct KVTransaction: ClientCommand {
                 ("log_id", .logID(answer.logID)),
             ]).text + "\n")
     }
-}
-
-extension KeyOptions {
-    /// Keys as text.
-    static let plain = KeyOptions()
 }

@@ -15,7 +15,8 @@ struct LeaseArea: ParsableCommand, CommandArea {
 extension LeaseInfo {
     fileprivate var json: [(String, JSON)] {
         [
-            ("lease", .number(lease.rawValue)), ("granted_ttl_ms", .number(grantedTTL.milliseconds)),
+            ("lease", .number(lease.rawValue)),
+            ("granted_ttl_ms", .number(grantedTTL.milliseconds)),
             ("remaining_ttl_ms", .number(remainingTTL.milliseconds)),
             ("attached_keys", .number(UInt64(attachedKeys))),
         ]
@@ -145,7 +146,7 @@ struct LeaseTTL: ClientCommand {
             context.output.write(
                 "lease \(lease): \(info.remainingTTL.text) of \(info.grantedTTL.text) left, "
                     + "\(info.attachedKeys) keys\n")
-            for key in attached { context.output.write(KeyOptions.plain.text(of: key) + "\n") }
+            for key in attached { context.output.write(KeyOptions.plainText(key) + "\n") }
         }
         return .done
     }

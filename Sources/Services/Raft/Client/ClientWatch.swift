@@ -105,7 +105,9 @@ final class ClientWatch {
         }
         buffer.append((update, bytes))
         bufferBytes += bytes
-        guard bufferBytes > Self.bufferBytesMax || buffer.count > Self.bufferCountMax else { return }
+        guard bufferBytes > Self.bufferBytesMax || buffer.count > Self.bufferCountMax else {
+            return
+        }
         closeOnServer()
         state = .paused
     }
@@ -170,10 +172,12 @@ final class ClientWatch {
             next = max(next, answer.revision + 1)
             guard isNews, !answer.events.isEmpty || options.progress else { return }
             let update = WatchUpdate(
-                revision: Revision(answer.revision), events: answer.events.map(KeyEvent.init(wire:)))
+                revision: Revision(answer.revision), events: answer.events.map(KeyEvent.init(wire:))
+            )
             var bytes = 64
             for event in answer.events {
-                bytes += 128 + event.entry.key.count + event.entry.value.count
+                bytes +=
+                    128 + event.entry.key.count + event.entry.value.count
                     + event.previous.value.count
             }
             deliver(update, bytes: bytes)
@@ -210,7 +214,9 @@ final class ClientWatch {
     private func scheduleSilence() {
         silence?.cancel()
         let box = NIOLoopBound(self, eventLoop: loop)
-        silence = loop.scheduleTask(deadline: heardAt + Self.silenceMax) { box.value.checkSilence() }
+        silence = loop.scheduleTask(deadline: heardAt + Self.silenceMax) {
+            box.value.checkSilence()
+        }
     }
 
     private func checkSilence() {

@@ -7,7 +7,9 @@ public struct KeyRange: Sendable, Hashable {
     /// The first key behind it; nil: to the end.
     public var to: [UInt8]?
 
-    public init(from: some Collection<UInt8> = [UInt8](), to: (some Collection<UInt8>)? = [UInt8]?.none) {
+    public init(
+        from: some Collection<UInt8> = [UInt8](), to: (some Collection<UInt8>)? = [UInt8]?.none
+    ) {
         self.from = Array(from)
         self.to = to.map { Array($0) }
     }

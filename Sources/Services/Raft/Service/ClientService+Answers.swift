@@ -30,7 +30,8 @@ extension ClientService {
         }
         let at = body.revision == 0 ? nil : Revision(body.revision)
         submit(
-            PendingRead(origin: origin, query: .keys(keys, at: at), shape: .batch(count: keys.count)),
+            PendingRead(
+                origin: origin, query: .keys(keys, at: at), shape: .batch(count: keys.count)),
             body.consistency, stalenessMaxMs: body.stalenessMaxMs)
     }
 

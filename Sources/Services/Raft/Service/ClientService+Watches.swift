@@ -54,7 +54,8 @@ struct VisibleRange {
         }
         let range = KeyRange(from: from, to: to)
         guard !range.isEmpty else {
-            throw AspenError(.invalidArgument, "there is no key in that range: `to` is not after `from`")
+            throw AspenError(
+                .invalidArgument, "there is no key in that range: `to` is not after `from`")
         }
         guard !range.excluding(prefix: ReservedNamespace.prefix).isEmpty else {
             throw ClientService.isReserved

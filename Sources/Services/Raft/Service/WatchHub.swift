@@ -465,7 +465,9 @@ final class WatchHub {
         guard count > 0, !node.isStopped else { return }
         scheduleTick()
         let now = NIODeadline.now()
-        if node.standing.leader != nil { leaderlessSince = nil } else {
+        if node.standing.leader != nil {
+            leaderlessSince = nil
+        } else {
             leaderlessSince = leaderlessSince ?? now
         }
         if let since = leaderlessSince, now - since >= Self.leaderlessMax {
