@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A client written from Protocols.md and aspen_client.proto alone: python_client.py SOCKET."""
-
 import socket
 import struct
 import sys
@@ -20,11 +19,10 @@ def message(*fields):
     for number, value in fields:
         if isinstance(value, int):
             out += varint(number << 3) + varint(value)
-            continue
-        if isinstance(value, tuple):
-            value = message(*value)
-        value = value.encode() if isinstance(value, str) else value
-        out += varint(number << 3 | 2) + varint(len(value)) + value
+        else:
+            value = message(*value) if isinstance(value, tuple) else value
+            value = value.encode() if isinstance(value, str) else value
+            out += varint(number << 3 | 2) + varint(len(value)) + value
     return out
 
 
@@ -70,14 +68,11 @@ class Client:
         if 1 in answer:
             error = parse(answer[1][0])
             raise RuntimeError(error[1][0], error[2][0].decode())
-        (number, (body,)), = answer.items()
-        return struct.unpack("<Q", frame[:8])[0], parse(body)
+        return struct.unpack("<Q", frame[:8])[0], parse(*next(iter(answer.values())))
 
     def ask(self, request, *fields):
-        sent = self.send(request, *fields)
-        got, answer = self.receive()
-        assert got == sent
-        return answer
+        self.send(request, *fields)
+        return self.receive()[1]
 
 
 if __name__ == "__main__":
@@ -88,7 +83,7 @@ if __name__ == "__main__":
     written = client.ask(18, (1, "py/a"), (2, "one"))               # WriteKey
     entry = parse(client.ask(19, (1, "py/a"))[1][0])                # ReadKey
     assert entry[2] == [b"one"] and entry[4] == written[1], entry
-    swap = client.ask(25, (1, ((1, "py/a"), (3, "one"))),           # Transaction: value = one,
+    swap = client.ask(25, (1, ((1, "py/a"), (3, "one"))),           # Transaction: if py/a is one
                       (2, ((1, ((1, "py/b"), (2, "two"))),)))       # then put py/b
     assert swap[1] == [1], swap
     scan = client.ask(21, (1, "py/"))                               # ScanKeys

@@ -175,11 +175,15 @@ def a_lease_ends_once_and_in_time():
 
 
 def another_language():
-    with Cluster(1) as cluster:
-        script = os.path.join(HERE, "python_client.py")
-        with open(script) as f:
-            assert len(f.readlines()) < 100
-        subprocess.run([sys.executable, script, cluster.nodes[0].socket], check=True)
+    script = os.path.join(HERE, "python_client.py")
+    with open(script) as f:
+        assert len(f.readlines()) < 100
+    cluster = Cluster(1)
+    try:
+        cluster.nodes[0].start()
+        subprocess.run([sys.executable, script, cluster.nodes[0].socket, "--init"], check=True)
+    finally:
+        cluster.__exit__(None, None, None)
 
 
 if __name__ == "__main__":
