@@ -69,7 +69,7 @@ class Watcher(threading.Thread):
                     _, update = client.receive()
                     for event in update.get(2, []):
                         self.revisions.append(parse(parse(event)[2][0])[4][0])
-                    self.next = update[1][0] + 1
+                    self.next = update.get(1, [0])[0] + 1
             except (OSError, RuntimeError, ValueError, TypeError, IndexError) as error:
                 if not isinstance(error, (OSError, ValueError)):
                     time.sleep(0.05)
@@ -118,7 +118,7 @@ def a_thousand_watchers():
             told = {}
             while not end or len(told) < 100 or min(told.values()) < end[0]:
                 number, update = client.receive()
-                told[number] = update[1][0]
+                told[number] = update.get(1, [0])[0]
                 counts[place] += len(update.get(2, []))
         threads = [threading.Thread(target=drain, args=pair, daemon=True)
                    for pair in enumerate(clients)]
@@ -126,7 +126,7 @@ def a_thousand_watchers():
             thread.start()
         writer = Writer(node.socket, "m/", window=16)
         top = 0
-        for _ in range(50):
+        for _ in range(20):
             time.sleep(0.1)
             top = max(top, rss(pid))
         last = writer.finish()
