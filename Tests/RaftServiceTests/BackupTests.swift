@@ -18,7 +18,7 @@ import Testing
     ) async throws -> (bytes: [UInt8], first: Aspen_Client_V1_BackupResponse) {
         let parts = try await client.stream(.backup(.init())) { response in
             response.failure != nil || response.backup.isLast
-        }.get()
+        }
         let failure = parts.compactMap(\.failure).first
         try #require(failure == nil, "\(String(describing: failure))")
         return (parts.flatMap { Array($0.backup.chunk) }, try #require(parts.first).backup)

@@ -22,14 +22,8 @@ final class TestClient: Sendable {
     private struct State {
         var next: UInt64 = 1
         var waiting: [UInt64: EventLoopPromise<WireResponse>] = [:]
-        var streams: [UInt64: Stream] = [:]
+        var streams: [UInt64: @Sendable (WireResponse) -> Void] = [:]
         var isClosed = false
-    }
-
-    private struct Stream {
-        var parts: [WireResponse] = []
-        var isLast: @Sendable (WireResponse) -> Bool
-        var promise: EventLoopPromise<[WireResponse]>
     }
 
     let channel: any Channel
@@ -65,13 +59,7 @@ final class TestClient: Sendable {
             guard let id = frame.readInteger(endianness: .little, as: UInt64.self),
                 let response = try? WireResponse(serializedBytes: Array(buffer: frame))
             else { return }
-            if var stream = state.value.streams[id] {
-                stream.parts.append(response)
-                state.value.streams[id] = stream
-                guard stream.isLast(response) else { return }
-                state.value.streams[id] = nil
-                return stream.promise.succeed(stream.parts)
-            }
+            if let stream = state.value.streams[id] { return stream(response) }
             state.value.waiting.removeValue(forKey: id)?.succeed(response)
         }
         frames.onClosed = { _, _ in
@@ -107,21 +95,41 @@ final class TestClient: Sendable {
     func stream(
         _ request: WireRequest.OneOf_Request,
         until isLast: @escaping @Sendable (WireResponse) -> Bool
-    ) -> EventLoopFuture<[WireResponse]> {
+    ) async throws -> [WireResponse] {
         let promise = channel.eventLoop.makePromise(of: [WireResponse].self)
-        channel.eventLoop.execute { [frames, state] in
+        let parts = NIOLoopBoundBox.makeBoxSendingValue(
+            [WireResponse](), eventLoop: channel.eventLoop)
+        _ = try await follow(request) { response in
+            parts.value.append(response)
+            if isLast(response) { promise.succeed(parts.value) }
+        }
+        return try await promise.futureResult.get()
+    }
+
+    /// A request that is answered by many messages.
+    /// - Returns: its id.
+    func follow(
+        _ request: WireRequest.OneOf_Request, _ each: @escaping @Sendable (WireResponse) -> Void
+    ) async throws -> UInt64 {
+        try await channel.eventLoop.submit { [frames, state] in
             let id = state.value.next
             state.value.next += 1
-            state.value.streams[id] = Stream(isLast: isLast, promise: promise)
+            state.value.streams[id] = each
             var message = WireRequest()
             message.request = request
-            let bytes: [UInt8] = (try? message.serializedBytes()) ?? []
+            let bytes: [UInt8] = try message.serializedBytes()
             frames.value.send {
                 $0.writeInteger(id, endianness: .little)
                 $0.writeBytes(bytes)
             }
-        }
-        return promise.futureResult
+            return id
+        }.get()
+    }
+
+    /// Takes no more bytes, as a program that hangs.
+    func setReading(_ isOn: Bool) async throws {
+        try await channel.setOption(.autoRead, value: isOn).get()
+        if isOn { channel.read() }
     }
 
     func ask(

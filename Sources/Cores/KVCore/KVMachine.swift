@@ -48,6 +48,8 @@ package struct KVMachine<Tables: StateTables> {
     package var plantedBug: KVPlantedBug?
     /// What a planted bug takes for the time.
     package var localTime = ClusterTime.zero
+    /// Nil: nobody follows what is applied.
+    package var recording: ChangeRecording?
 
     struct CachedSession {
         var row: SessionRow
@@ -189,6 +191,7 @@ package struct KVMachine<Tables: StateTables> {
     mutating func insert(_ change: Change, replaced: Int?) throws(Tables.Failure) {
         try tables.insert(change)
         changesMade += 1
+        recording?.append(change)
         meta.figures.inserted(change, replaced: replaced)
         meta.rowHash &+= RowHash.of(change)
         meta.rowHash &+= RowHash.of(change.header.key, change.versionRow)

@@ -193,7 +193,10 @@ struct AspenCommand: ParsableCommand, CommandArea {
               NO_COLOR               never use colours
             """,
         version: "aspen-cli \(programVersion)",
-        subcommands: [ClusterArea.self, KVArea.self, WhyArea.self, ConfigArea.self, SetupVerb.self])
+        subcommands: [
+            ClusterArea.self, KVArea.self, LeaseArea.self, WhyArea.self, ConfigArea.self,
+            SetupVerb.self,
+        ])
 }
 
 /// A command that only groups others.

@@ -62,7 +62,7 @@ public final class AspenClient: Sendable {
     }
 
     let options: Options
-    private let engine: NIOLoopBound<RequestEngine>
+    let engine: NIOLoopBound<RequestEngine>
     private let nextID = Atomic<UInt64>(1)
     private let isClosed = Atomic<Bool>(false)
 

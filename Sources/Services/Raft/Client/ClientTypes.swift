@@ -14,16 +14,19 @@ public struct KeyValue: Sendable, Equatable {
     public var modRevision: Revision
     /// 1 for a key just created; grows by one with every write to it.
     public var version: UInt64
+    /// The key goes with this lease; `none`: it stays until it is deleted.
+    public var lease: LeaseID
 
     public init(
         key: [UInt8], value: [UInt8], createRevision: Revision, modRevision: Revision,
-        version: UInt64
+        version: UInt64, lease: LeaseID = .none
     ) {
         self.key = key
         self.value = value
         self.createRevision = createRevision
         self.modRevision = modRevision
         self.version = version
+        self.lease = lease
     }
 }
 
@@ -46,6 +49,9 @@ public enum Consistency: Sendable, Equatable {
     case linearizable
     /// Whatever the node asked has applied: faster, works without a quorum, may be behind.
     case stale
+    /// Shows at least every write that was acknowledged this long ago. A node that cannot promise it
+    /// is not asked twice: the client goes to another.
+    case staleAtMost(Duration)
 }
 
 /// The answer to `get`.
@@ -109,8 +115,11 @@ public struct Compare: Sendable, Equatable {
 
 /// One step of a transaction.
 public enum Operation: Sendable, Equatable {
-    case put(key: [UInt8], value: [UInt8])
+    /// The key goes when `lease` goes.
+    case put(key: [UInt8], value: [UInt8], lease: LeaseID = .none)
     case delete(key: [UInt8])
+    /// Removes every key of the range, at most `Limits.batchCountMax`.
+    case deleteRange(KeyRange)
     case get(key: [UInt8])
 }
 
@@ -120,6 +129,8 @@ public struct OperationResult: Sendable, Equatable {
     public var existed: Bool
     /// Get: nil when there is no such key.
     public var entry: KeyValue?
+    /// Delete and deleteRange: keys removed.
+    public var deletedCount: Int
 }
 
 /// The answer to `transaction`.

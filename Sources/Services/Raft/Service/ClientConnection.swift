@@ -40,6 +40,9 @@ final class ClientConnection: ReplySink {
     /// Unread answers, in bytes, above which the connection is closed.
     static let outgoingBytesMax = 64_000_000
 
+    /// Bytes of watches that may wait for the end of a turn of the loop.
+    static let unflushedBytesMax = 262_144
+
     private let frames: FrameChannel
     private unowned let service: ClientService
     private let permission: Permission
@@ -49,6 +52,9 @@ final class ClientConnection: ReplySink {
     private var isReading = true
     private var unsentBytes = 0
     private var isClosed = false
+    /// By the id of their request: see `WatchHub`.
+    var watches: [UInt64: Watch] = [:]
+    private var unflushedBytes = 0
 
     init(
         _ frames: FrameChannel, permission: Permission, denial: AspenError, service: ClientService
@@ -135,8 +141,36 @@ final class ClientConnection: ReplySink {
         }
     }
 
+    // MARK: - Streams
+
+    /// The request is answered by more than one message, and waits no more.
+    func streamBegan() { inFlight -= 1 }
+
+    /// Something that is said under an id that is a stream's, whatever waits already.
+    func push(_ response: WireResponse, to id: UInt64) { write(response, id) }
+
+    var canStream: Bool { !isClosed && frames.isWritable }
+
+    /// One message of a stream, encoded.
+    /// - Returns: false if it was not taken, because the client does not read fast enough: `writable`
+    ///   says when it does.
+    func stream(_ bytes: ByteBuffer, to id: UInt64) -> Bool {
+        if unflushedBytes >= Self.unflushedBytesMax {
+            unflushedBytes = 0
+            frames.flush()
+        }
+        guard canStream else { return false }
+        unflushedBytes += bytes.readableBytes
+        frames.send { buffer in
+            buffer.writeInteger(id, endianness: .little)
+            buffer.writeImmutableBuffer(bytes)
+        }
+        return true
+    }
+
     private func writable() {
         unsentBytes = 0
+        service.watches.writable(self)
         guard !isReading else { return }
         isReading = true
         setReading(true)
@@ -154,6 +188,7 @@ final class ClientConnection: ReplySink {
 
     private func closed(_ reason: FrameChannel.Closed) {
         isClosed = true
+        service.watches.closed(self)
         service.ended(self)
         if case .oversized(let bytes) = reason {
             service.clientIsWrong("a frame of \(bytes) bytes")

@@ -73,6 +73,7 @@ extension ClientService {
         _ transaction: Transaction, _ session: SessionRequest?, _ kind: WriteKind,
         _ origin: RequestOrigin
     ) {
+        if let refusal = Self.reserved(transaction) { return origin.fail(refusal) }
         if let refusal = transaction.validate() {
             return origin.fail(AspenError(refusal.code, refusal.message))
         }
@@ -188,6 +189,7 @@ extension ClientService {
         keepHouse()
         if isHousekeeping { housekeepingApplied() }
         if batch.membershipIndex != nil, hasLeft { dismissClients() }
+        watches.applied(batch)
         updateStatus()
     }
 
@@ -229,6 +231,7 @@ extension ClientService {
 
     /// A snapshot has skipped entries, and with them perhaps answers.
     func skipped() {
+        watches.skipped()
         for number in writes.keys.sorted() {
             guard let write = writes[number], !write.isDone else { continue }
             if write.hasSession {

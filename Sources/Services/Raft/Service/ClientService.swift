@@ -38,12 +38,17 @@ final class ClientService: @unchecked Sendable {
     var executing: [UInt64: [PendingRead]] = [:]
     var waitingReads: [PendingRead] = []
     var readCount = 0
+    /// When each round of `rounds` was asked for at the earliest.
+    var roundsBegan: [UInt64: MonotonicInstant] = [:]
+    /// The state here is not older than this: a round that began then has been waited for.
+    var freshAsOf: MonotonicInstant?
     var nextLocalRound: UInt64 = 1 << 63
 
     /// A backup that is being restored.
     var restoring: RestoreIntake?
     /// Backups that are being sent.
     var backupCount = 0
+    let watches: WatchHub
 
     private var isSweeping = false
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
@@ -61,6 +66,7 @@ final class ClientService: @unchecked Sendable {
         self.links = links
         logger = node.logger
         options = node.options
+        watches = WatchHub(node: node)
         lastAppliedTerm = node.applied.term
         node.client = self
     }

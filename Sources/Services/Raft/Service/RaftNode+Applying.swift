@@ -71,6 +71,7 @@ extension RaftNode {
         let count = Int(batch.index.rawValue - applied.index.rawValue)
         applied = batch
         if let slow = stages.applied(batch.index, Self.now) { events.record("slow-commit", slow) }
+        applied.changes = nil
         if let index = batch.membershipIndex { membershipAppliedIndex = index }
         committed.applied(batch.index)
         scheduleApply()

@@ -139,15 +139,35 @@ extension ClientService {
         RequestRule("TriggerSnapshot", .admin) { service, _, origin in
             service.triggerSnapshot(origin)
         },
-        RequestRule("GrantLease", .use, handler: notCarriedOut),
-        RequestRule("RevokeLease", .use, handler: notCarriedOut),
-        RequestRule("KeepLeaseAlive", .use, handler: notCarriedOut),
-        RequestRule("LeaseTimeToLive", .read, handler: notCarriedOut),
-        RequestRule("ListLeases", .read, handler: notCarriedOut),
-        RequestRule("Watch", .read, handler: notCarriedOut),
-        RequestRule("CancelWatch", .read, handler: notCarriedOut),
-        RequestRule("BatchRead", .read, handler: notCarriedOut),
-        RequestRule("KeyHistory", .read, handler: notCarriedOut),
+        RequestRule("GrantLease", .use) { service, request, origin in
+            if case .grantLease(let body) = request { service.grantLease(body, origin) }
+        },
+        RequestRule("RevokeLease", .use) { service, request, origin in
+            if case .revokeLease(let body) = request { service.revokeLease(body, origin) }
+        },
+        RequestRule("KeepLeaseAlive", .use) { service, request, origin in
+            if case .keepLeaseAlive(let body) = request {
+                service.keepLeaseAlive(LeaseID(body.lease), origin)
+            }
+        },
+        RequestRule("LeaseTimeToLive", .read) { service, request, origin in
+            if case .leaseTimeToLive(let body) = request { service.leaseTimeToLive(body, origin) }
+        },
+        RequestRule("ListLeases", .read) { service, request, origin in
+            if case .listLeases(let body) = request { service.listLeases(body, origin) }
+        },
+        RequestRule("Watch", .read) { service, request, origin in
+            if case .watch(let body) = request { service.watch(body, origin) }
+        },
+        RequestRule("CancelWatch", .read) { service, request, origin in
+            if case .cancelWatch(let body) = request { service.cancelWatch(body, origin) }
+        },
+        RequestRule("BatchRead", .read) { service, request, origin in
+            if case .batchRead(let body) = request { service.batchRead(body, origin) }
+        },
+        RequestRule("KeyHistory", .read) { service, request, origin in
+            if case .keyHistory(let body) = request { service.keyHistory(body, origin) }
+        },
         RequestRule("PromoteLearner", .admin, isForLeader: true) { service, request, origin in
             if case .promoteLearner(let body) = request { service.promoteLearner(body, origin) }
         },
@@ -179,11 +199,4 @@ extension ClientService {
             service.getRaftMetrics(origin)
         },
     ]
-
-    private static let notCarriedOut:
-        @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void = {
-            _, _, origin in
-            origin.fail(
-                AspenError(.unsupportedVersion, "this program does not carry out that request yet"))
-        }
 }

@@ -10,11 +10,23 @@ import RaftStorage
 enum StateQuery: Sendable {
     case get([UInt8])
     case range(RangeRequest)
+    case keys([[UInt8]], at: Revision?)
+    case count(CountRequest)
+    case history([UInt8], before: Revision?, limit: Int)
+    /// `keys`: how many of those attached to it.
+    case lease(LeaseID, keys: Int)
+    case leases(after: LeaseID, limit: Int)
 }
 
 enum StateAnswer: Sendable {
     case value(KeyValue?, revision: Revision)
     case range(RangeOutcome)
+    case keys(ReadOutcome<KeysPage>)
+    case count(ReadOutcome<CountPage>)
+    case history(HistoryPage)
+    /// `time`: cluster time as of the last entry applied.
+    case lease(LeaseRow?, keys: [[UInt8]], time: ClusterTime)
+    case leases(LeasesPage, time: ClusterTime)
 }
 
 /// The answer to a proposal of this process, found in the log by its number.
@@ -34,6 +46,8 @@ struct AppliedBatch: Sendable {
     var facts: HousekeepingFacts
     /// The newest membership of the batch, if it has one.
     var membershipIndex: LogIndex?
+    /// What it changed; nil when nobody follows that.
+    var changes: ChangeRecording?
 }
 
 enum StateJob: Sendable {
@@ -158,14 +172,7 @@ final class StateThread: @unchecked Sendable {
         case .read(let round, let queries):
             var answers: [StateAnswer] = []
             answers.reserveCapacity(queries.count)
-            for query in queries {
-                switch query {
-                case .get(let key):
-                    answers.append(
-                        .value(try store.get(key, at: nil), revision: store.revision))
-                case .range(let request): answers.append(.range(try store.range(request)))
-                }
-            }
+            for query in queries { answers.append(try store.answer(query)) }
             return .answered(round: round, answers)
         case .perform(let body): return .performed(try body(store))
         }
@@ -190,7 +197,8 @@ final class StateThread: @unchecked Sendable {
             .applied(
                 AppliedBatch(
                     index: last.index, term: last.term, revision: store.revision, answers: answers,
-                    facts: HousekeepingFacts(store, compaction), membershipIndex: membershipIndex)))
+                    facts: HousekeepingFacts(store, compaction), membershipIndex: membershipIndex,
+                    changes: store.takeRecording())))
         entries.removeAll(keepingCapacity: true)
     }
 

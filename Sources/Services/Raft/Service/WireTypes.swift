@@ -19,6 +19,7 @@ extension WireResponse {
         self.error.code = UInt32(error.code.rawValue)
         self.error.message = error.message
         self.error.retry = UInt32(error.retry.rawValue)
+        self.error.oldestRevision = error.oldestRevision?.rawValue ?? 0
     }
 
     init(_ response: OneOf_Response) {
@@ -29,9 +30,11 @@ extension WireResponse {
     /// The error it carries, as ours.
     var failure: AspenError? {
         guard hasError else { return nil }
-        return AspenError(
+        var failure = AspenError(
             AspenErrorCode(rawValue: UInt16(clamping: error.code)) ?? .internal, error.message,
             retry: AspenError.Retry(rawValue: UInt8(clamping: error.retry)) ?? .never)
+        if error.oldestRevision > 0 { failure.oldestRevision = Revision(error.oldestRevision) }
+        return failure
     }
 }
 
@@ -51,6 +54,7 @@ extension Aspen_Client_V1_KeyValue {
         createRevision = entry.createRevision.rawValue
         modRevision = entry.modRevision.rawValue
         version = entry.version
+        lease = entry.lease.rawValue
     }
 }
 
@@ -136,6 +140,9 @@ enum WriteKind: Sendable {
     case openSession
     case keepSessionAlive
     case closeSession
+    case grantLease
+    case revokeLease
+    case keepLeaseAlive
     case initCluster(ClusterID)
     case addLearner
     case changeMembership
@@ -192,6 +199,8 @@ extension WriteKind {
             return WireResponse(.keepSessionAlive(Aspen_Client_V1_KeepSessionAliveResponse()))
         case (.closeSession, _):
             return WireResponse(.closeSession(Aspen_Client_V1_CloseSessionResponse()))
+        case (.grantLease, _), (.revokeLease, _), (.keepLeaseAlive, _):
+            return lease(answer)
         case (.initCluster, _), (.addLearner, _), (.changeMembership, _), (.promoteLearner, _),
             (.leaveCluster, _), (.recoverQuorum, _):
             return administrative(answer, node, membership)

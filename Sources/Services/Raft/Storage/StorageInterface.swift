@@ -109,6 +109,11 @@ package protocol StateStore: AnyObject {
     func leases(after: LeaseID, limit: Int) throws(StorageError) -> LeasesPage
     /// Keys attached to a lease, in order.
     func keys(of lease: LeaseID, limit: Int) throws(StorageError) -> [[UInt8]]
+    /// From now on what is applied is collected, or not.
+    func setRecording(_ isOn: Bool)
+    /// What was applied since the last call, or since recording was switched on; nil while it is
+    /// off, and when a snapshot has taken the place of entries.
+    func takeRecording() -> ChangeRecording?
     /// Copies the WAL into the database if there is enough of it. Returns the applied index that is
     /// durable in the database afterwards: the log may be discarded up to there and no further.
     func checkpointIfDue() throws(StorageError) -> LogIndex?

@@ -89,6 +89,9 @@ package final class MemoryState: StateStore {
         machine.keys(of: lease, limit: limit)
     }
 
+    package func setRecording(_ isOn: Bool) { machine.recording = isOn ? ChangeRecording() : nil }
+    package func takeRecording() -> ChangeRecording? { machine.recording?.take() }
+
     package func checkpointIfDue() -> LogIndex? {
         guard appliedIndex.rawValue >= checkpointed.rawValue + Self.checkpointInterval else {
             return nil

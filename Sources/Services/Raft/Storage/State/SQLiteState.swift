@@ -236,6 +236,12 @@ package final class SQLiteState: StateStore {
         try storing { machine throws(SQLiteError) in try machine.keys(of: lease, limit: limit) }
     }
 
+    package func setRecording(_ isOn: Bool) {
+        opened?.recording = isOn ? ChangeRecording() : nil
+    }
+
+    package func takeRecording() -> ChangeRecording? { opened?.recording?.take() }
+
     package func contentHash() throws(StorageError) -> UInt64 {
         if let failure { throw failure }
         return meta.contentHash
