@@ -37,7 +37,15 @@ private final class SmallDisk: Sendable {
         return DiskSpace(capacity: Self.capacity, available: max(0, free))
     }
 
-    func fill() { taken.withLock { $0 = Self.capacity } }
+    /// Once the node has kept back what it keeps back on a disk of this size.
+    func fill() {
+        var status = stat()
+        while stat(directory.path + "/" + StorageSpace.fileName, &status) != 0
+            || status.st_size < Self.capacity / 8
+        {}
+        taken.withLock { $0 = Self.capacity }
+    }
+
     func empty() { taken.withLock { $0 = 0 } }
 
     func start(_ cluster: TestCluster, _ id: NodeID) async throws {
@@ -149,7 +157,11 @@ private final class SmallDisk: Sendable {
         disks[place].fill()
         let client = try await cluster.client(of: leader)
         // It hands over when it looks at its disk next.
-        while try await cluster.leader() == leader { await Task.yield() }
+        // In between there is none.
+        while true {
+            if let now = try? await cluster.leader(), now != leader { break }
+            await Task.yield()
+        }
         #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
         disks[place].empty()
         try await cluster.stop()

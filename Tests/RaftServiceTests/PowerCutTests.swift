@@ -106,9 +106,9 @@ import Testing
         let looks = Atomic<Int>(0)
         let recording = try await recordAlone(diskSpace: {
             let look = looks.add(1, ordering: .relaxed).newValue
-            return DiskSpace(capacity: 64 << 20, available: look % 32 < 4 ? 0 : 20 << 20)
+            return DiskSpace(capacity: 64 << 20, available: look % 8 < 2 ? 0 : 20 << 20)
         })
-        #expect(looks.load(ordering: .relaxed) > 64)
+        #expect(looks.load(ordering: .relaxed) > 16)
         let complaints = try await complaints(recording, images: 200 * Self.factor, seed: 3)
         #expect(complaints.isEmpty, "\(complaints.count): \(complaints.prefix(3))")
     }

@@ -69,7 +69,8 @@ final class SpaceWatch {
         guard storage != nil, !node.isStopped else { return }
         timer?.cancel()
         let box = NIOLoopBound(self, eventLoop: node.loop)
-        timer = node.loop.scheduleTask(in: policy.isBusy ? Self.busyInterval : Self.interval) {
+        let isBusy = policy.isBusy || storage?.isGrowing == true
+        timer = node.loop.scheduleTask(in: isBusy ? Self.busyInterval : Self.interval) {
             box.value.tick()
         }
     }

@@ -48,6 +48,11 @@ package final class StorageSpace: Sendable {
     /// Bytes kept back now.
     package var reserve: Int { state.withLock { $0.byteCount } }
 
+    /// There is room to take back more of it than there is.
+    package var isGrowing: Bool {
+        reserve < limits.reserveBytes && (available ?? 0) > 2 * limits.reserveBytes
+    }
+
     /// Free bytes, without the reserve; nil if there is no end to them or nobody knows.
     package var available: Int? {
         Self.ask(probe, state.withLock { $0.disk })?.available
