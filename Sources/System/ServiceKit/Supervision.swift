@@ -16,7 +16,8 @@ package enum Supervision {
 
     /// How long after a sibling's end systemd is reminded: RestartSec= is 100 ms from the moment
     /// that systemd, too, has noticed.
-    private static let reminders = [102, 105, 108, 111, 114, 118, 125, 140].map(TimeAmount.milliseconds)
+    private static let reminders = [102, 105, 108, 111, 114, 118, 125, 140]
+        .map(TimeAmount.milliseconds)
 
     /// A sibling daemon has gone, and `RestartSec=` after that systemd is to start it again. Its
     /// timers come up to 250 ms late (the accuracy of sd-event(3) that it uses for itself), unless

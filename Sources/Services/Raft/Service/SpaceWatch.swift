@@ -180,8 +180,10 @@ final class SpaceWatch {
     /// more than can be afforded.
     var oldestForPeers: LogIndex? {
         guard level == .tight, node.core.isLeader else { return nil }
-        return node.core.peerStatus(now: RaftNode.now).filter { $0.isVoter && node.links.isReachable($0.node) }
-            .map(\.match).min()
+        return node.core.peerStatus(now: RaftNode.now).filter {
+            $0.isVoter && node.links.isReachable($0.node)
+        }
+        .map(\.match).min()
     }
 
     // MARK: - What may be written
