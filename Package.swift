@@ -71,6 +71,7 @@ let cores: [Target] = [
         "RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
     module("KVCore", "Cores/KVCore", ["AspenMachine", "AspenBytes"], settings: pure),
     module("LinkCore", "Cores/LinkCore", ["AspenMachine", "AspenBytes"], settings: pure),
+    module("TokenCore", "Cores/TokenCore", ["AspenTypes", "AspenBytes"], settings: pure),
 ]
 
 let wire: [Target] = [
@@ -112,7 +113,7 @@ let services: [Target] = [
         "NetService", "Services/Net/Service",
         nio + [
             "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "Configuration", "ServiceKit",
-            "LinkCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
+            "LinkCore", "TokenCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
@@ -124,21 +125,25 @@ let services: [Target] = [
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
-            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
-            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging, collections,
-            protobuf,
+            "RaftStorage", "RaftCore", "KVCore", "TokenCore", "CSodium", "NetClient", "AspenWire",
+            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
+            collections, protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
         nio + [
-            "AspenWire", "QUIC", "ServiceKit", "AspenTypes", "AspenBytes", protobuf, collections,
+            "AspenWire", "QUIC", "TokenCore", "ServiceKit", "AspenTypes", "AspenBytes", protobuf,
+            collections,
         ]),
 ]
 
 let tools: [Target] = [
     module(
         "AspenCLI", "Tools/CLI",
-        ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", "Configuration", arguments]),
+        [
+            "AspenClient", "TokenCore", "AspenWire", "AspenTypes", "AspenBytes", "Configuration",
+            arguments,
+        ]),
     module("GeneratorTool", "Tools/Generator", ["Configuration"]),
     module(
         "AspenBench", "Tools/Bench",
@@ -169,6 +174,7 @@ let executables: [Target] = [
     program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
+    program("aspen-token", ["AspenCLI"]),
     program("aspen-sim", ["SimTool"]),
     program("aspen-bench", ["AspenBench"]),
     program("aspen-generator", ["GeneratorTool"]),
@@ -191,11 +197,14 @@ let checks: [Target] = [
             "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
             "AspenTypes", "AspenBytes", "AspenMachine",
         ], settings: pure),
+    tests(
+        "TokenCoreTests",
+        ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
         nio + [
-            "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
+            "NetService", "NetClient", "TokenCore", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
             "CAspenSystem", "ServiceKit", "aspend-net", logging,
         ]),
     tests(
@@ -212,9 +221,9 @@ let checks: [Target] = [
     tests(
         "RaftServiceTests",
         nio + [
-            "RaftService", "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire",
-            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
-            protobuf,
+            "RaftService", "RaftStorage", "RaftCore", "KVCore", "TokenCore", "QUIC", "NetClient",
+            "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
+            logging, protobuf,
         ]),
     tests(
         "AspenClientTests",
@@ -223,8 +232,8 @@ let checks: [Target] = [
     tests(
         "FuzzTests",
         nio + [
-            "NetService", "RaftService", "RaftCore", "KVCore", "LinkCore", "AspenWire",
-            "AspenBytes", "AspenMachine", "AspenTypes", protobuf,
+            "NetService", "RaftService", "RaftCore", "KVCore", "LinkCore", "TokenCore",
+            "AspenWire", "AspenBytes", "AspenMachine", "AspenTypes", protobuf,
         ], settings: pure, exclude: ["Corpus"]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]

@@ -40,17 +40,21 @@ final class ClientConnection: ReplySink {
     private let permission: Permission
     /// What is said to those who may do nothing.
     private let denial: AspenError
+    /// Of a client from elsewhere that has shown a token: it, and not `permission`, counts.
+    let bearer: TokenBearer?
     private var inFlight = 0
     private var isReading = true
     private var unsentBytes = 0
     private var isClosed = false
 
     init(
-        _ frames: FrameChannel, permission: Permission, denial: AspenError, service: ClientService
+        _ frames: FrameChannel, permission: Permission, denial: AspenError, bearer: TokenBearer?,
+        service: ClientService
     ) {
         self.frames = frames
         self.permission = permission
         self.denial = denial
+        self.bearer = bearer
         self.service = service
     }
 
@@ -90,7 +94,7 @@ final class ClientConnection: ReplySink {
         service.handle(
             request,
             RequestOrigin(sink: self, id: id, deadline: deadline, isFromPeer: false),
-            permission: permission, denial: denial)
+            permission: permission, denial: denial, bearer: bearer)
     }
 
     private func malformed(_ reason: String) {
@@ -102,7 +106,12 @@ final class ClientConnection: ReplySink {
 
     func reply(_ response: WireResponse, to id: UInt64) {
         inFlight -= 1
+        guard let bearer else { return write(response, id) }
+        var response = response
+        if let veil = bearer.veil { response.veil(veil) }
         write(response, id)
+        // It will not become better: another token needs another connection.
+        if response.failure?.code == .unauthenticated { close() }
     }
 
     private func write(_ response: WireResponse, _ id: UInt64) {

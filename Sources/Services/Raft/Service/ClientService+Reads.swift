@@ -14,6 +14,9 @@ struct PendingRead {
         case key
         case keyAtRevision
         case scan(prefix: [UInt8])
+        /// What this node knows by then.
+        case tokenRoots
+        case revokedTokens
     }
 
     var origin: RequestOrigin
@@ -69,6 +72,11 @@ extension ClientService {
         submit(
             PendingRead(origin: origin, query: .range(request), shape: .scan(prefix: prefix)),
             body.consistency)
+    }
+
+    /// The read itself only waits until everything before it is applied here.
+    func listTokens(_ shape: PendingRead.Shape, _ origin: RequestOrigin) {
+        submit(PendingRead(origin: origin, query: .get(TokenTrust.prefix), shape: shape), .linearizable)
     }
 
     private func submit(_ read: PendingRead, _ consistency: Aspen_Client_V1_Consistency) {
@@ -162,6 +170,8 @@ extension ClientService {
             if let entry { body.entry = Aspen_Client_V1_KeyValue(entry) }
             body.revision = revision.rawValue
             return WireResponse(.readKey(body))
+        case (.tokenRoots, .value): return listedRoots
+        case (.revokedTokens, .value): return listedRevocations
         case (_, .range(.compacted(let oldest))):
             return WireResponse(
                 AspenError(
@@ -185,7 +195,8 @@ extension ClientService {
             return WireResponse(.readKey(body))
         case (.scan(let prefix), .range(.page(let page))):
             var body = Aspen_Client_V1_ScanKeysResponse()
-            body.entries = page.entries.map { Aspen_Client_V1_KeyValue($0) }
+            body.entries = page.entries.filter { !KeySpan.isReserved($0.key) }
+                .map { Aspen_Client_V1_KeyValue($0) }
             body.revision = page.revision.rawValue
             if page.more, let last = page.entries.last {
                 body.continuation = Data(

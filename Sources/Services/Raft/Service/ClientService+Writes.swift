@@ -127,6 +127,7 @@ extension ClientService {
     }
 
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
+        if let trust = batch.trust { setTrust(trust) }
         for answer in answers {
             guard let write = writes[answer.number] else { continue }
             finish(write)
@@ -157,6 +158,7 @@ extension ClientService {
 
     /// A snapshot has skipped entries, and with them perhaps answers.
     func skipped() {
+        loadTrust()
         for number in writes.keys.sorted() {
             guard let write = writes[number], !write.isDone else { continue }
             if write.hasSession {

@@ -85,6 +85,11 @@ extension WireRequest.OneOf_Request {
         case .why: 32
         case .getMetrics: 33
         case .getRaftMetrics: 34
+        case .addTokenRoot: 35
+        case .removeTokenRoot: 36
+        case .listTokenRoots: 37
+        case .revokeToken: 38
+        case .listRevokedTokens: 39
         }
     }
 }
@@ -157,6 +162,21 @@ extension ClientService {
         RequestRule("Why", .read, handler: notCarriedOut),
         RequestRule("GetMetrics", .read, handler: notCarriedOut),
         RequestRule("GetRaftMetrics", .read, handler: notCarriedOut),
+        RequestRule("AddTokenRoot", .admin) { service, request, origin in
+            if case .addTokenRoot(let body) = request { service.addTokenRoot(body, origin) }
+        },
+        RequestRule("RemoveTokenRoot", .admin) { service, request, origin in
+            if case .removeTokenRoot(let body) = request { service.removeTokenRoot(body, origin) }
+        },
+        RequestRule("ListTokenRoots", .read) { service, _, origin in
+            service.listTokens(.tokenRoots, origin)
+        },
+        RequestRule("RevokeToken", .admin) { service, request, origin in
+            if case .revokeToken(let body) = request { service.revokeToken(body, origin) }
+        },
+        RequestRule("ListRevokedTokens", .read) { service, _, origin in
+            service.listTokens(.revokedTokens, origin)
+        },
     ]
 
     private static let notCarriedOut:

@@ -33,6 +33,8 @@ struct AppliedBatch: Sendable {
     var answers: [AppliedAnswer]
     /// The newest membership of the batch, if it has one.
     var membershipIndex: LogIndex?
+    /// Which tokens are believed after the batch, if it may have changed that.
+    var trust: TokenTrust?
 }
 
 enum StateJob: Sendable {
@@ -171,8 +173,10 @@ final class StateThread: @unchecked Sendable {
         precondition(results.count == entries.count, "one result an entry")
         var answers: [AppliedAnswer] = []
         var membershipIndex: LogIndex?
+        var isTrustTouched = false
         for (entry, result) in zip(entries, results) {
             if entry.kind == .membership { membershipIndex = entry.index }
+            if TokenTrust.mayBeChanged(by: entry) { isTrustTouched = true }
             guard let origin = entry.origin, origin.node == node,
                 origin.incarnation == incarnation
             else { continue }
@@ -184,7 +188,8 @@ final class StateThread: @unchecked Sendable {
             .applied(
                 AppliedBatch(
                     index: last.index, term: last.term, revision: store.revision, answers: answers,
-                    membershipIndex: membershipIndex)))
+                    membershipIndex: membershipIndex,
+                    trust: isTrustTouched ? try TokenTrust(reading: store) : nil)))
         entries.removeAll(keepingCapacity: true)
     }
 
