@@ -49,7 +49,8 @@ import TokenCore
         #expect(!allows("a", "c\0") && !allows("a", "e") && !allows("a", nil) && !allows("", "b"))
         #expect(CapabilitySet(capabilities("kv:read:*")).allows(.read, from: [], to: nil))
         let last = CapabilitySet(capabilities("kv:read:%FF*"))
-        #expect(last.allows(.read, from: [255], to: nil) && !last.allows(.read, from: [254], to: nil))
+        #expect(
+            last.allows(.read, from: [255], to: nil) && !last.allows(.read, from: [254], to: nil))
     }
 
     /// Against a model that asks for each key of a small world.

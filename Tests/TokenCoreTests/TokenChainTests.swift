@@ -95,7 +95,8 @@ import TokenCore
             link(0x9999, to: key(2).endpoint, capabilities("kv:read:app/*", "kv:write:app/*")),
             sign: key(1).sign)
         let tail = chain.encoded().dropFirst(
-            try TokenChain(root: key(1).endpoint, chain.links[0], sign: key(1).sign).encoded().count)
+            try TokenChain(root: key(1).endpoint, chain.links[0], sign: key(1).sign).encoded().count
+        )
         let moved = try TokenChain(decoding: other.encoded() + tail)
         #expect(throws: TokenRefusal.badSignature(link: 2)) { try judge(moved) }
     }
@@ -121,7 +122,9 @@ import TokenCore
         }
         #expect(refused == bytes.count * 8)
         for length in bytes.indices {
-            guard let chain = try? TokenChain(decoding: Array(bytes.prefix(length))) else { continue }
+            guard let chain = try? TokenChain(decoding: Array(bytes.prefix(length))) else {
+                continue
+            }
             #expect(throws: TokenRefusal.self) { try judge(chain) }
         }
         #expect(throws: DecodeError.self) { try TokenChain(decoding: bytes + [0]) }
@@ -131,7 +134,8 @@ import TokenCore
         let text = Array(try sampleChain().text().utf8)
         for place in text.indices {
             var mutated = text
-            mutated[place] = mutated[place] == UInt8(ascii: "a") ? UInt8(ascii: "b") : UInt8(ascii: "a")
+            mutated[place] =
+                mutated[place] == UInt8(ascii: "a") ? UInt8(ascii: "b") : UInt8(ascii: "a")
             let word = String(decoding: mutated, as: UTF8.self)
             #expect(throws: AspenError.self) { try TokenChain(parsing: word) }
         }

@@ -12,7 +12,9 @@ package struct CapabilitySet: Equatable, Sendable {
 
     package init(_ capabilities: [Capability]) {
         self.capabilities = capabilities
-        readable = capabilities.compactMap { if case .readKeys(let keys) = $0 { keys } else { nil } }
+        readable = capabilities.compactMap {
+            if case .readKeys(let keys) = $0 { keys } else { nil }
+        }
         writable = capabilities.compactMap {
             if case .writeKeys(let keys) = $0 { keys } else { nil }
         }

@@ -141,7 +141,8 @@ package struct TokenChain: Equatable, Sendable {
     package func delegating(
         _ link: TokenLink, sign: ([UInt8]) -> [UInt8]
     ) throws(AspenError) -> TokenChain {
-        if let parent = links.last, let refusal = link.refusal(under: parent, number: links.count + 1)
+        if let parent = links.last,
+            let refusal = link.refusal(under: parent, number: links.count + 1)
         {
             var text = refusal.message
             if case .widened(_, let capability) = refusal { text += ": \(capability)" }

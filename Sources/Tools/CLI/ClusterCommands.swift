@@ -10,7 +10,7 @@ struct ClusterArea: ParsableCommand, CommandArea {
         subcommands: [
             ClusterStatusVerb.self, ClusterHealth.self, ClusterLeader.self, ClusterTicket.self,
             ClusterEndpoint.self, ClusterInitVerb.self, ClusterAddLearner.self,
-            ClusterChangeMembership.self, ClusterSnapshot.self,
+            ClusterChangeMembership.self, ClusterSnapshot.self, ClusterTrustRoot.self,
         ])
 }
 

@@ -76,7 +76,9 @@ extension ClientService {
 
     /// The read itself only waits until everything before it is applied here.
     func listTokens(_ shape: PendingRead.Shape, _ origin: RequestOrigin) {
-        submit(PendingRead(origin: origin, query: .get(TokenTrust.prefix), shape: shape), .linearizable)
+        submit(
+            PendingRead(origin: origin, query: .get(TokenTrust.prefix), shape: shape), .linearizable
+        )
     }
 
     private func submit(_ read: PendingRead, _ consistency: Aspen_Client_V1_Consistency) {

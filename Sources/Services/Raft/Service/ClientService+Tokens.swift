@@ -200,7 +200,8 @@ extension ClientService {
 
     var listedRevocations: WireResponse {
         var body = Aspen_Client_V1_ListRevokedTokensResponse()
-        body.tokens = (trust ?? TokenTrust()).revoked.sorted { $0.key < $1.key }.map { id, expires in
+        body.tokens = (trust ?? TokenTrust()).revoked.sorted { $0.key < $1.key }.map {
+            id, expires in
             var revoked = Aspen_Client_V1_ListRevokedTokensResponse.Revoked()
             revoked.id = Data(id.bytes)
             revoked.expires = expires

@@ -70,15 +70,25 @@ struct TokenTrust: Sendable, Equatable {
     /// Whether an entry may have changed these keys: a look for the bytes of their prefix, without
     /// decoding the entry. A value that happens to hold them only costs a look at the state.
     static func mayBeChanged(by entry: Entry) -> Bool {
-        entry.kind == .command
-            && entry.payload.withUnsafeBytes { payload in
-                prefix.withUnsafeBytes { prefix in
-                    guard let text = payload.baseAddress, let word = prefix.baseAddress else {
-                        return false
-                    }
-                    return memmem(text, payload.count, word, prefix.count) != nil
-                }
-            }
+        guard entry.kind == .command else { return false }
+        return entry.payload.withUnsafeBytes { payload in
+            prefix.withUnsafeBytes { prefix in contains(payload, prefix) }
+        }
+    }
+
+    private static func contains(
+        _ text: UnsafeRawBufferPointer, _ word: UnsafeRawBufferPointer
+    ) -> Bool {
+        guard let start = text.baseAddress, let wanted = word.baseAddress else { return false }
+        var place = 0
+        while text.count - place >= word.count {
+            let rest = start + place
+            guard let found = memchr(rest, CInt(word[0]), text.count - place - word.count + 1)
+            else { return false }
+            if memcmp(found, wanted, word.count) == 0 { return true }
+            place = UnsafeRawPointer(found) - start + 1
+        }
+        return false
     }
 
     /// Judges a chain by what this node knows now.
