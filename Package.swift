@@ -204,7 +204,8 @@ let checks: [Target] = [
     tests(
         "NetServiceTests",
         nio + [
-            "NetService", "NetClient", "TokenCore", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
+            "NetService", "NetClient", "TokenCore", "QUIC", "AspenBytes", "AspenMachine",
+            "LinkCore",
             "CAspenSystem", "ServiceKit", "aspend-net", logging,
         ]),
     tests(
