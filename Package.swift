@@ -75,7 +75,8 @@ let cores: [Target] = [
 ]
 
 let wire: [Target] = [
-    module("AspenWire", "Wire/AspenWire", ["AspenBytes", protobuf], exclude: ["Protos"])
+    module(
+        "AspenWire", "Wire/AspenWire", ["AspenBytes", "AspenTypes", protobuf], exclude: ["Protos"])
 ]
 
 let system: [Target] = [
@@ -104,7 +105,9 @@ let system: [Target] = [
     module("Configuration", "System/Configuration", ["AspenBytes", "AspenTypes"]),
     module(
         "ServiceKit", "System/ServiceKit",
-        nio + ["CAspenSystem", "CSystemd", "Configuration", "AspenBytes", logging]),
+        nio + [
+            "CAspenSystem", "CSystemd", "Configuration", "AspenBytes", "AspenTypes", logging,
+        ]),
 ]
 
 let services: [Target] = [
@@ -126,7 +129,8 @@ let services: [Target] = [
         "RaftService", "Services/Raft/Service",
         nio + [
             "RaftStorage", "RaftCore", "KVCore", "TokenCore", "CSodium", "NetClient", "AspenWire",
-            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
+            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", "CAspenVFS",
+            logging,
             collections, protobuf,
         ]),
     module(
@@ -144,7 +148,7 @@ let tools: [Target] = [
             "AspenClient", "TokenCore", "AspenWire", "AspenTypes", "AspenBytes", "Configuration",
             arguments,
         ]),
-    module("GeneratorTool", "Tools/Generator", ["Configuration"]),
+    module("GeneratorTool", "Tools/Generator", ["Configuration", "AspenTypes"]),
     module(
         "AspenBench", "Tools/Bench",
         nio + [
@@ -156,7 +160,7 @@ let tools: [Target] = [
         ["ServiceKit", "Configuration", "AspenWire", "CAspenSystem", arguments]),
     module(
         "SimTool", "Tools/Sim",
-        ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", arguments]),
+        ["SimChecks", "SimFaults", "SimKit", "RaftCore", "AspenMachine", "AspenTypes", arguments]),
 ]
 
 let simulation: [Target] = [
@@ -196,7 +200,7 @@ let checks: [Target] = [
         [
             "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
             "AspenTypes", "AspenBytes", "AspenMachine",
-        ], settings: pure),
+        ], settings: pure, exclude: ["Fixtures"]),
     tests(
         "TokenCoreTests",
         ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pure),
@@ -211,7 +215,7 @@ let checks: [Target] = [
     tests(
         "SimulationTests",
         [
-            "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "AspenDisk",
+            "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "KVCore", "AspenDisk",
             "AspenMachine", "AspenTypes", "aspen-sim",
         ], settings: pure),
     .target(

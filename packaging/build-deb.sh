@@ -45,8 +45,8 @@ mv packaging/debian debian
 ln -s "$scratch/build" .build
 
 if [ -n "${ASPEN_DEB_VERSION:-}" ]; then
-    sed -i -E "s/(static let program = \")[^\"]*/\1$ASPEN_DEB_VERSION/" \
-        Sources/Wire/AspenWire/Protocols.swift
+    sed -i -E "s/(static let text = \")[^\"]*/\1$ASPEN_DEB_VERSION/" \
+        Sources/Foundations/AspenTypes/ProgramVersion.swift
     {
         printf 'aspen (%s) unstable; urgency=medium\n\n  * A build for tests.\n\n' \
             "$ASPEN_DEB_VERSION"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenTypes
 import Configuration
 import GeneratorTool
 import Glibc
@@ -50,6 +51,14 @@ import Testing
                 """)
         // Calling again, as `systemctl daemon-reload` does, gives the same.
         #expect(generate(scratch).dropIn == dropIn)
+    }
+
+    @Test func versionAndHelpTouchNothing() {
+        #expect(
+            Generator.answer(to: ["--version"]) == "aspen-generator \(ProgramVersion.text)\n")
+        #expect(Generator.answer(to: ["--help"])?.contains("NORMAL-DIR EARLY-DIR LATE-DIR") == true)
+        #expect(Generator.answer(to: ["--help", "early", "late"]) == nil, "a directory")
+        #expect(Generator.answer(to: []) == nil)
     }
 
     @Test func severalAddressesAreRenderedOnceEach() {

@@ -28,7 +28,16 @@ package final class FakeRaftServer: Sendable {
 
     package typealias Script = @Sendable (FakeRequest) -> Fault?
 
+    private struct Watch {
+        var request: Aspen_Client_V1_WatchRequest
+        var id: UInt64
+        var told: UInt64
+        var channel: ObjectIdentifier
+        var frames: NIOLoopBound<FrameChannel>
+    }
+
     private struct State {
+        var watches: [Watch] = []
         var store = FakeStore()
         var script: Script = { _ in nil }
         var requests: [FakeRequest] = []
@@ -73,6 +82,13 @@ package final class FakeRaftServer: Sendable {
         rmdir(directory)
     }
 
+    /// As if the daemon had been restarted: every connection goes.
+    package func dropConnections() {
+        for channel in state.withLockedValue({ Array($0.channels.values) }) {
+            channel.close(promise: nil)
+        }
+    }
+
     package func script(_ script: @escaping Script) {
         state.withLockedValue { $0.script = script }
     }
@@ -87,6 +103,7 @@ package final class FakeRaftServer: Sendable {
     }
 
     package var requests: [FakeRequest] { state.withLockedValue { $0.requests } }
+    package var watchCount: Int { state.withLockedValue { $0.watches.count } }
     package var connectionCount: Int { state.withLockedValue { $0.connectionCount } }
     package var appliedCount: Int { withStore { $0.appliedCount } }
     package var sessionCount: Int { withStore { $0.sessionCount } }
@@ -112,7 +129,10 @@ package final class FakeRaftServer: Sendable {
         }
         frames.onFrame = { [unowned self] frames, buffer in self.received(buffer, frames) }
         frames.onClosed = { [state] _, _ in
-            state.withLockedValue { _ = $0.channels.removeValue(forKey: id) }
+            state.withLockedValue { state in
+                _ = state.channels.removeValue(forKey: id)
+                state.watches.removeAll { $0.channel == id }
+            }
         }
         return frames
     }
@@ -127,7 +147,9 @@ package final class FakeRaftServer: Sendable {
             return $0.script
         }
         switch script(request) {
-        case nil: reply(withStore { $0.answer(request) }, to: id, frames)
+        case nil:
+            if case .watch(let watch) = request.request { return beginWatch(watch, id, frames) }
+            reply(withStore { $0.answer(request) }, to: id, frames)
         case .dropBefore: frames.channel?.close(promise: nil)
         case .dropAfter:
             _ = withStore { $0.answer(request) }
@@ -139,6 +161,51 @@ package final class FakeRaftServer: Sendable {
         case .expireSessions:
             expireSessions()
             reply(withStore { $0.answer(request) }, to: id, frames)
+        }
+        if case .cancelWatch(let cancel) = request.request { endWatch(cancel.watch, of: frames) }
+        tellWatches()
+    }
+
+    // MARK: - Watches
+
+    private func beginWatch(
+        _ request: Aspen_Client_V1_WatchRequest, _ id: UInt64, _ frames: FrameChannel
+    ) {
+        guard let channel = frames.channel else { return }
+        let told =
+            request.startRevision == 0 ? withStore { $0.revision } : request.startRevision - 1
+        reply(.with { $0.watch.revision = told }, to: id, frames)
+        let watch = Watch(
+            request: request, id: id, told: told, channel: ObjectIdentifier(channel),
+            frames: NIOLoopBound(frames, eventLoop: channel.eventLoop))
+        state.withLockedValue { $0.watches.append(watch) }
+        tellWatches()
+    }
+
+    /// What has happened since the last time; all messages go out before what is asked next.
+    private func tellWatches() {
+        let updates = state.withLockedValue { state in
+            state.watches.indices.compactMap { place -> (Watch, FakeResponse)? in
+                let watch = state.watches[place]
+                let update =
+                    shared?.withStore { $0.update(watch.request, after: watch.told) }
+                    ?? state.store.update(watch.request, after: watch.told)
+                guard update.watch.revision > watch.told else { return nil }
+                state.watches[place].told = update.watch.revision
+                return update.watch.events.isEmpty ? nil : (watch, update)
+            }
+        }
+        for (watch, update) in updates {
+            watch.frames.eventLoop.execute {
+                self.reply(update, to: watch.id, watch.frames.value)
+            }
+        }
+    }
+
+    private func endWatch(_ id: UInt64, of frames: FrameChannel) {
+        guard let channel = frames.channel else { return }
+        state.withLockedValue { state in
+            state.watches.removeAll { $0.id == id && $0.channel == ObjectIdentifier(channel) }
         }
     }
 

@@ -15,12 +15,19 @@ struct FakeStore {
         var create: UInt64
         var mod: UInt64
         var version: UInt64
+        var lease: UInt64 = 0
+    }
+
+    struct Lease {
+        var ttlMs: UInt64
+        var keys: Set<Data> = []
     }
 
     /// Each key's past, oldest first.
-    private var history: [Data: [Stored]] = [:]
-    private(set) var revision: UInt64 = 0
-    private(set) var index: UInt64 = 1
+    var history: [Data: [Stored]] = [:]
+    var revision: UInt64 = 0
+    var index: UInt64 = 1
+    var leases: [UInt64: Lease] = [:]
     private var sessions: [UInt64: [UInt64: FakeResponse]] = [:]
     private var acknowledged: [UInt64: UInt64] = [:]
     /// Writes carried out, retries not counted.
@@ -46,6 +53,14 @@ struct FakeStore {
             underSession(transaction.hasSession ? transaction.session : nil) {
                 $0.carryOut(transaction)
             }
+        case .grantLease(let grant):
+            underSession(grant.hasSession ? grant.session : nil) { $0.grant(grant) }
+        case .revokeLease(let revoke):
+            underSession(revoke.hasSession ? revoke.session : nil) { $0.revoke(revoke) }
+        case .keepLeaseAlive, .leaseTimeToLive, .listLeases: answerLease(request)
+        case .batchRead(let batch): self.batch(batch)
+        case .keyHistory(let history): self.keyHistory(history)
+        case .cancelWatch: .with { $0.cancelWatch = .init() }
         case .readKey(let read): self.read(read)
         case .scanKeys(let scan): self.scan(scan)
         case .openSession: openSession()
@@ -104,28 +119,33 @@ struct FakeStore {
 
     // MARK: - Keys
 
-    private func current(_ key: Data, at revision: UInt64 = .max) -> Stored? {
+    func current(_ key: Data, at revision: UInt64 = .max) -> Stored? {
         guard let found = history[key]?.last(where: { $0.mod <= revision }), found.value != nil
         else { return nil }
         return found
     }
 
-    private mutating func put(_ key: Data, _ value: Data, at revision: UInt64) -> Stored {
+    private mutating func put(
+        _ key: Data, _ value: Data, at revision: UInt64, lease: UInt64 = 0
+    ) -> Stored {
+        if let old = current(key)?.lease { leases[old]?.keys.remove(key) }
+        leases[lease]?.keys.insert(key)
         let before = current(key)
         let stored = Stored(
             value: value, create: before?.create ?? revision, mod: revision,
-            version: (before?.version ?? 0) + 1)
+            version: (before?.version ?? 0) + 1, lease: lease)
         history[key, default: []].append(stored)
         return stored
     }
 
-    private mutating func remove(_ key: Data, at revision: UInt64) -> Bool {
-        guard current(key) != nil else { return false }
+    mutating func remove(_ key: Data, at revision: UInt64) -> Bool {
+        guard let found = current(key) else { return false }
+        leases[found.lease]?.keys.remove(key)
         history[key]?.append(Stored(value: nil, create: 0, mod: revision, version: 0))
         return true
     }
 
-    private var logID: Aspen_Client_V1_LogID {
+    var logID: Aspen_Client_V1_LogID {
         .with {
             $0.term = 1
             $0.index = index
@@ -137,8 +157,11 @@ struct FakeStore {
             request.value.count <= Limits.valueBytesMax
         else { return .failed(.invalidArgument, "the key or the value breaks its limit") }
         index += 1
+        guard request.lease == 0 || leases[request.lease] != nil else {
+            return Self.noLease(request.lease)
+        }
         revision += 1
-        let stored = put(request.key, request.value, at: revision)
+        let stored = put(request.key, request.value, at: revision, lease: request.lease)
         return .with {
             $0.writeKey.revision = revision
             $0.writeKey.logID = logID
@@ -157,13 +180,14 @@ struct FakeStore {
         }
     }
 
-    private func entry(_ key: Data, _ stored: Stored) -> Aspen_Client_V1_KeyValue {
+    func entry(_ key: Data, _ stored: Stored) -> Aspen_Client_V1_KeyValue {
         .with {
             $0.key = key
             $0.value = stored.value ?? Data()
             $0.createRevision = stored.create
             $0.modRevision = stored.mod
             $0.version = stored.version
+            $0.lease = stored.lease
         }
     }
 
@@ -184,7 +208,12 @@ struct FakeStore {
 
     /// The continuation is the revision of the first page (8 bytes, big-endian) and the last key.
     private func scan(_ request: Aspen_Client_V1_ScanKeysRequest) -> FakeResponse {
-        var pinned = revision
+        var pinned = request.revision == 0 ? revision : request.revision
+        guard pinned <= revision else {
+            return .failed(
+                .invalidArgument,
+                "revision \(pinned) is in the future: the store is at \(revision)")
+        }
         var after: Data?
         if !request.continuation.isEmpty {
             guard request.continuation.count >= 8 else {
@@ -196,10 +225,21 @@ struct FakeStore {
         let limit = request.limit == 0 ? Limits.batchCountMax : Int(request.limit)
         let keys = history.keys.filter { key in
             key.starts(with: request.prefix) && current(key, at: pinned) != nil
-                && (after.map { $0.lexicographicallyPrecedes(key) } ?? true)
-        }.sorted { $0.lexicographicallyPrecedes($1) }
+                && Self.isIn(key, request.from, request.to)
+                && (after.map {
+                    request.descending
+                        ? key.lexicographicallyPrecedes($0) : $0.lexicographicallyPrecedes(key)
+                } ?? true)
+        }.sorted {
+            request.descending
+                ? $1.lexicographicallyPrecedes($0) : $0.lexicographicallyPrecedes($1)
+        }
         return .with { response in
             response.scanKeys.revision = pinned
+            guard !request.countOnly else {
+                response.scanKeys.count = UInt64(keys.count)
+                return
+            }
             for key in keys.prefix(limit) {
                 guard let found = current(key, at: pinned) else { continue }
                 var entry = entry(key, found)
@@ -249,14 +289,21 @@ struct FakeStore {
             switch operation.operation {
             case .put(let put):
                 result.existed = current(put.key) != nil
-                _ = self.put(put.key, put.value, at: revision + 1)
+                _ = self.put(put.key, put.value, at: revision + 1, lease: put.lease)
                 isChanged = true
             case .delete(let delete):
                 result.existed = remove(delete.key, at: revision + 1)
+                result.deleted = result.existed ? 1 : 0
                 isChanged = isChanged || result.existed
+            case .deleteRange(let range):
+                for key in history.keys.sorted(by: { $0.lexicographicallyPrecedes($1) })
+                where Self.isIn(key, range.from, range.to) && remove(key, at: revision + 1) {
+                    result.deleted += 1
+                }
+                isChanged = isChanged || result.deleted > 0
             case .get(let get):
                 if let found = current(get.key) { result.entry = entry(get.key, found) }
-            case .deleteRange, nil: break
+            case nil: break
             }
             results.append(result)
         }
@@ -352,8 +399,13 @@ extension FakeStore {
                 $0.changeMembership.voters = voters
                 $0.changeMembership.learners = learners
             }
-        default: return .failed(.invalidArgument, "the request is empty or unknown")
+        default: return FakeLife.answer(request, &self)
         }
+    }
+
+    mutating func entered(_ count: UInt64) -> Aspen_Client_V1_LogID {
+        index += count
+        return logID
     }
 
     private func status(of node: UInt64) -> Aspen_Client_V1_NodeStatus {

@@ -208,13 +208,16 @@ extension Decoder {
     }
 
     static let scanToken = Decoder(name: "scan-token") { bytes in
-        _ = try? ScanToken(decoding: bytes, prefix: [])
+        _ = try? ScanToken(decoding: bytes, scope: scanScope)
         let input = checksummed(bytes)
-        guard let token = try? ScanToken(decoding: input, prefix: [1]) else { return false }
-        check(token.encoded(prefix: [1]) == input)
+        guard let token = try? ScanToken(decoding: input, scope: scanScope) else { return false }
+        check(token.encoded(scope: scanScope) == input)
         return true
     } examples: {
-        [ScanToken(revision: Revision(9), lastKey: [1, 2, 3]).encoded(prefix: [1]).dropLast(4)]
+        [
+            ScanToken(revision: Revision(9), lastKey: [1, 2, 3]).encoded(scope: scanScope).dropLast(
+                4)
+        ]
     }
 }
 
@@ -238,3 +241,5 @@ let endpoint: EndpointID = {
 }()
 
 let peer = NetPeer(endpoint: endpoint, addresses: ["127.0.0.1:7701", "[::1]:1"])
+
+private let scanScope = ScanToken.Scope(from: [1], to: [2], isDescending: false)

@@ -130,6 +130,12 @@ extension Decoder {
             .transaction(
                 transaction,
                 SessionRequest(session: SessionID(1), number: 2, acknowledgedBelow: 1)),
+            .grantLease(id: LeaseID(4), ttlMilliseconds: 1000, nil), .expireLeases,
+            .revokeLease(
+                LeaseID(4), SessionRequest(session: SessionID(1), number: 2, acknowledgedBelow: 1)),
+            .keepLeaseAlive(LeaseID(4)),
+            .transaction(
+                Transaction(success: [.put(key: [1], value: [2], lease: LeaseID(4))]), nil),
         ].map { CommandCodec.encode($0) }
     }
 

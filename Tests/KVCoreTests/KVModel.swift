@@ -11,6 +11,11 @@ struct KVModel {
 
     var history: [Store] = [[:]]
     var compacted = 0
+    struct Lease: Equatable {
+        var ttl: UInt64
+        var deadline: UInt64
+    }
+    var leases: [LeaseID: Lease] = [:]
 
     var revision: Revision { Revision(UInt64(history.count - 1)) }
     var current: Store { history[history.count - 1] }
@@ -24,11 +29,16 @@ struct KVModel {
         let next = Revision(UInt64(history.count))
         for operation in holds ? transaction.success : transaction.failure {
             switch operation {
-            case .put(let key, let value):
+            case .put(let key, let value, let lease):
+                if lease != .none, leases[lease] == nil {
+                    return .failed(
+                        code: .notFound,
+                        message: "lease \(lease) has ended or never was; grant a new one")
+                }
                 let old = store[key]
                 store[key] = KeyValue(
                     key: key, value: value, createRevision: old?.createRevision ?? next,
-                    modRevision: next, version: (old?.version ?? 0) + 1)
+                    modRevision: next, version: (old?.version ?? 0) + 1, lease: lease)
                 results.append(.put(previousVersion: old?.version ?? 0))
                 wrote = true
             case .delete(let key):
@@ -48,6 +58,26 @@ struct KVModel {
         }
         if wrote { history.append(store) }
         return .transaction(succeeded: holds, revision: revision, results: results)
+    }
+
+    func keys(of lease: LeaseID) -> [[UInt8]] {
+        current.values.filter { $0.lease == lease }.map(\.key)
+            .sorted { $0.lexicographicallyPrecedes($1) }
+    }
+
+    mutating func end(_ lease: LeaseID) {
+        leases[lease] = nil
+        let keys = keys(of: lease)
+        guard !keys.isEmpty else { return }
+        var store = current
+        for key in keys { store[key] = nil }
+        history.append(store)
+    }
+
+    mutating func expireLeases(_ time: UInt64) {
+        let due = leases.filter { $0.value.deadline <= time }
+            .sorted { ($0.value.deadline, $0.key) < ($1.value.deadline, $1.key) }
+        for (lease, _) in due { end(lease) }
     }
 
     func range(_ request: RangeRequest) -> ReadOutcome<[KeyValue]> {
@@ -93,6 +123,13 @@ struct KVModel {
 struct CommandSource {
     var random: RandomSource
     var keyCount = 24
+    /// Some of them may have ended.
+    var leases: [LeaseID] = []
+
+    mutating func lease() -> LeaseID {
+        guard !leases.isEmpty, random.chance(1, in: 2) else { return .none }
+        return leases[random.uniform(0..<leases.count)]
+    }
 
     mutating func bytes(_ count: Range<Int>) -> [UInt8] {
         (0..<random.uniform(count)).map { _ in UInt8(truncatingIfNeeded: random.next()) }
@@ -142,7 +179,7 @@ struct CommandSource {
 
     mutating func operation() -> Operation {
         switch random.uniform(0..<10) {
-        case 0..<5: return .put(key: key(), value: value())
+        case 0..<5: return .put(key: key(), value: value(), lease: lease())
         case 5..<7: return .delete(key: key())
         case 7:
             let (from, to) = bounds()

@@ -208,7 +208,7 @@ final class TraceRunner {
             output.append(TraceFormat.list(node.disk.entries))
         default:
             let node = world.node(try words.node())
-            for peer in node.core?.peerStatus ?? [] {
+            for peer in node.core?.peerStatus(now: world.now) ?? [] {
                 output.append(
                     "\(peer.node): \(peer.state.rawValue) match \(peer.match) next \(peer.next)"
                         + (peer.isVoter ? "" : " no voter")

@@ -26,6 +26,8 @@ final class FakeNetwork: Sendable {
         var places: [EndpointID: Place] = [:]
         var cut: Set<Set<EndpointID>> = []
         var channels: [(pair: Set<EndpointID>, channel: any Channel)] = []
+        /// Whom each node's net lets in; not there: everybody.
+        var allowed: [EndpointID: Set<EndpointID>] = [:]
     }
 
     private let state = Mutex(State())
@@ -53,6 +55,7 @@ final class FakeNetwork: Sendable {
         let endpoint = Self.endpoint(node)
         let (others, channels) = state.withLock { state in
             state.places[endpoint] = nil
+            state.allowed[endpoint] = nil
             let gone = state.channels.filter { $0.pair.contains(endpoint) }.map(\.channel)
             state.channels.removeAll { $0.pair.contains(endpoint) }
             return (Array(state.places.values), gone)
@@ -72,6 +75,21 @@ final class FakeNetwork: Sendable {
         for channel in channels { channel.close(promise: nil) }
     }
 
+    /// As net does: streams to and from others end, and no new ones come about.
+    func allow(_ peers: [EndpointID]?, at own: EndpointID) {
+        let channels = state.withLock { state in
+            state.allowed[own] = peers.map { Set($0) }
+            guard let peers else { return [any Channel]() }
+            func isForbidden(_ pair: Set<EndpointID>) -> Bool {
+                pair.contains(own) && !pair.contains { peers.contains($0) && $0 != own }
+            }
+            let gone = state.channels.filter { isForbidden($0.pair) }.map(\.channel)
+            state.channels.removeAll { isForbidden($0.pair) }
+            return gone
+        }
+        for channel in channels { channel.close(promise: nil) }
+    }
+
     func mend(_ one: NodeID, _ other: NodeID) {
         let pair: Set = [Self.endpoint(one), Self.endpoint(other)]
         state.withLock { _ = $0.cut.remove(pair) }
@@ -83,7 +101,10 @@ final class FakeNetwork: Sendable {
     ) -> EventLoopFuture<any Channel> {
         let pair: Set = [own, endpoint]
         let place = state.withLock { state in
-            state.cut.contains(pair) ? nil : state.places[endpoint]
+            let isAllowed = [(own, endpoint), (endpoint, own)].allSatisfy { here, there in
+                state.allowed[here]?.contains(there) ?? true
+            }
+            return state.cut.contains(pair) || !isAllowed ? nil : state.places[endpoint]
         }
         guard let place else {
             return loop.makeFailedFuture(
@@ -148,7 +169,9 @@ final class FakeTransport: PeerTransport {
                     configuredPeers: configured)))
     }
 
-    func setPeers(_ peers: [NetPeer], isClosed: Bool) {}
+    func setPeers(_ peers: [NetPeer], isClosed: Bool) {
+        network.allow(isClosed ? peers.map(\.endpoint) : nil, at: FakeNetwork.endpoint(node))
+    }
 
     func open(
         _ endpoint: EndpointID, initialize: @escaping @Sendable (any Channel) throws -> Void

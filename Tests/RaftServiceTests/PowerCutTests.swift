@@ -10,6 +10,7 @@ import NIOCore
 import RaftCore
 import RaftStorage
 import ServiceKit
+import Synchronization
 import Testing
 
 @testable import RaftService
@@ -23,7 +24,8 @@ import Testing
     private static let factor = Environment["ASPEN_POWER_CUT_IMAGES"].flatMap { Int($0) } ?? 1
 
     private func start(
-        _ cluster: TestCluster, _ id: NodeID, _ directory: String, _ recorder: WriteRecorder
+        _ cluster: TestCluster, _ id: NodeID, _ directory: String, _ recorder: WriteRecorder,
+        diskSpace: (@Sendable () -> DiskSpace?)? = nil
     ) async throws -> TestClient {
         try await cluster.start(
             id,
@@ -31,6 +33,7 @@ import Testing
                 var settings = settings
                 settings.backend = .persistent
                 settings.stateDirectory = "\(directory)/\(settings.node)"
+                settings.diskSpace = diskSpace
                 return try OpenedStorage.open(
                     settings, logger: Logger(label: "test"), recorder: recorder)
             }, adjust: CutNode.adjust)
@@ -39,7 +42,9 @@ import Testing
 
     /// One voter, whose word is its own: nothing but its disk has what it acknowledged. It is
     /// stopped and started twice.
-    private func recordAlone() async throws -> NodeRecording {
+    private func recordAlone(
+        diskSpace: (@Sendable () -> DiskSpace?)? = nil
+    ) async throws -> NodeRecording {
         let directory = try MemoryDirectory()
         let recorder = WriteRecorder()
         let cluster = TestCluster(1)
@@ -47,7 +52,8 @@ import Testing
         ledger.binds(recorder)
         var load = Load(ledger)
         for life in 0..<3 {
-            let client = try await start(cluster, NodeID(1), directory.path, recorder)
+            let client = try await start(
+                cluster, NodeID(1), directory.path, recorder, diskSpace: diskSpace)
             if life == 0 { try await cluster.found() }
             try await load.run(client, writes: 120)
             try await cluster.kill(NodeID(1))
@@ -92,6 +98,19 @@ import Testing
             #expect(found.count > 0, "nobody misses the syncs of: \(omission)")
             print("syncs left out, \(omission): \(found.count) of 80 images have lost something")
         }
+    }
+
+    /// The log is cut to the last checkpoint, history is compacted and the database gives back pages
+    /// all the time; now and then puts are refused.
+    @Test(.timeLimit(.minutes(3 + factor))) func aNodeShortOfSpaceLosesNothing() async throws {
+        let looks = Atomic<Int>(0)
+        let recording = try await recordAlone(diskSpace: {
+            let look = looks.add(1, ordering: .relaxed).newValue
+            return DiskSpace(capacity: 64 << 20, available: look % 8 < 2 ? 0 : 20 << 20)
+        })
+        #expect(looks.load(ordering: .relaxed) > 16)
+        let complaints = try await complaints(recording, images: 200 * Self.factor, seed: 3)
+        #expect(complaints.isEmpty, "\(complaints.count): \(complaints.prefix(3))")
     }
 
     /// Syncs whose absence must be noticed.

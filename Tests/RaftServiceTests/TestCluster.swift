@@ -22,6 +22,7 @@ final class TestClient: Sendable {
     private struct State {
         var next: UInt64 = 1
         var waiting: [UInt64: EventLoopPromise<WireResponse>] = [:]
+        var streams: [UInt64: @Sendable (WireResponse) -> Void] = [:]
         var isClosed = false
     }
 
@@ -58,6 +59,7 @@ final class TestClient: Sendable {
             guard let id = frame.readInteger(endianness: .little, as: UInt64.self),
                 let response = try? WireResponse(serializedBytes: Array(buffer: frame))
             else { return }
+            if let stream = state.value.streams[id] { return stream(response) }
             state.value.waiting.removeValue(forKey: id)?.succeed(response)
         }
         frames.onClosed = { _, _ in
@@ -94,6 +96,47 @@ final class TestClient: Sendable {
         channel.eventLoop.execute { [frames] in
             frames.value.send { $0.writeBytes(principal.encoded()) }
         }
+    }
+
+    /// A request with several answers, up to the one that `isLast` says is the last.
+    func stream(
+        _ request: WireRequest.OneOf_Request,
+        until isLast: @escaping @Sendable (WireResponse) -> Bool
+    ) async throws -> [WireResponse] {
+        let promise = channel.eventLoop.makePromise(of: [WireResponse].self)
+        let parts = NIOLoopBoundBox.makeBoxSendingValue(
+            [WireResponse](), eventLoop: channel.eventLoop)
+        _ = try await follow(request) { response in
+            parts.value.append(response)
+            if isLast(response) { promise.succeed(parts.value) }
+        }
+        return try await promise.futureResult.get()
+    }
+
+    /// A request that is answered by many messages.
+    /// - Returns: its id.
+    func follow(
+        _ request: WireRequest.OneOf_Request, _ each: @escaping @Sendable (WireResponse) -> Void
+    ) async throws -> UInt64 {
+        try await channel.eventLoop.submit { [frames, state] in
+            let id = state.value.next
+            state.value.next += 1
+            state.value.streams[id] = each
+            var message = WireRequest()
+            message.request = request
+            let bytes: [UInt8] = try message.serializedBytes()
+            frames.value.send {
+                $0.writeInteger(id, endianness: .little)
+                $0.writeBytes(bytes)
+            }
+            return id
+        }.get()
+    }
+
+    /// Takes no more bytes, as a program that hangs.
+    func setReading(_ isOn: Bool) async throws {
+        try await channel.setOption(.autoRead, value: isOn).get()
+        if isOn { channel.read() }
     }
 
     func ask(

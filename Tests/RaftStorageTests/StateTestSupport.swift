@@ -74,6 +74,9 @@ struct EntrySource {
     var keyCount = 60
     var sessions: [SessionID] = []
     var numbers: [SessionID: UInt64] = [:]
+    /// Granted by an entry of this source; they may have ended.
+    var leases: [LeaseID] = []
+    var isActivated = false
 
     init(seed: UInt64) { random = RandomSource(seed: seed) }
 
@@ -127,10 +130,33 @@ struct EntrySource {
 
     mutating func operation() -> KVCore.Operation {
         switch random.uniform(0..<10) {
-        case 0..<6: return .put(key: key(), value: value())
+        case 0..<6: return .put(key: key(), value: value(), lease: lease())
         case 6, 7: return .delete(key: key())
         case 8: return .deleteRange(from: key(), to: key())
         default: return .get(key: key())
+        }
+    }
+
+    mutating func lease() -> LeaseID {
+        guard !leases.isEmpty, random.chance(1, in: 3) else { return .none }
+        return leases[random.uniform(0..<leases.count)]
+    }
+
+    /// Leases, once they are activated, which happens early.
+    mutating func leaseEntry() -> Entry {
+        guard isActivated else {
+            isActivated = true
+            return command(.activateVersion(2))
+        }
+        switch random.uniform(0..<6) {
+        case 0: return command(.expireLeases)
+        case 1: return command(.keepLeaseAlive(leases.last ?? LeaseID(1)))
+        case 2: return command(.revokeLease(leases.first ?? LeaseID(1), nil))
+        default:
+            if leases.count > 6 { leases.removeFirst() }
+            leases.append(LeaseID(next.rawValue))
+            let ttl = random.uniform(1000..<100_000 as Range<UInt64>)
+            return command(.grantLease(id: .none, ttlMilliseconds: ttl, nil))
         }
     }
 
@@ -148,7 +174,8 @@ struct EntrySource {
     mutating func any(revision: Revision) -> Entry {
         if random.chance(1, in: 50) { term = term.next }
         time += random.uniform(0..<3000 as Range<UInt64>)
-        switch random.uniform(0..<40) {
+        switch random.uniform(0..<44) {
+        case 40...: return leaseEntry()
         case 0: return entry(.noop, [])
         case 1: return membership()
         case 2:
@@ -222,5 +249,48 @@ func expectEqual(
             keysOnly: step == 5)
         let page = try left.range(request)
         #expect(try right.range(request) == page, sourceLocation: location)
+        try expectEqualReads(left, right, request, location)
+    }
+    let leases = try left.leases(after: .none, limit: 1000)
+    #expect(try right.leases(after: .none, limit: 1000) == leases, sourceLocation: location)
+    for lease in leases.leases {
+        #expect(try left.lease(lease.id) == lease, sourceLocation: location)
+        #expect(try right.lease(lease.id) == lease, sourceLocation: location)
+        let keys = try left.keys(of: lease.id, limit: 1000)
+        #expect(keys.count == Int(lease.keyCount), sourceLocation: location)
+        #expect(try right.keys(of: lease.id, limit: 1000) == keys, sourceLocation: location)
+    }
+    #expect(try left.nextLeaseExpiry() == right.nextLeaseExpiry(), sourceLocation: location)
+    #expect(left.meta == right.meta, sourceLocation: location)
+}
+
+private func expectEqualReads(
+    _ left: any StateStore, _ right: any StateStore, _ request: RangeRequest,
+    _ location: SourceLocation
+) throws {
+    var down = request
+    down.descending = true
+    #expect(try left.range(down) == right.range(down), sourceLocation: location)
+    down.excluding = [12]
+    #expect(try left.range(down) == right.range(down), sourceLocation: location)
+    let count = CountRequest(
+        from: request.from, to: request.to, at: request.at, excluding: down.excluding)
+    #expect(try left.count(count) == right.count(count), sourceLocation: location)
+    let key = request.from + (request.from.isEmpty ? [7] : [])
+    let keys = [key, [1], [2], [3, 0, 0]]
+    #expect(
+        try left.get(keys, at: request.at) == right.get(keys, at: request.at),
+        sourceLocation: location)
+    for key in keys {
+        #expect(
+            try left.history(of: key, before: request.at, limit: 3)
+                == right.history(of: key, before: request.at, limit: 3), sourceLocation: location)
+    }
+    let compacted = left.meta.compacted
+    for after in [request.at ?? .zero, compacted] {
+        let changes = ChangesRequest(
+            after: .last(of: after), count: 20, bytesMax: 20_000, withPrevious: true)
+        #expect(
+            try left.changes(changes) == right.changes(changes), sourceLocation: location)
     }
 }

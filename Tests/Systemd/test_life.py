@@ -20,8 +20,9 @@ def nothing_failed(cluster):
 
 def back_ms(machine, unit, old_pid):
     """Waits for another process; milliseconds from the end of the old one to READY."""
+    # Seldom: each question wakes systemd, which looks at its timers only when it is awake.
     wait_for(f"n{machine.number}: another {unit}", lambda: (
-        machine.is_active(unit) and machine.daemon_pid(unit) not in (0, old_pid)), 60)
+        machine.is_active(unit) and machine.daemon_pid(unit) not in (0, old_pid)), 60, 0.5)
     seen = machine.show(unit, "ActiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
     return (int(seen["ActiveEnterTimestampMonotonic"])
             - int(seen["ActiveExitTimestampMonotonic"])) / 1000

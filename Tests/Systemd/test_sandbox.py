@@ -162,6 +162,42 @@ def an_encrypted_cookie_works(cluster):
     machine.wait_serving()
 
 
+def the_nodes_key_may_be_a_credential(cluster):
+    """Moved to /etc/aspen/credentials/key it is used from there, and the node stays who it is."""
+    machine, own = cluster[3], "/var/lib/aspen/net/identity.key"
+    endpoint = machine.cli("cluster", "endpoint").out
+    machine.sh(f"install -m 0600 {own} /etc/aspen/credentials/key; mv {own} /root/identity.key")
+    try:
+        machine.systemctl("restart", "aspend-net")
+        assert machine.cli("cluster", "endpoint").out == endpoint
+        machine.sh(f"[ ! -e {own} ]")
+        machine.wait_serving()
+        table = machine.run("aspen-cli", "config", "check").out
+        assert "/etc/aspen/credentials/key" in table and own not in table, table
+        machine.sh("chmod 0644 /etc/aspen/credentials/key")
+        said = machine.run("aspen-cli", "config", "check", check=1).err
+        assert "the node key is open to others" in said, said
+        machine.sh(": >/etc/aspen/credentials/key; chmod 0600 /etc/aspen/credentials/key")
+        machine.systemctl("restart", "aspend-net")
+        status = machine.status_text("aspend-net")
+        assert "the credential 'key'" in status and "is damaged" in status, status
+    finally:
+        machine.sh(f"rm -f /etc/aspen/credentials/key; mv -f /root/identity.key {own}")
+        machine.systemctl("restart", "aspend-net")
+    assert machine.cli("cluster", "endpoint").out == endpoint
+    machine.wait_serving()
+    return status[:80]
+
+
+def the_configuration_check_is_quiet(cluster):
+    """Nothing wrong, nothing said: no thread of its own asks for what the sandbox refuses."""
+    machine = cluster[1]
+    cursor = machine.cursor()
+    machine.systemctl("start", "aspen-config-check")
+    said = [r["MESSAGE"] for r in machine.journal("-t", "aspen-config-check", "--after-cursor",
+                                                  cursor)]
+    assert said == [], said
+
 TESTS = (
     every_unit_is_barely_exposed,
     the_units_are_sound,
@@ -169,4 +205,6 @@ TESTS = (
     the_running_daemons_are_confined,
     only_members_reach_the_sockets,
     an_encrypted_cookie_works,
+    the_nodes_key_may_be_a_credential,
+    the_configuration_check_is_quiet,
 )

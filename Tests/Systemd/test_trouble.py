@@ -102,20 +102,23 @@ def a_full_disk(cluster):
     machine.systemctl("start", "aspen.target")
     machine.wait_serving()
     cursor = machine.cursor()
+    before = machine.daemon_pid("aspend-raft")
     machine.sh("head -c 200M /dev/zero >/mnt/small/filler", check=None)
     load = cluster.load(20, machines=[cluster[1], cluster[3]], kind="put")
-    machine.systemctl("restart", "aspend-raft", check=None)
     try:
-        load.finish_quietly()
         event = wait_for("the event disk-full", lambda: [
             r for r in machine.journal("--after-cursor", cursor)
             if r.get("ASPEN_EVENT") == "disk-full"], 20, 0.5)[0]
         text = wait_for("a status line that says it", lambda: (
-            lambda t: t.startswith(TROUBLE) and t)(machine.status_text("aspend-raft")), 20)
+            lambda t: "disk full" in t and t)(machine.status_text("aspend-raft")), 20)
+        load.finish_quietly()
         assert cluster[1].leader(), "the others go on"
     finally:
         machine.sh("rm -f /mnt/small/filler")
+    wait_for("a status line without it", lambda: "disk full" not in machine.status_text(
+        "aspend-raft"), 5)
     mended(machine)
+    assert machine.daemon_pid("aspend-raft") == before, "the daemon was restarted"
     machine.systemctl("stop", "aspend-raft.service")
     machine.sh("umount /var/lib/aspen/raft && rm -rf /var/lib/aspen/raft/* && "
                "cp -a /mnt/small/. /var/lib/aspen/raft/ && umount /mnt/small")

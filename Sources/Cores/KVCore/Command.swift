@@ -13,10 +13,59 @@ package enum Command: Equatable, Sendable {
     /// Proposed by the leader: sessions silent for `Limits.sessionTimeout` of cluster time end here.
     case expireSessions
     case transaction(Transaction, SessionRequest?)
+    /// `id` none: the index of this entry. The lease ends `ttlMilliseconds` of cluster time after
+    /// this entry's time, or after that of the last `keepLeaseAlive`.
+    case grantLease(id: LeaseID, ttlMilliseconds: UInt64, SessionRequest?)
+    /// Ends a lease, and removes the keys attached to it in one revision.
+    case revokeLease(LeaseID, SessionRequest?)
+    /// Begins the lease's time anew. Carrying it out twice is the same as once.
+    case keepLeaseAlive(LeaseID)
+    /// Proposed by the leader: leases whose time has passed end here, each in a revision of its own;
+    /// at most `KVLimits.leasesExpiredPerEntry`.
+    case expireLeases
     /// Proposed by policy: history below `revision` may go.
     case compact(Revision)
     /// From here on entries may use state-machine version `version`.
     case activateVersion(UInt16)
+}
+
+extension Command {
+    /// Nil for what is not under a session.
+    package var sessionRequest: SessionRequest? {
+        switch self {
+        case .transaction(_, let request), .grantLease(_, _, let request),
+            .revokeLease(_, let request):
+            request
+        case .openSession, .keepSessionAlive, .closeSession, .expireSessions, .keepLeaseAlive,
+            .expireLeases, .compact, .activateVersion:
+            nil
+        }
+    }
+
+    /// The lowest state-machine version that understands it. Only commands up to
+    /// `StateMeta.activeVersion` may be proposed; beyond, the state machine refuses them.
+    package var version: UInt8 {
+        switch self {
+        case .openSession, .keepSessionAlive, .closeSession, .expireSessions, .compact,
+            .activateVersion:
+            KVVersion.first
+        case .transaction(let transaction, _):
+            transaction.namesLease ? KVVersion.leases : KVVersion.first
+        case .grantLease, .revokeLease, .keepLeaseAlive, .expireLeases: KVVersion.leases
+        }
+    }
+}
+
+extension Transaction {
+    fileprivate var namesLease: Bool {
+        success.contains(where: \.namesLease) || failure.contains(where: \.namesLease)
+    }
+}
+
+extension Operation {
+    fileprivate var namesLease: Bool {
+        if case .put(_, _, let lease) = self { lease != .none } else { false }
+    }
 }
 
 /// Makes a retried request apply once: the number grows by one with each request of the session;
@@ -69,7 +118,9 @@ package struct Compare: Equatable, Sendable {
 }
 
 package enum Operation: Equatable, Sendable {
-    case put(key: [UInt8], value: [UInt8])
+    /// Attaches the key to `lease`; with none, the default, the key belongs to no lease any more. A
+    /// lease that does not exist refuses the whole transaction.
+    case put(key: [UInt8], value: [UInt8], lease: LeaseID = .none)
     case delete(key: [UInt8])
     /// Removes every key in `from..<to`; at most `Limits.batchCountMax` keys, else the whole
     /// transaction is refused.
@@ -83,16 +134,19 @@ package struct KeyValue: Equatable, Sendable {
     package var createRevision: Revision
     package var modRevision: Revision
     package var version: UInt64
+    /// None: the key stays until it is deleted.
+    package var lease: LeaseID
 
     package init(
         key: [UInt8], value: [UInt8], createRevision: Revision, modRevision: Revision,
-        version: UInt64
+        version: UInt64, lease: LeaseID = .none
     ) {
         self.key = key
         self.value = value
         self.createRevision = createRevision
         self.modRevision = modRevision
         self.version = version
+        self.lease = lease
     }
 }
 
@@ -102,6 +156,10 @@ package enum CommandResult: Equatable, Sendable {
     case done
     /// `revision`: the store's after the transaction (unchanged when it wrote nothing).
     case transaction(succeeded: Bool, revision: Revision, results: [OperationResult])
+    case leaseGranted(LeaseID, ttlMilliseconds: UInt64)
+    case leaseKept(ttlMilliseconds: UInt64)
+    /// `revision`: the store's afterwards (unchanged when no key went); `deleted`: keys that went.
+    case leaseRevoked(revision: Revision, deleted: UInt64)
     case failed(code: AspenErrorCode, message: String)
 }
 
@@ -110,40 +168,4 @@ package enum OperationResult: Equatable, Sendable {
     case put(previousVersion: UInt64)
     case deleted(count: UInt64)
     case got(KeyValue?)
-}
-
-/// A page of keys.
-package struct RangeRequest: Equatable, Sendable {
-    package var from: [UInt8]
-    /// Exclusive; nil means to the end.
-    package var to: [UInt8]?
-    /// At most `Limits.batchCountMax`.
-    package var limit: Int
-    /// Nil: now.
-    package var at: Revision?
-    package var keysOnly: Bool
-
-    package init(
-        from: [UInt8], to: [UInt8]?, limit: Int, at: Revision? = nil, keysOnly: Bool = false
-    ) {
-        self.from = from
-        self.to = to
-        self.limit = limit
-        self.at = at
-        self.keysOnly = keysOnly
-    }
-}
-
-package struct RangePage: Equatable, Sendable {
-    package var entries: [KeyValue]
-    /// True when keys beyond the last one returned were left out (limit or page bytes).
-    package var more: Bool
-    /// The revision the page shows.
-    package var revision: Revision
-
-    package init(entries: [KeyValue], more: Bool, revision: Revision) {
-        self.entries = entries
-        self.more = more
-        self.revision = revision
-    }
 }

@@ -24,11 +24,15 @@ package enum CommandCodec {
         case transaction = 5
         case compact = 6
         case activateVersion = 7
+        case grantLease = 8
+        case revokeLease = 9
+        case keepLeaseAlive = 10
+        case expireLeases = 11
     }
 
     package static func encode(_ command: Command) -> [UInt8] {
         var writer = ByteWriter(capacity: 64)
-        writer.byte(KVVersion.first)
+        writer.byte(command.version)
         switch command {
         case .openSession: writer.byte(Tag.openSession.rawValue)
         case .keepSessionAlive(let session):
@@ -48,6 +52,19 @@ package enum CommandCodec {
         case .activateVersion(let version):
             writer.byte(Tag.activateVersion.rawValue)
             writer.integer(version)
+        case .grantLease(let id, let ttlMilliseconds, let request):
+            writer.byte(Tag.grantLease.rawValue)
+            write(request, to: &writer)
+            writer.integer(id.rawValue)
+            writer.integer(ttlMilliseconds)
+        case .revokeLease(let id, let request):
+            writer.byte(Tag.revokeLease.rawValue)
+            write(request, to: &writer)
+            writer.integer(id.rawValue)
+        case .keepLeaseAlive(let id):
+            writer.byte(Tag.keepLeaseAlive.rawValue)
+            writer.integer(id.rawValue)
+        case .expireLeases: writer.byte(Tag.expireLeases.rawValue)
         }
         return writer.bytes
     }
@@ -65,6 +82,10 @@ package enum CommandCodec {
             }
             let command = try read(from: &reader)
             try reader.end()
+            // One encoding for each command: no program writes more than is needed.
+            guard command.version == version else {
+                throw Failure.malformed(.outOfRange(field: "command.version"))
+            }
             return command
         } catch let failure as Failure {
             throw failure
@@ -91,6 +112,17 @@ package enum CommandCodec {
             return .transaction(try readTransaction(from: &reader), request)
         case .compact: return .compact(Revision(try reader.integer("command.revision")))
         case .activateVersion: return .activateVersion(try reader.integer("command.version"))
+        case .grantLease:
+            let request = try readSessionRequest(from: &reader)
+            let id = LeaseID(try reader.integer("command.lease"))
+            return .grantLease(
+                id: id, ttlMilliseconds: try reader.integer("command.ttl"), request)
+        case .revokeLease:
+            let request = try readSessionRequest(from: &reader)
+            return .revokeLease(LeaseID(try reader.integer("command.lease")), request)
+        case .keepLeaseAlive:
+            return .keepLeaseAlive(LeaseID(try reader.integer("command.lease")))
+        case .expireLeases: return .expireLeases
         }
     }
 
@@ -187,10 +219,11 @@ package enum CommandCodec {
 
     private static func write(_ operation: Operation, to writer: inout ByteWriter) {
         switch operation {
-        case .put(let key, let value):
-            writer.byte(1)
+        case .put(let key, let value, let lease):
+            writer.byte(lease == .none ? 1 : 5)
             writer.blob(key)
             writer.blob(value)
+            if lease != .none { writer.integer(lease.rawValue) }
         case .delete(let key):
             writer.byte(2)
             writer.blob(key)
@@ -222,6 +255,12 @@ package enum CommandCodec {
             let to = try reader.blob("operation.to", max: KVLimits.boundBytesMax)
             return .deleteRange(from: from, to: to)
         case 4: return .get(key: try reader.blob("operation.key", max: Limits.keyBytesMax))
+        case 5:
+            let key = try reader.blob("operation.key", max: Limits.keyBytesMax)
+            let value = try reader.blob("operation.value", max: Limits.valueBytesMax)
+            let lease = LeaseID(try reader.integer("operation.lease"))
+            guard lease != .none else { throw .outOfRange(field: "operation.lease") }
+            return .put(key: key, value: value, lease: lease)
         default: throw .unknown(field: "operation.tag")
         }
     }

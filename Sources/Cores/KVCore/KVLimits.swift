@@ -14,6 +14,14 @@ package enum KVLimits {
     /// Most changes one transaction can make; below 2^`ChangeNumber.placeBits`.
     package static let transactionChangesMax =
         Limits.transactionOperationsMax + transactionDeletesMax
+    /// Keys attached to one lease: they go in one revision.
+    package static let leaseKeysMax = 1000
+    /// The least number that a lease may not have that a client numbers itself: from here on are
+    /// those that the cluster chooses when the index of the entry is taken.
+    package static let leaseIDChosenFrom: UInt64 = 1 << 62
+    /// Leases that one entry ends, and keys that it removes with them (at least one lease).
+    package static let leasesExpiredPerEntry = 200
+    package static let leaseKeysExpiredPerEntry = 2000
     /// Most bytes of keys and values that the gets of one transaction may return together.
     package static let answerBytesMax = Limits.scanPageBytesMax
     /// Largest range bound: one more than a key, so that "just after this key" can be said.
@@ -32,6 +40,13 @@ package enum KVLimits {
     package static let sweptPerCompact = 1000
     /// Largest stored membership, in bytes.
     package static let membershipBytesMax = 1_048_576
+    /// Most bytes of changes in a page of them, previous values included, when that page holds one
+    /// revision only; more previous values are left out.
+    package static let changePageBytesMax = 16_777_216
+    /// Most keys in a page of the history of one key.
+    package static let historyCountMax = 1000
+    /// Rows that one count looks at before it must be asked to go on.
+    package static let countRowsMax = 50_000
     /// Sessions kept in memory between batches.
     package static let sessionCacheMax = 1024
 }
@@ -39,6 +54,8 @@ package enum KVLimits {
 /// Versions of the state machine. An entry carries the version that is needed to understand it.
 package enum KVVersion {
     package static let first: UInt8 = 1
+    /// Leases; the figures in `StateMeta` are part of the hash.
+    package static let leases: UInt8 = 2
     /// The newest that this program knows.
-    package static let supported: UInt8 = 1
+    package static let supported: UInt8 = 2
 }

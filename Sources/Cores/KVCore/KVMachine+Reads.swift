@@ -41,21 +41,99 @@ extension KVMachine {
         case .future(let current): return .future(current: current)
         }
         let count = min(max(request.limit, 1), Limits.batchCountMax)
-        let rows = try tables.versions(
-            from: request.from, to: request.to, upTo: limit, count: count + 1)
+        var rows: [KeyVersion] = []
+        for piece in request.pieces where rows.count <= count {
+            rows += try tables.versions(
+                from: piece.from, to: piece.to, upTo: limit, count: count + 1 - rows.count,
+                descending: request.descending)
+        }
         var entries: [KeyValue] = []
         entries.reserveCapacity(min(rows.count, count))
         var byteCount = 0
         for row in rows.prefix(count) {
-            let value = request.keysOnly ? [] : try tables.value(of: row.row.change)
-            byteCount += row.key.count + value.count
+            byteCount += row.key.count + (request.keysOnly ? 0 : row.row.valueBytes)
             if byteCount > Limits.scanPageBytesMax && !entries.isEmpty { break }
+            let value = request.keysOnly ? [] : try tables.value(of: row.row.change)
             entries.append(keyValue(row.key, row.row, value: value))
         }
         return .value(
             RangePage(
                 entries: entries, more: entries.count < rows.count,
                 revision: request.at ?? meta.revision))
+    }
+
+    /// Several keys at one revision; see `KeysPage`.
+    package func get(
+        _ keys: [[UInt8]], at revision: Revision?
+    ) throws(Tables.Failure) -> ReadOutcome<KeysPage> {
+        let limit: ChangeNumber
+        switch self.limit(at: revision) {
+        case .value(let number): limit = number
+        case .compacted(let oldest): return .compacted(oldest: oldest)
+        case .future(let current): return .future(current: current)
+        }
+        var page = KeysPage(entries: [], revision: revision ?? meta.revision)
+        page.entries.reserveCapacity(keys.count)
+        var byteCount = 0
+        for key in keys {
+            guard let row = try tables.version(of: key, upTo: limit), !row.isTombstone else {
+                page.entries.append(nil)
+                continue
+            }
+            byteCount += key.count + row.valueBytes
+            if byteCount > Limits.scanPageBytesMax && !page.entries.isEmpty { break }
+            page.entries.append(keyValue(key, row, value: try tables.value(of: row.change)))
+        }
+        return .value(page)
+    }
+
+    package func count(
+        _ request: CountRequest
+    ) throws(Tables.Failure) -> ReadOutcome<CountPage> {
+        let limit: ChangeNumber
+        switch self.limit(at: request.at) {
+        case .value(let number): limit = number
+        case .compacted(let oldest): return .compacted(oldest: oldest)
+        case .future(let current): return .future(current: current)
+        }
+        var page = CountPage(count: 0, next: nil, revision: request.at ?? meta.revision)
+        if request.at == nil, request.from.isEmpty, request.to == nil, request.excluding.isEmpty {
+            page.count = meta.figures.liveCount
+            return .value(page)
+        }
+        let pieces = KeyRange(from: request.from, to: request.to)
+            .excluding(prefix: request.excluding)
+        for (place, piece) in pieces.enumerated() {
+            let (count, next) = try tables.countVersions(
+                from: piece.from, to: piece.to, upTo: limit, rowsMax: KVLimits.countRowsMax)
+            page.count += UInt64(count)
+            page.next = next ?? (place + 1 < pieces.count ? pieces[place + 1].from : nil)
+            if next != nil { break }
+        }
+        return .value(page)
+    }
+
+    // MARK: Leases
+
+    package func lease(_ id: LeaseID) throws(Tables.Failure) -> LeaseRow? {
+        try tables.lease(id)
+    }
+
+    /// Leases above `after` by number, at most `limit` (up to `Limits.batchCountMax`).
+    package func leases(after: LeaseID, limit: Int) throws(Tables.Failure) -> LeasesPage {
+        let count = min(max(limit, 1), Limits.batchCountMax)
+        guard after.rawValue < UInt64(Int64.max) else { return LeasesPage(leases: [], more: false) }
+        var leases = try tables.leases(after: after, count: count + 1)
+        let more = leases.count > count
+        if more { leases.removeLast() }
+        return LeasesPage(leases: leases, more: more)
+    }
+
+    /// The keys attached to a lease, in order, at most `limit`; no lease has more than
+    /// `KVLimits.leaseKeysMax`.
+    package func keys(of lease: LeaseID, limit: Int) throws(Tables.Failure) -> [[UInt8]] {
+        try tables.keys(
+            of: lease, after: nil, count: min(max(limit, 1), KVLimits.leaseKeysMax))
     }
 
     private func limit(at revision: Revision?) -> ReadOutcome<ChangeNumber> {
@@ -65,9 +143,9 @@ extension KVMachine {
         return .value(.last(of: revision))
     }
 
-    private func keyValue(_ key: [UInt8], _ row: VersionRow, value: [UInt8]) -> KeyValue {
+    func keyValue(_ key: [UInt8], _ row: VersionRow, value: [UInt8]) -> KeyValue {
         KeyValue(
             key: key, value: value, createRevision: row.createRevision,
-            modRevision: row.change.revision, version: row.version)
+            modRevision: row.change.revision, version: row.version, lease: row.lease)
     }
 }

@@ -57,7 +57,7 @@ extension KVMachine {
     }
 
     mutating func apply(
-        _ transaction: Transaction, under request: SessionRequest
+        _ command: Command, under request: SessionRequest
     ) throws(Tables.Failure) -> CommandResult {
         guard var session = try session(request.session) else { return expired(request.session) }
         session.lastActive = meta.time
@@ -76,7 +76,7 @@ extension KVMachine {
             put(session)
             return answer
         }
-        let result = try carryOut(transaction, within: answerRoom(in: session))
+        let result = try carryOut(command, within: answerRoom(in: session))
         try keep(result, for: request.number, in: &session)
         put(session)
         return result
@@ -130,7 +130,7 @@ extension KVMachine {
         return max(min(here, everywhere), KVLimits.inlineAnswerBytesMax)
     }
 
-    private mutating func carryOut(
+    mutating func carryOut(
         _ transaction: Transaction, within room: Int
     ) throws(Tables.Failure) -> CommandResult {
         switch try plan(transaction) {

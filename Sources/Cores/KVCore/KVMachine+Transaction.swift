@@ -12,6 +12,13 @@ struct Plan {
         /// Zero: a removal.
         var version: UInt64
         var previous: ChangeNumber
+        var lease: LeaseID
+        /// Size of the value that this replaces; nil: there was no such key.
+        var replacedBytes: Int?
+        var replacedLease: LeaseID
+
+        var isRelease: Bool { replacedLease != .none && replacedLease != lease }
+        var isAttachment: Bool { lease != .none && replacedLease != lease }
     }
 
     var succeeded: Bool
@@ -23,27 +30,52 @@ struct Plan {
     /// Bytes of keys and values in `results`.
     var resultBytes = 0
     var deletes = 0
+    /// How the number of keys of each lease changes that is concerned, by first occurrence.
+    var leases: [(lease: LeaseID, gained: Int)] = []
 
     init(succeeded: Bool) { self.succeeded = succeeded }
 
     /// Not less than the encoded result.
     var answerBytes: Int {
         results.reduce(16 + resultBytes) { sum, result in
-            if case .got(.some) = result { sum + 34 } else { sum + 9 }
+            if case .got(.some(let entry)) = result {
+                sum + (entry.lease == .none ? 34 : 42)
+            } else {
+                sum + 9
+            }
+        }
+    }
+
+    mutating func countLeases() {
+        leases = []
+        for write in writes where write.isRelease || write.isAttachment {
+            if write.isRelease { count(-1, write.replacedLease) }
+            if write.isAttachment { count(1, write.lease) }
+        }
+    }
+
+    private mutating func count(_ gained: Int, _ lease: LeaseID) {
+        if let place = leases.firstIndex(where: { $0.lease == lease }) {
+            leases[place].gained += gained
+        } else {
+            leases.append((lease, gained))
         }
     }
 }
 
 extension KVMachine {
     /// The newest version of a key as the next operation of a transaction sees it.
-    private struct Standing {
+    struct Standing {
         /// The change that made it, tombstones included; zero if there is none.
         var change: ChangeNumber
         var createRevision: Revision
         /// Zero: there is no such key.
         var version: UInt64
+        var valueBytes: Int
+        var lease: LeaseID
         static var absent: Standing {
-            Standing(change: .zero, createRevision: .zero, version: 0)
+            Standing(
+                change: .zero, createRevision: .zero, version: 0, valueBytes: 0, lease: .none)
         }
     }
 
@@ -58,10 +90,13 @@ extension KVMachine {
         for operation in operations {
             let refusal: Refusal?
             switch operation {
-            case .put(let key, let value):
+            case .put(let key, let value, let lease):
+                if lease != .none, try tables.lease(lease) == nil {
+                    return .failure(noLease(lease))
+                }
                 refusal = nil
                 let standing = try self.standing(of: key, after: plan)
-                write(key, value, over: standing, to: &plan, isAlone: isAlone)
+                write(key, value, lease, over: standing, to: &plan, isAlone: isAlone)
                 plan.results.append(.put(previousVersion: standing.version))
             case .delete(let key):
                 refusal = nil
@@ -76,6 +111,17 @@ extension KVMachine {
             }
             if let refusal { return .failure(refusal) }
         }
+        plan.countLeases()
+        for (lease, gained) in plan.leases where gained > 0 {
+            let keyCount = try tables.lease(lease)?.keyCount ?? 0
+            guard keyCount + UInt64(gained) <= KVLimits.leaseKeysMax else {
+                return .failure(
+                    Refusal(
+                        .resourceExhausted,
+                        "lease \(lease) would have more than \(KVLimits.leaseKeysMax) keys; attach"
+                            + " them to several leases"))
+            }
+        }
         return .success(plan)
     }
 
@@ -86,8 +132,13 @@ extension KVMachine {
             let header = ChangeHeader(
                 number: ChangeNumber(meta.revision, place: place), key: write.key,
                 createRevision: write.createRevision, version: write.version,
-                previous: write.previous)
-            try insert(Change(header: header, value: write.value))
+                previous: write.previous, lease: write.lease)
+            try insert(Change(header: header, value: write.value), replaced: write.replacedBytes)
+            if write.isRelease { try detach(write.key, from: write.replacedLease) }
+            if write.isAttachment { try attach(write.key, to: write.lease) }
+        }
+        for (lease, gained) in plan.leases where gained != 0 {
+            try addKeys(gained, to: lease)
         }
         return .transaction(
             succeeded: plan.succeeded, revision: meta.revision, results: plan.results)
@@ -95,22 +146,25 @@ extension KVMachine {
 
     // MARK: Operations
 
-    private func standing(
+    func standing(
         of key: [UInt8], after plan: Plan
     ) throws(Tables.Failure) -> Standing {
         if !plan.lastWrite.isEmpty, let place = plan.lastWrite[key] {
             let write = plan.writes[place]
             return Standing(
                 change: ChangeNumber(meta.revision.next, place: place),
-                createRevision: write.createRevision, version: write.version)
+                createRevision: write.createRevision, version: write.version,
+                valueBytes: write.value.count, lease: write.lease)
         }
         guard let row = try tables.version(of: key, upTo: .max) else { return .absent }
         return Standing(
-            change: row.change, createRevision: row.createRevision, version: row.version)
+            change: row.change, createRevision: row.createRevision, version: row.version,
+            valueBytes: row.valueBytes, lease: row.lease)
     }
 
-    private func write(
-        _ key: [UInt8], _ value: [UInt8]?, over standing: Standing, to plan: inout Plan,
+    func write(
+        _ key: [UInt8], _ value: [UInt8]?, _ lease: LeaseID = .none, over standing: Standing,
+        to plan: inout Plan,
         isAlone: Bool
     ) {
         let isNew = standing.version == 0
@@ -120,7 +174,9 @@ extension KVMachine {
                 createRevision: value == nil
                     ? .zero : isNew ? meta.revision.next : standing.createRevision,
                 version: value == nil ? 0 : standing.version + 1,
-                previous: standing.change))
+                previous: standing.change, lease: lease,
+                replacedBytes: isNew ? nil : standing.valueBytes,
+                replacedLease: standing.lease))
         if !isAlone { plan.lastWrite[key] = plan.writes.count - 1 }
     }
 
@@ -149,7 +205,8 @@ extension KVMachine {
             .got(
                 KeyValue(
                     key: key, value: value, createRevision: standing.createRevision,
-                    modRevision: standing.change.revision, version: standing.version)))
+                    modRevision: standing.change.revision, version: standing.version,
+                    lease: standing.lease)))
         return nil
     }
 
@@ -159,7 +216,7 @@ extension KVMachine {
         let room = KVLimits.transactionDeletesMax - plan.deletes
         // Rows that this transaction has overwritten do not count as they stand in the tables.
         var targets = try tables.versions(
-            from: from, to: to, upTo: .max, count: room + 1 + plan.writes.count
+            from: from, to: to, upTo: .max, count: room + 1 + plan.writes.count, descending: false
         ).filter { plan.lastWrite[$0.key] == nil }.map(\.key)
         for (place, write) in plan.writes.enumerated()
         where write.version > 0 && plan.lastWrite[write.key] == place {

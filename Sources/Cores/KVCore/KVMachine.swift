@@ -41,6 +41,15 @@ package struct KVMachine<Tables: StateTables> {
     var sessions: [SessionID: CachedSession] = [:]
     /// Those of `sessions` that must be written back, in the order in which they changed.
     var dirtySessions: [SessionID] = []
+    /// No lease is due before this; nil: there is none. Not later than the earliest deadline, and
+    /// exactly that after `nextLeaseExpiry`.
+    package internal(set) var leaseExpiryHint: ClusterTime?
+    /// Honoured in test builds only.
+    package var plantedBug: KVPlantedBug?
+    /// What a planted bug takes for the time.
+    package var localTime = ClusterTime.zero
+    /// Nil: nobody follows what is applied.
+    package var recording: ChangeRecording?
 
     struct CachedSession {
         var row: SessionRow
@@ -52,6 +61,7 @@ package struct KVMachine<Tables: StateTables> {
     package init(tables: Tables, meta: StateMeta) {
         self.tables = tables
         self.meta = meta
+        leaseExpiryHint = meta.leaseCount > 0 ? .zero : nil
     }
 
     /// Applies entries in order and writes sessions and meta back once. To the tables this is one
@@ -99,21 +109,31 @@ package struct KVMachine<Tables: StateTables> {
     var changesMade = 0
 
     private mutating func apply(_ command: Command) throws(Tables.Failure) -> CommandResult {
+        guard command.version <= meta.activeVersion else {
+            return .failed(
+                code: .unsupportedVersion,
+                message: "the command needs state-machine version \(command.version), the cluster"
+                    + " is at \(meta.activeVersion) until all its members support more")
+        }
+        if let request = command.sessionRequest { return try apply(command, under: request) }
+        return try carryOut(command, within: .max)
+    }
+
+    /// - Parameter room: bytes that the answer may have.
+    mutating func carryOut(
+        _ command: Command, within room: Int
+    ) throws(Tables.Failure) -> CommandResult {
         switch command {
         case .openSession: return try openSession()
         case .keepSessionAlive(let id): return try keepSessionAlive(id)
         case .closeSession(let id): return try closeSession(id)
         case .expireSessions: return try expireSessions()
-        case .transaction(let transaction, nil):
-            let plan: Plan
-            switch try self.plan(transaction) {
-            case .failure(let refusal):
-                return .failed(code: refusal.code, message: refusal.message)
-            case .success(let made): plan = made
-            }
-            return try carryOut(plan)
-        case .transaction(let transaction, let request?):
-            return try apply(transaction, under: request)
+        case .transaction(let transaction, _): return try carryOut(transaction, within: room)
+        case .grantLease(let id, let ttlMilliseconds, _):
+            return try grantLease(id, ttlMilliseconds: ttlMilliseconds)
+        case .revokeLease(let id, _): return try revokeLease(id)
+        case .keepLeaseAlive(let id): return try keepLeaseAlive(id)
+        case .expireLeases: return try expireLeases()
         case .compact(let revision): return compact(revision)
         case .activateVersion(let version): return activate(version)
         }
@@ -145,7 +165,10 @@ package struct KVMachine<Tables: StateTables> {
     /// compacted revision, its predecessor is dead, and so is the change itself if it is a
     /// tombstone. So sweeping reads each change once, in order, and nothing else.
     private mutating func sweep(atMost budget: Int) throws(Tables.Failure) {
-        let limit = ChangeNumber.last(of: meta.compacted)
+        var limit = ChangeNumber.last(of: meta.compacted)
+        if has(.sweepTooFar), meta.compacted < meta.revision {
+            limit = .last(of: meta.compacted.next)
+        }
         guard meta.compacted > .zero, limit > meta.swept else { return }
         let changes = try tables.changes(after: meta.swept, upTo: limit, count: budget)
         for change in changes {
@@ -159,15 +182,19 @@ package struct KVMachine<Tables: StateTables> {
     /// A tombstone may have been swept before its successor gets here: then there is nothing to do.
     private mutating func remove(_ number: ChangeNumber) throws(Tables.Failure) {
         guard let change = try tables.remove(number) else { return }
+        meta.figures.swept(change)
         meta.rowHash &-= RowHash.of(change)
-        meta.rowHash &-= RowHash.of(change.header.key, change.header.versionRow)
+        meta.rowHash &-= RowHash.of(change.header.key, change.versionRow)
     }
 
-    mutating func insert(_ change: Change) throws(Tables.Failure) {
+    /// - Parameter replaced: size of the value that the key had until now; nil: it did not exist.
+    mutating func insert(_ change: Change, replaced: Int?) throws(Tables.Failure) {
         try tables.insert(change)
         changesMade += 1
+        recording?.append(change)
+        meta.figures.inserted(change, replaced: replaced)
         meta.rowHash &+= RowHash.of(change)
-        meta.rowHash &+= RowHash.of(change.header.key, change.header.versionRow)
+        meta.rowHash &+= RowHash.of(change.header.key, change.versionRow)
     }
 }
 

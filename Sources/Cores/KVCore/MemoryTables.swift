@@ -25,10 +25,32 @@ package struct MemoryTables: StateTables, Sendable {
         }
     }
 
+    private struct DeadlineKey: Sendable {
+        var deadline: ClusterTime
+        var lease: LeaseID
+
+        static func precedes(_ left: DeadlineKey, _ right: DeadlineKey) -> Bool {
+            (left.deadline, left.lease) < (right.deadline, right.lease)
+        }
+    }
+
+    private struct AttachmentKey: Sendable {
+        var lease: LeaseID
+        var key: [UInt8]
+
+        static func precedes(_ left: AttachmentKey, _ right: AttachmentKey) -> Bool {
+            if left.lease != right.lease { return left.lease < right.lease }
+            return bytesPrecede(left.key, right.key)
+        }
+    }
+
     private var versions = SortedMap<VersionKey, VersionRow>(by: VersionKey.precedes)
     private var changes = SortedMap<ChangeNumber, Change>(by: <)
     private var sessions = SortedMap<SessionID, SessionRow>(by: <)
     private var answers = SortedMap<AnswerKey, [UInt8]>(by: AnswerKey.precedes)
+    private var leases = SortedMap<LeaseID, LeaseRow>(by: <)
+    private var deadlines = SortedMap<DeadlineKey, Void>(by: DeadlineKey.precedes)
+    private var attachments = SortedMap<AttachmentKey, Void>(by: AttachmentKey.precedes)
     package private(set) var meta = StateMeta()
     /// Bytes of keys, values and answers, with a flat rate for what holds them.
     package private(set) var byteCount: UInt64 = 0
@@ -45,8 +67,9 @@ package struct MemoryTables: StateTables, Sendable {
     }
 
     package func versions(
-        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int, descending: Bool
     ) -> [KeyVersion] {
+        if descending { return versionsDown(from: from, to: to, upTo: limit, count: count) }
         var found: [KeyVersion] = []
         var cursor = versions.lowerBound(VersionKey(key: from, change: .max))
         while let position = cursor, found.count < count {
@@ -63,6 +86,45 @@ package struct MemoryTables: StateTables, Sendable {
             if let next = cursor, versions.key(at: next).key == place.key {
                 cursor = versions.lowerBound(VersionKey(key: place.key, change: .zero))
             }
+        }
+        return found
+    }
+
+    private func versionsDown(
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int
+    ) -> [KeyVersion] {
+        var found: [KeyVersion] = []
+        var cursor =
+            to.map { versions.last(before: VersionKey(key: $0, change: .max)) }
+            ?? versions.last
+        while let position = cursor, found.count < count {
+            let key = versions.key(at: position).key
+            if bytesPrecede(key, from) { break }
+            if let row = version(of: key, upTo: limit), !row.isTombstone {
+                found.append(KeyVersion(key: key, row: row))
+            }
+            cursor = versions.last(before: VersionKey(key: key, change: .max))
+        }
+        return found
+    }
+
+    package func countVersions(
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, rowsMax: Int
+    ) -> (count: Int, next: [UInt8]?) {
+        let found = versions(
+            from: from, to: to, upTo: limit, count: rowsMax, descending: false)
+        guard found.count == rowsMax, let last = found.last else { return (found.count, nil) }
+        return (found.count, last.key + [0])
+    }
+
+    package func history(
+        of key: [UInt8], upTo limit: ChangeNumber, count: Int
+    ) -> [VersionRow] {
+        var found: [VersionRow] = []
+        var cursor = versions.lowerBound(VersionKey(key: key, change: limit))
+        while let position = cursor, found.count < count, versions.key(at: position).key == key {
+            found.append(versions.value(at: position))
+            cursor = versions.after(position)
         }
         return found
     }
@@ -91,7 +153,7 @@ package struct MemoryTables: StateTables, Sendable {
         let header = change.header
         let previous = changes.set(header.number, change)
         precondition(previous == nil, "a change number is used once")
-        versions.set(VersionKey(key: header.key, change: header.number), header.versionRow)
+        versions.set(VersionKey(key: header.key, change: header.number), change.versionRow)
         byteCount += Self.cost(of: change)
     }
 
@@ -151,6 +213,77 @@ package struct MemoryTables: StateTables, Sendable {
 
     package mutating func store(_ meta: StateMeta) { self.meta = meta }
 
+    // MARK: Leases
+
+    package func lease(_ id: LeaseID) -> LeaseRow? { leases[id] }
+
+    package func leases(after: LeaseID, count: Int) -> [LeaseRow] {
+        var found: [LeaseRow] = []
+        var cursor = leases.lowerBound(LeaseID(after.rawValue + 1))
+        while let position = cursor, found.count < count {
+            found.append(leases.value(at: position))
+            cursor = leases.after(position)
+        }
+        return found
+    }
+
+    package func leases(dueBy time: ClusterTime, count: Int) -> [LeaseRow] {
+        var found: [LeaseRow] = []
+        var cursor = deadlines.first
+        while let position = cursor, found.count < count {
+            let place = deadlines.key(at: position)
+            guard place.deadline <= time, let lease = leases[place.lease] else { break }
+            found.append(lease)
+            cursor = deadlines.after(position)
+        }
+        return found
+    }
+
+    package func earliestDeadline() -> ClusterTime? {
+        deadlines.first.map { deadlines.key(at: $0).deadline }
+    }
+
+    package mutating func store(_ lease: LeaseRow) {
+        if let old = leases.set(lease.id, lease) {
+            deadlines.remove(DeadlineKey(deadline: old.deadline, lease: old.id))
+        }
+        deadlines.set(DeadlineKey(deadline: lease.deadline, lease: lease.id), ())
+    }
+
+    package mutating func removeLease(_ id: LeaseID) {
+        guard let old = leases.remove(id) else { return }
+        deadlines.remove(DeadlineKey(deadline: old.deadline, lease: id))
+    }
+
+    package func keys(of lease: LeaseID, after: [UInt8]?, count: Int) -> [[UInt8]] {
+        var found: [[UInt8]] = []
+        let start = after.map { $0 + [0] } ?? []
+        var cursor = attachments.lowerBound(AttachmentKey(lease: lease, key: start))
+        while let position = cursor, found.count < count {
+            let place = attachments.key(at: position)
+            guard place.lease == lease else { break }
+            found.append(place.key)
+            cursor = attachments.after(position)
+        }
+        return found
+    }
+
+    package mutating func insert(_ attachment: AttachmentRow) {
+        attachments.set(AttachmentKey(lease: attachment.lease, key: attachment.key), ())
+        byteCount += Self.cost(of: attachment)
+    }
+
+    package mutating func remove(_ attachment: AttachmentRow) {
+        let before = attachments.count
+        attachments.remove(AttachmentKey(lease: attachment.lease, key: attachment.key))
+        precondition(attachments.count == before - 1, "only a key that is attached is detached")
+        byteCount -= Self.cost(of: attachment)
+    }
+
+    private static func cost(of attachment: AttachmentRow) -> UInt64 {
+        UInt64(32 + attachment.key.count)
+    }
+
     // MARK: Rows
 
     /// Reads a copy of the tables, row by row.
@@ -160,6 +293,8 @@ package struct MemoryTables: StateTables, Sendable {
         private var change: SortedMap<ChangeNumber, Change>.Position?
         private var session: SortedMap<SessionID, SessionRow>.Position?
         private var answer: SortedMap<AnswerKey, [UInt8]>.Position?
+        private var lease: SortedMap<LeaseID, LeaseRow>.Position?
+        private var attachment: SortedMap<AttachmentKey, Void>.Position?
 
         fileprivate init(_ tables: MemoryTables) {
             self.tables = tables
@@ -167,6 +302,8 @@ package struct MemoryTables: StateTables, Sendable {
             change = tables.changes.first
             session = tables.sessions.first
             answer = tables.answers.first
+            lease = tables.leases.first
+            attachment = tables.attachments.first
         }
 
         package mutating func next() -> StateRow? {
@@ -192,6 +329,15 @@ package struct MemoryTables: StateTables, Sendable {
                     AnswerRow(
                         session: key.session, number: key.number,
                         bytes: tables.answers.value(at: position)))
+            }
+            if let position = lease {
+                lease = tables.leases.after(position)
+                return .lease(tables.leases.value(at: position))
+            }
+            if let position = attachment {
+                attachment = tables.attachments.after(position)
+                let place = tables.attachments.key(at: position)
+                return .attachment(AttachmentRow(lease: place.lease, key: place.key))
             }
             return nil
         }

@@ -25,6 +25,17 @@ package enum ResultCodec {
             writer.byte(4)
             writer.integer(code.rawValue)
             writer.string(message)
+        case .leaseGranted(let lease, let ttlMilliseconds):
+            writer.byte(5)
+            writer.integer(lease.rawValue)
+            writer.integer(ttlMilliseconds)
+        case .leaseKept(let ttlMilliseconds):
+            writer.byte(6)
+            writer.integer(ttlMilliseconds)
+        case .leaseRevoked(let revision, let deleted):
+            writer.byte(7)
+            writer.integer(revision.rawValue)
+            writer.integer(deleted)
         }
         return writer.bytes
     }
@@ -51,6 +62,14 @@ package enum ResultCodec {
             }
             result = .failed(
                 code: code, message: try reader.string("result.message", max: messageBytesMax))
+        case 5:
+            let lease = LeaseID(try reader.integer("result.lease"))
+            result = .leaseGranted(lease, ttlMilliseconds: try reader.integer("result.ttl"))
+        case 6: result = .leaseKept(ttlMilliseconds: try reader.integer("result.ttl"))
+        case 7:
+            let revision = Revision(try reader.integer("result.revision"))
+            result = .leaseRevoked(
+                revision: revision, deleted: try reader.integer("result.deleted"))
         default: throw .unknown(field: "result.tag")
         }
         try reader.end()
@@ -66,14 +85,17 @@ package enum ResultCodec {
             writer.byte(2)
             writer.integer(count)
         case .got(let entry):
-            writer.byte(3)
-            writer.flag(entry != nil)
+            // Without a lease the bytes are those of version 1: they are part of the hash.
+            let isLeased = entry.map { $0.lease != .none } ?? false
+            writer.byte(isLeased ? 4 : 3)
+            if !isLeased { writer.flag(entry != nil) }
             guard let entry else { return }
             writer.blob(entry.key)
             writer.blob(entry.value)
             writer.integer(entry.createRevision.rawValue)
             writer.integer(entry.modRevision.rawValue)
             writer.integer(entry.version)
+            if isLeased { writer.integer(entry.lease.rawValue) }
         }
     }
 
@@ -85,15 +107,25 @@ package enum ResultCodec {
         case 2: return .deleted(count: try reader.integer("result.count"))
         case 3:
             guard try reader.flag("result.found") else { return .got(nil) }
-            let key = try reader.blob("result.key", max: Limits.keyBytesMax)
-            let value = try reader.blob("result.value", max: Limits.valueBytesMax)
-            return .got(
-                KeyValue(
-                    key: key, value: value,
-                    createRevision: Revision(try reader.integer("result.createRevision")),
-                    modRevision: Revision(try reader.integer("result.modRevision")),
-                    version: try reader.integer("result.version")))
+            return .got(try readKeyValue(from: &reader))
+        case 4:
+            var entry = try readKeyValue(from: &reader)
+            entry.lease = LeaseID(try reader.integer("result.lease"))
+            guard entry.lease != .none else { throw .outOfRange(field: "result.lease") }
+            return .got(entry)
         default: throw .unknown(field: "result.operation")
         }
+    }
+
+    private static func readKeyValue(
+        from reader: inout ByteReader
+    ) throws(DecodeError) -> KeyValue {
+        let key = try reader.blob("result.key", max: Limits.keyBytesMax)
+        let value = try reader.blob("result.value", max: Limits.valueBytesMax)
+        return KeyValue(
+            key: key, value: value,
+            createRevision: Revision(try reader.integer("result.createRevision")),
+            modRevision: Revision(try reader.integer("result.modRevision")),
+            version: try reader.integer("result.version"))
     }
 }

@@ -68,6 +68,8 @@ extension RowHash {
         case .change(let change): of(change)
         case .session(let session): of(session)
         case .answer(let answer): of(answer)
+        case .lease(let lease): of(lease)
+        case .attachment(let attachment): of(attachment)
         }
     }
 
@@ -77,6 +79,9 @@ extension RowHash {
         hash.add(row.createRevision.rawValue)
         hash.add(row.version)
         hash.add(key)
+        // Rows without a lease hash as they did before there were leases. The size of the value is
+        // left out: the change says it.
+        if row.lease != .none { hash.add(row.lease.rawValue) }
         return hash.value
     }
 
@@ -88,6 +93,7 @@ extension RowHash {
         hash.add(change.header.previous.rawValue)
         hash.add(change.header.key)
         hash.add(change.value)
+        if change.header.lease != .none { hash.add(change.header.lease.rawValue) }
         return hash.value
     }
 
@@ -109,6 +115,22 @@ extension RowHash {
         hash.add(answer.session.rawValue)
         hash.add(answer.number)
         hash.add(answer.bytes)
+        return hash.value
+    }
+
+    package static func of(_ lease: LeaseRow) -> UInt64 {
+        var hash = RowHash(table: 6)
+        hash.add(lease.id.rawValue)
+        hash.add(lease.ttlMilliseconds)
+        hash.add(lease.deadline.milliseconds)
+        hash.add(lease.keyCount)
+        return hash.value
+    }
+
+    package static func of(_ attachment: AttachmentRow) -> UInt64 {
+        var hash = RowHash(table: 7)
+        hash.add(attachment.lease.rawValue)
+        hash.add(attachment.key)
         return hash.value
     }
 }

@@ -45,6 +45,25 @@ package struct SortedMap<Key, Value> {
             ? Position(chunk: position.chunk + 1, offset: 0) : nil
     }
 
+    package var last: Position? {
+        chunks.last.map { Position(chunk: chunks.count - 1, offset: $0.keys.count - 1) }
+    }
+
+    package func before(_ position: Position) -> Position? {
+        if position.offset > 0 {
+            return Position(chunk: position.chunk, offset: position.offset - 1)
+        }
+        guard position.chunk > 0 else { return nil }
+        return Position(
+            chunk: position.chunk - 1, offset: chunks[position.chunk - 1].keys.count - 1)
+    }
+
+    /// The last element that precedes `key`; nil if none does.
+    package func last(before key: Key) -> Position? {
+        guard let position = lowerBound(key) else { return last }
+        return before(position)
+    }
+
     package func key(at position: Position) -> Key { chunks[position.chunk].keys[position.offset] }
 
     package func value(at position: Position) -> Value {

@@ -23,20 +23,31 @@ package struct StateMeta: Equatable, Sendable {
     package var membership: [UInt8] = []
     /// The sum of the hashes of all rows.
     package var rowHash: UInt64 = 0
+    package var leaseCount: UInt64 = 0
+    package var figures = StateFigures()
+    /// Comes from bytes of version 1, which had no figures: whoever read it counts the rows.
+    package var needsCounting = false
 
     package init() {}
 
-    /// The hash over every table, this one included.
+    /// There is history left that no readable revision can see.
+    package var isSweeping: Bool {
+        compacted > .zero && swept < ChangeNumber.last(of: compacted)
+    }
+
+    /// The hash over every table, this one included. Up to `activeVersion` 1 it is the hash that
+    /// programs of that version take.
     package var contentHash: UInt64 {
         var copy = self
         copy.rowHash = 0
         var hash = RowHash(table: 5)
-        hash.add(copy.encoded())
+        hash.add(copy.encoded(version: activeVersion))
         return rowHash &+ hash.value
     }
 
-    package func encoded() -> [UInt8] {
-        var writer = ByteWriter(capacity: 96 + membership.count)
+    /// - Parameter version: 1 leaves out what state-machine version 1 did not know.
+    package func encoded(version: UInt8 = KVVersion.supported) -> [UInt8] {
+        var writer = ByteWriter(capacity: 144 + membership.count)
         writer.integer(appliedIndex.rawValue)
         writer.integer(appliedTerm.rawValue)
         writer.integer(time.milliseconds)
@@ -49,6 +60,10 @@ package struct StateMeta: Equatable, Sendable {
         writer.integer(membershipIndex.rawValue)
         writer.integer(rowHash)
         writer.blob(membership)
+        if version >= KVVersion.leases {
+            writer.integer(leaseCount)
+            figures.encode(into: &writer)
+        }
         return writer.bytes
     }
 
@@ -66,6 +81,12 @@ package struct StateMeta: Equatable, Sendable {
         membershipIndex = LogIndex(try reader.integer("meta.membershipIndex"))
         rowHash = try reader.integer("meta.rowHash")
         membership = try reader.blob("meta.membership", max: KVLimits.membershipBytesMax)
+        if reader.remaining > 0 {
+            leaseCount = try reader.integer("meta.leaseCount")
+            figures = try StateFigures(from: &reader)
+        } else {
+            needsCounting = true
+        }
         try reader.end()
         guard revision.rawValue < 1 << (63 - ChangeNumber.placeBits) else {
             throw .outOfRange(field: "meta.revision")

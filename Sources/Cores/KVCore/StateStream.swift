@@ -6,17 +6,22 @@ import AspenTypes
 // A snapshot as bytes, the same whatever the rows lie in. After eight bytes of name and version
 // come frames: a 32-bit length, then that many bytes, of which the first says what they are. The
 // first frame is meta, the last one the end: the number of rows and a CRC-32C over everything
-// before it. Rows of versions are left out, because the changes say the same; the row hash in meta
+// before it. Version 2 knows leases; a state that has not activated them is still written as version
+// 1, so that every member can read it. Rows of versions are left out, because the changes say the same; the row hash in meta
 // proves that what was rebuilt is what was sent.
 
 package enum StateStream {
-    static let magic = Array("aspenkv1".utf8)
+    /// - Parameter version: of the stream, which is that of the state machine.
+    static func magic(_ version: UInt8) -> [UInt8] { Array("aspenkv\(version)".utf8) }
+    static let magicBytes = 8
 
     enum Tag: UInt8 {
         case meta = 1
         case change = 2
         case session = 3
         case answer = 4
+        case lease = 5
+        case attachment = 6
         case end = 255
     }
 
@@ -40,12 +45,15 @@ package struct StateStreamWriter<Source: RowSource> {
     private var crc = CRC32C()
     private var rowCount: UInt64 = 0
     private var isComplete = false
+    private let version: UInt8
 
     package init(meta: StateMeta, rows: Source) {
         self.rows = rows
-        buffer = StateStream.magic
-        crc.update(StateStream.magic)
-        frame(.meta) { $0.blob(meta.encoded()) }
+        let version = meta.activeVersion
+        self.version = version
+        buffer = StateStream.magic(version)
+        crc.update(buffer)
+        frame(.meta) { $0.blob(meta.encoded(version: version)) }
     }
 
     /// At most `bytesMax` bytes, and fewer only at the end; nil after the end.
@@ -69,11 +77,13 @@ package struct StateStreamWriter<Source: RowSource> {
         case .version: return
         case .change(let change):
             let header = change.header
+            let knowsLeases = version >= KVVersion.leases
             frame(.change) { writer in
                 writer.integer(header.number.rawValue)
                 writer.integer(header.createRevision.rawValue)
                 writer.integer(header.version)
                 writer.integer(header.previous.rawValue)
+                if knowsLeases { writer.integer(header.lease.rawValue) }
                 writer.blob(header.key)
                 writer.blob(change.value)
             }
@@ -89,6 +99,18 @@ package struct StateStreamWriter<Source: RowSource> {
                 writer.integer(answer.session.rawValue)
                 writer.integer(answer.number)
                 writer.blob(answer.bytes)
+            }
+        case .lease(let lease):
+            frame(.lease) { writer in
+                writer.integer(lease.id.rawValue)
+                writer.integer(lease.ttlMilliseconds)
+                writer.integer(lease.deadline.milliseconds)
+                writer.integer(lease.keyCount)
+            }
+        case .attachment(let attachment):
+            frame(.attachment) { writer in
+                writer.integer(attachment.lease.rawValue)
+                writer.blob(attachment.key)
             }
         }
         rowCount += 1
@@ -126,7 +148,8 @@ package struct StateStreamReader {
     private var start = 0
     private var crc = CRC32C()
     private var rowCount: UInt64 = 0
-    private var hasMagic = false
+    /// Zero until the name was read.
+    private var version: UInt8 = 0
     private var hasMeta = false
     package private(set) var isComplete = false
 
@@ -146,15 +169,16 @@ package struct StateStreamReader {
             guard buffer.count == start else { throw .trailing(count: buffer.count - start) }
             return nil
         }
-        if !hasMagic {
-            guard buffer.count - start >= StateStream.magic.count else { return nil }
-            let magic = buffer[start..<start + StateStream.magic.count]
-            guard magic.elementsEqual(StateStream.magic) else {
+        if version == 0 {
+            guard buffer.count - start >= StateStream.magicBytes else { return nil }
+            let magic = Array(buffer[start..<start + StateStream.magicBytes])
+            let known = KVVersion.first...KVVersion.supported
+            guard let found = known.first(where: { StateStream.magic($0) == magic }) else {
                 throw .unknown(field: "snapshot.magic")
             }
-            crc.update(StateStream.magic)
-            start += StateStream.magic.count
-            hasMagic = true
+            crc.update(magic)
+            start += magic.count
+            version = found
         }
         guard buffer.count - start >= 4 else { return nil }
         var header = ByteReader(buffer[start...])
@@ -190,7 +214,11 @@ package struct StateStreamReader {
             hasMeta = true
             rowCount = 0
             let bytes = try reader.blob("snapshot.meta", max: KVLimits.membershipBytesMax + 256)
-            return .meta(try StateMeta(decoding: bytes))
+            let meta = try StateMeta(decoding: bytes)
+            guard meta.activeVersion == version,
+                meta.needsCounting == (version < KVVersion.leases)
+            else { throw .outOfRange(field: "meta.activeVersion") }
+            return .meta(meta)
         case .change: return .row(.change(try readChange(from: &reader)))
         case .session:
             let id = SessionID(try reader.integer("session.id"))
@@ -210,6 +238,14 @@ package struct StateStreamReader {
                         number: try reader.integer("answer.number"),
                         bytes: try reader.blob(
                             "answer.bytes", max: KVLimits.sessionAnswersBytesMax))))
+        case .lease: return .row(.lease(try readLease(from: &reader)))
+        case .attachment:
+            let lease = LeaseID(try reader.integer("attachment.lease"))
+            guard version >= KVVersion.leases, lease != .none, lease.rawValue < 1 << 63 else {
+                throw .outOfRange(field: "attachment.lease")
+            }
+            let key = try reader.blob("attachment.key", max: Limits.keyBytesMax)
+            return .row(.attachment(AttachmentRow(lease: lease, key: key)))
         case .end:
             let count: UInt64 = try reader.integer("snapshot.rows")
             let expected: UInt32 = try reader.integer("snapshot.crc")
@@ -224,15 +260,33 @@ package struct StateStreamReader {
         let createRevision = Revision(try reader.integer("change.createRevision"))
         let version: UInt64 = try reader.integer("change.version")
         let previous: UInt64 = try reader.integer("change.previous")
+        var lease = LeaseID.none
+        if self.version >= KVVersion.leases {
+            lease = LeaseID(try reader.integer("change.lease"))
+        }
         guard number > 0, number < ChangeNumber.max.rawValue, previous < number,
-            createRevision.rawValue < 1 << 62, version < 1 << 62
+            createRevision.rawValue < 1 << 62, version < 1 << 62, lease.rawValue < 1 << 63
         else { throw .outOfRange(field: "change.number") }
         let header = ChangeHeader(
             number: ChangeNumber(number),
             key: try reader.blob("change.key", max: Limits.keyBytesMax),
-            createRevision: createRevision, version: version, previous: ChangeNumber(previous))
+            createRevision: createRevision, version: version, previous: ChangeNumber(previous),
+            lease: lease)
         return Change(
             header: header, value: try reader.blob("change.value", max: Limits.valueBytesMax))
+    }
+
+    private func readLease(from reader: inout ByteReader) throws(DecodeError) -> LeaseRow {
+        let lease = LeaseRow(
+            id: LeaseID(try reader.integer("lease.id")),
+            ttlMilliseconds: try reader.integer("lease.ttl"),
+            deadline: ClusterTime(milliseconds: try reader.integer("lease.deadline")),
+            keyCount: try reader.integer("lease.keyCount"))
+        guard version >= KVVersion.leases, lease.id != .none, lease.id.rawValue < 1 << 63,
+            lease.ttlMilliseconds <= Limits.leaseTTLMillisecondsMax,
+            lease.deadline.milliseconds < 1 << 63, lease.keyCount <= KVLimits.leaseKeysMax
+        else { throw .outOfRange(field: "lease.id") }
+        return lease
     }
 }
 
@@ -274,77 +328,5 @@ package enum SessionAnswersCodec {
                 SessionRow.Answer(number: number, byteCount: Int(byteCount), bytes: bytes))
         }
         return answers
-    }
-}
-
-/// Fills empty tables from the items of a snapshot and checks that the result is what was sent.
-package struct StateLoader<Tables: StateTables> {
-    package enum Failure: Error {
-        case tables(Tables.Failure)
-        /// The text says what is wrong with the snapshot.
-        case unusable(String)
-    }
-
-    package private(set) var tables: Tables
-    package private(set) var meta: StateMeta?
-    private var rowHash: UInt64 = 0
-    private var sessionCount: UInt64 = 0
-    private var answerBytes: UInt64 = 0
-    private var lastChange = ChangeNumber.zero
-    private var lastSession = SessionID(0)
-
-    package init(tables: Tables) { self.tables = tables }
-
-    /// Rows must come in the order in which `StateStreamWriter`'s sources give them: changes and
-    /// sessions ascending.
-    package mutating func take(_ item: StateStream.Item) throws(Failure) {
-        do {
-            switch item {
-            case .meta(let meta): self.meta = meta
-            case .row(.change(let change)):
-                guard change.header.number > lastChange else {
-                    throw Failure.unusable("changes are not in order")
-                }
-                lastChange = change.header.number
-                try tables.insert(change)
-                rowHash &+= RowHash.of(change)
-                rowHash &+= RowHash.of(change.header.key, change.header.versionRow)
-            case .row(.session(let session)):
-                guard session.id > lastSession else {
-                    throw Failure.unusable("sessions are not in order")
-                }
-                lastSession = session.id
-                try tables.store(session)
-                sessionCount += 1
-                rowHash &+= RowHash.of(session)
-            case .row(.answer(let answer)):
-                try tables.store(answer)
-                answerBytes += UInt64(answer.bytes.count)
-                rowHash &+= RowHash.of(answer)
-            case .row(.version), .end: break
-            }
-        } catch let failure as Failure {
-            throw failure
-        } catch let failure as Tables.Failure {
-            throw .tables(failure)
-        } catch {
-            preconditionFailure("nothing else is thrown")
-        }
-    }
-
-    /// Stores meta. Call after `.end`.
-    package mutating func finish() throws(Failure) -> StateMeta {
-        guard let meta else { throw .unusable("there is no meta") }
-        guard meta.activeVersion <= KVVersion.supported else {
-            throw .unusable(
-                "it needs state-machine version \(meta.activeVersion), this program knows versions"
-                    + " up to \(KVVersion.supported)")
-        }
-        guard meta.rowHash == rowHash, meta.sessionCount == sessionCount,
-            meta.storedAnswerBytes == answerBytes,
-            lastChange <= ChangeNumber.last(of: meta.revision)
-        else { throw .unusable("its rows are not those that its meta describes") }
-        do { try tables.store(meta) } catch { throw .tables(error) }
-        return meta
     }
 }

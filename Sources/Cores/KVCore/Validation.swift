@@ -72,7 +72,7 @@ extension Compare {
 extension Operation {
     fileprivate func validate() -> Refusal? {
         switch self {
-        case .put(let key, let value): refuse(key: key) ?? refuse(value: value)
+        case .put(let key, let value, _): refuse(key: key) ?? refuse(value: value)
         case .delete(let key), .get(let key): refuse(key: key)
         case .deleteRange(let from, let to): refuse(bound: from) ?? to.flatMap(refuse(bound:))
         }
@@ -80,7 +80,8 @@ extension Operation {
 
     fileprivate var byteCountEstimate: Int {
         switch self {
-        case .put(let key, let value): 16 + key.count + value.count
+        case .put(let key, let value, let lease):
+            (lease == .none ? 16 : 24) + key.count + value.count
         case .delete(let key), .get(let key): 16 + key.count
         case .deleteRange(let from, let to): 16 + from.count + (to?.count ?? 0)
         }

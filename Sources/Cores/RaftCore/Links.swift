@@ -81,6 +81,9 @@ extension RaftCore {
 
     // MARK: Transfer (thesis §3.10)
 
+    /// Leadership is on its way to another node; proposals fail meanwhile.
+    package var isTransferring: Bool { transfer != nil }
+
     mutating func transferLeadership(to target: NodeID, _ turn: inout Turn) {
         guard role == .leader, transfer == nil, let peer = peerIndex(target),
             peers[peer].isIncoming, !peers[peer].isRegressed

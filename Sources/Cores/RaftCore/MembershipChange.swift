@@ -146,7 +146,8 @@ extension RaftCore {
         guard commitIndex >= termFirstIndex else {
             return refuse("the leader has only just been elected: try again")
         }
-        guard !current.isJoint, membershipIndex <= commitIndex, foundingWish == nil else {
+        let isSettled = !current.isJoint && membershipIndex <= commitIndex
+        guard isSettled || bugs.overlapChanges, foundingWish == nil else {
             return refuse("another membership change is in progress")
         }
         var wish = wish
@@ -162,7 +163,7 @@ extension RaftCore {
     ) {
         var next = Membership(
             cluster: current.cluster, voters: wish.voters, learners: wish.learners)
-        let isJoint = wish.voters != current.voters
+        let isJoint = wish.voters != current.voters && !bugs.skipJointConsensus
         if isJoint { next.votersOutgoing = current.voters }
         let named = Set(next.voters + next.votersOutgoing + next.learners)
         var members = wish.members.filter { named.contains($0.node) }

@@ -51,6 +51,7 @@ struct Peer {
     var isRegressed = false
     /// It has said that its log is damaged (see Repair.swift).
     var isRepairing = false
+    var pursuit = Pursuit()
 
     init(node: NodeID, replica: ReplicaID, next: LogIndex, now: MonotonicInstant) {
         self.node = node
@@ -97,6 +98,9 @@ package struct RaftPeerStatus: Equatable, Sendable {
     package var isVoter: Bool
     package var isRegressed: Bool
     package var isRepairing: Bool
+    /// Behind by no more than `Limits.learnerLagThreshold` entries, or following at the pace at
+    /// which entries come: see `Pursuit`.
+    package var isCaughtUp: Bool
 }
 
 extension RaftCore {
@@ -123,13 +127,13 @@ extension RaftCore {
     }
 
     /// Ascending by node id; empty unless leading.
-    package var peerStatus: [RaftPeerStatus] {
+    package func peerStatus(now: MonotonicInstant) -> [RaftPeerStatus] {
         guard role == .leader else { return [] }
         return peers.map {
             RaftPeerStatus(
                 node: $0.node, match: $0.match, next: $0.next, state: $0.state,
                 heardAt: $0.heardAt, isVoter: $0.isVoter, isRegressed: $0.isRegressed,
-                isRepairing: $0.isRepairing)
+                isRepairing: $0.isRepairing, isCaughtUp: hasCaughtUp($0, now: now))
         }
     }
 

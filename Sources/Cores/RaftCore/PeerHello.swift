@@ -10,6 +10,7 @@ package enum PeerFrameKind: UInt8, Sendable {
     case request = 3
     case response = 4
     case refused = 5
+    case space = 6
 }
 
 /// What a node says first on each stream, and is answered with: who it is.

@@ -173,6 +173,7 @@ package struct RaftCore: Machine {
         case .fetched(let peer, let from, let entries): fetched(for: peer, from, entries, &turn)
         case .initialize(let membership, let wallTime, let id):
             initialize(membership, wallTime: wallTime, id: id, &turn)
+        case .recover(let cluster, let id): recover(cluster, id, &turn)
         case .changeMembership(let voters, let learners, let members, let id):
             changeMembership(
                 MembershipWish(voters: voters, learners: learners, members: members), id, &turn)

@@ -38,6 +38,15 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case skipReadRound = "skip-read-round"
     case commitOldTermByCounting = "commit-old-term-by-counting"
     case acceptRecycledRecord = "accept-recycled-record"
+    // Of the state machine and its stores: see `KVPlantedBug`.
+    case leaseByLocalClock = "lease-by-local-clock"
+    case snapshotWithoutLeases = "snapshot-without-leases"
+    case leaseLeavesKey = "lease-leaves-key"
+    case sweepTooFar = "sweep-too-far"
+    /// Any change of voters in one step, without a joint membership.
+    case skipJointConsensus = "skip-joint-consensus"
+    /// A second change before the first one is committed.
+    case overlapChanges = "overlap-membership-changes"
 }
 
 /// What the log store found at start-up.
@@ -115,6 +124,11 @@ package enum RaftInput: Sendable {
     /// time starts from `wallTime`. More voters and the learners follow in a change of their own;
     /// the last entry of it all carries `id`.
     case initialize(Membership, wallTime: ClusterTime, id: ProposalID)
+    /// Makes this node the only voter of a cluster of another id, with all that its log holds,
+    /// committed or not: for when a majority of the voters is lost for good. Safe only if none of
+    /// them ever comes back. Refused by a leader, by nodes that are no members and while the end of
+    /// the log is not to be trusted. The entry that does it carries `id`.
+    case recover(cluster: ClusterID, id: ProposalID)
     /// Go over to these voters and learners (joint consensus when the voters change; leader only,
     /// elsewhere it fails with `noLeader`). `members`: those that are new or have new addresses. The
     /// last entry of the change carries `id`.

@@ -205,6 +205,7 @@ extension RaftCore {
             peers[peer].match = match
             peers[peer].matchRound = reads.round
             peers[peer].movedAt = turn.now
+            peers[peer].pursuit.reached(match, end: log.lastIndex, now: turn.now)
         }
         peers[peer].landed(upTo: match)
         switch peers[peer].state {

@@ -41,6 +41,8 @@ struct ActiveBugs {
     var applyBeforeCommit = false
     var skipReadRound = false
     var commitOldTermByCounting = false
+    var skipJointConsensus = false
+    var overlapChanges = false
 
     init(_ planted: Set<PlantedBug>) {
         #if ASPEN_TEST_BUILD
@@ -50,6 +52,8 @@ struct ActiveBugs {
             applyBeforeCommit = planted.contains(.applyBeforeCommit)
             skipReadRound = planted.contains(.skipReadRound)
             commitOldTermByCounting = planted.contains(.commitOldTermByCounting)
+            overlapChanges = planted.contains(.overlapChanges)
+            skipJointConsensus = planted.contains(.skipJointConsensus)
         #endif
     }
 }

@@ -3,4 +3,5 @@
 import AspenCLI
 import Glibc
 
+if let status = CommandLineProgram.runAlone() { exit(status) }
 exit(await CommandLineProgram.run())

@@ -3,7 +3,11 @@
 import GeneratorTool
 import Glibc
 
+let arguments = Array(CommandLine.arguments.dropFirst())
+if let answer = Generator.answer(to: arguments) {
+    print(answer, terminator: "")
+    exit(0)
+}
 exit(
     Generator.run(
-        Array(CommandLine.arguments.dropFirst()),
-        environment: { getenv($0).map { String(cString: $0) } }, say: Generator.log))
+        arguments, environment: { getenv($0).map { String(cString: $0) } }, say: Generator.log))

@@ -5,4 +5,4 @@ import NetService
 import ServiceKit
 
 if let code = NetDaemon.printIdentity(Array(CommandLine.arguments.dropFirst())) { exit(code) }
-Daemon.run("aspend-net", refusals: NetDaemon.refusals, start: NetDaemon.start)
+Daemon.run(NetDaemon.manual, refusals: NetDaemon.refusals, start: NetDaemon.start)

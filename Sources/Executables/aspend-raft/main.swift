@@ -3,4 +3,4 @@
 import RaftService
 import ServiceKit
 
-Daemon.run("aspend-raft", refusals: RaftDaemon.refusals, start: RaftDaemon.start)
+Daemon.run(RaftDaemon.manual, refusals: RaftDaemon.refusals, start: RaftDaemon.start)

@@ -76,11 +76,20 @@ public struct AspenError: Error, Sendable, Equatable, CustomStringConvertible {
     public var code: AspenErrorCode
     public var message: String
     public var retry: Retry
+    /// Of `compacted`: the oldest revision that can still be read, or watched from.
+    public var oldestRevision: Revision?
 
     public init(_ code: AspenErrorCode, _ message: String, retry: Retry = .never) {
         self.code = code
         self.message = message
         self.retry = retry
+    }
+
+    /// `compacted`, with the oldest revision that there is.
+    public static func compacted(_ message: String, oldest: Revision?) -> AspenError {
+        var error = AspenError(.compacted, message)
+        error.oldestRevision = oldest
+        return error
     }
 
     public var description: String { "\(code.name): \(message)" }

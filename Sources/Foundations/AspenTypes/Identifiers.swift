@@ -112,6 +112,17 @@ public struct SessionID: Hashable, Comparable, Sendable, CustomStringConvertible
     public var description: String { String(rawValue) }
 }
 
+/// A lease: keys attached to it go when it does. Zero: none.
+public struct LeaseID: Hashable, Comparable, Sendable, CustomStringConvertible {
+    public static let none = LeaseID(0)
+    public let rawValue: UInt64
+    public init(_ rawValue: UInt64) { self.rawValue = rawValue }
+    public static func < (left: LeaseID, right: LeaseID) -> Bool {
+        left.rawValue < right.rawValue
+    }
+    public var description: String { String(rawValue) }
+}
+
 /// Milliseconds of cluster time: carried by log entries, equal on every replica, never going back.
 /// It starts near the wall clock of the first leader, but is no wall clock.
 public struct ClusterTime: Hashable, Comparable, Sendable {

@@ -39,6 +39,14 @@ public enum Limits {
     public static let sessionsMax = 10_000
     /// Answers kept for one session.
     public static let sessionWindowMax = 256
+    /// Watches on one connection, and on all connections to one node.
+    public static let watchesPerConnectionMax = 1000
+    public static let watchesMax = 10_000
+    /// Leases in a cluster.
+    public static let leasesMax = 100_000
+    /// Shortest and longest life of a lease, in milliseconds of cluster time: 1 s and 24 h.
+    public static let leaseTTLMillisecondsMin: UInt64 = 1000
+    public static let leaseTTLMillisecondsMax: UInt64 = 86_400_000
     /// Keys in one transaction (MAX_SETMULTI_KEYS).
     public static let transactionOperationsMax = 100
 

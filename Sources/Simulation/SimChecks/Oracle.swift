@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenTypes
+import KVCore
 import RaftCore
 import RaftStorage
 import SimFaults
@@ -38,6 +39,7 @@ package final class Oracle: WorldObserver {
     /// The committed log, from index 1.
     var committedLog: [Committed] = []
     var stateHashes: [LogIndex: UInt64] = [:]
+    private(set) var book = LeaseBook()
 
     package init(nodes: Int, strictness: Strictness = .rules) {
         self.strictness = strictness
@@ -77,6 +79,7 @@ package final class Oracle: WorldObserver {
                 )
             }
             let mark = EntryMark(entry)
+            if entry.kind == .membership { try checkChange(node, entry) }
             try match(node, entry.index, mark, previousTerm: log.lastTerm)
             log.append(mark)
             marks.append(mark)
@@ -233,6 +236,12 @@ package final class Oracle: WorldObserver {
         }
         guard let last = entries.last else { return }
         try compareState(node, at: last.index, contentHash)
+    }
+
+    package func applied(
+        _ node: Int, _ entries: [Entry], _ results: [CommandResult], _ state: MemoryState
+    ) throws(Violation) {
+        try book.applied(node, entries, results, state)
     }
 
     private func compareState(

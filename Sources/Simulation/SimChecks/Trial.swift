@@ -14,6 +14,9 @@ package struct Trial: Sendable {
     package var steps: UInt64
     package var operations: Int
     package var statistics: World.Statistics
+    package var leasesExpired = 0
+    /// How long after its deadline a lease ended, in cluster time.
+    package var leaseLatenessMax = Duration.zero
 
     /// Runs once.
     package static func run(
@@ -36,7 +39,8 @@ package struct Trial: Sendable {
         }
         return Trial(
             seed: scenario.seed, violation: violation, hash: world.traceHash, steps: world.step,
-            operations: world.history.count, statistics: world.statistics)
+            operations: world.history.count, statistics: world.statistics,
+            leasesExpired: oracle.book.expired, leaseLatenessMax: oracle.book.latenessMax)
     }
 
     /// Runs twice; a second run that differs is a violation of its own.

@@ -9,9 +9,11 @@ extension LogStore {
     /// is ahead of the log (its checkpoint was durable before the log's last entries were) lets the
     /// log start anew behind it: everything applied is committed, and others have it. Where entries
     /// are missing between the two, both become empty and a leader has to fill them.
-    func recovery(joining state: inout MemoryState) throws(StorageError) -> RaftRecovery {
+    func recovery(
+        joining state: inout MemoryState, orElse empty: () -> MemoryState
+    ) throws(StorageError) -> RaftRecovery {
         if try !align(applied: state.appliedIndex, term: state.appliedTerm) {
-            state = MemoryState()
+            state = empty()
         }
         var recovery = self.recovery
         recovery.appliedIndex = state.appliedIndex

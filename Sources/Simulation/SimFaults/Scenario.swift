@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenMachine
+import KVCore
 import RaftCore
 import SimKit
 
@@ -93,6 +94,10 @@ package struct Scenario: Sendable {
     /// In a hundred clients: those who write without a session.
     package var sessionlessPercent = 0
 
+    /// In a hundred things that a client does: those with leases.
+    package var leasePercent = 0
+    package var compaction = CompactionPolicy()
+
     package var rates: [Rate] = []
     package var downtimeMax = Duration.seconds(1)
     package var troubleMax = Duration.seconds(3)
@@ -120,6 +125,7 @@ extension Scenario {
         var storage = source.split()
         var work = source.split()
         var trouble = source.split()
+        var keeping = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -129,6 +135,7 @@ extension Scenario {
         drawStorage(&storage)
         drawWork(&work)
         drawTrouble(&trouble)
+        drawKeeping(&keeping)
         if let founders { self.founders = founders }
         if let steps { self.steps = steps }
     }
@@ -196,6 +203,15 @@ extension Scenario {
         if network.datagramLanes == 0, random.chance(1, in: 3) { sessionlessPercent = 40 }
         if random.chance(1, in: 2) {
             operatorInterval = electionTimeoutMax * random.uniform(1..<12)
+        }
+    }
+
+    private mutating func drawKeeping(_ random: inout RandomSource) {
+        leasePercent = random.uniform(5..<30)
+        compaction.revisionsKept = UInt64(random.uniform(10..<150))
+        compaction.revisionsKeptMin = UInt64(random.uniform(1..<10))
+        if random.chance(1, in: 3) {
+            compaction.historyBytesMax = UInt64(random.uniform(1000..<20_000))
         }
     }
 

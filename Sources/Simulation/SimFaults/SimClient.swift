@@ -9,6 +9,7 @@ final class SimClient {
     enum Purpose {
         case openSession
         case operation(ClientOperation)
+        case lease(Command)
     }
 
     struct Pending {
@@ -26,6 +27,7 @@ final class SimClient {
     let hasSession: Bool
     var session: SessionID?
     var requestNumber: UInt64 = 0
+    var leases: [LeaseID] = []
     var pending: Pending?
     /// Names the attempt in flight; answers to others are too late.
     var attempt: UInt64 = 0

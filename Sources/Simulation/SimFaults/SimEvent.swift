@@ -26,6 +26,8 @@ enum SimEvent {
     /// The membership names another replica of that peer than before.
     case replicaLearned(node: Int, life: UInt64, peer: Int)
     case snapshotTimeout(node: Int, life: UInt64, transfer: UInt64)
+    /// A lease may be due.
+    case keepHouse(node: Int, life: UInt64)
     case request(ClientRequest)
     case startRaft(node: Int)
     // Net daemons.
@@ -120,6 +122,7 @@ extension SimEvent {
         case .endOfPatience(let part): (24, Int(part.rawValue))
         case .replace: (35, 0)
         case .replicaLearned(let node, _, let peer): (36, node << 8 | peer)
+        case .keepHouse(let node, _): (37, node)
         }
     }
 
@@ -131,7 +134,7 @@ extension SimEvent {
             .connectNet(let node, let life), .netLost(let node, let life, _),
             .fromNet(let node, let life, _, _, _, _), .streamGone(let node, let life, _, _),
             .dialLane(let node, let life, _, _), .graceOver(let node, let life, _, _),
-            .replicaLearned(let node, let life, _):
+            .replicaLearned(let node, let life, _), .keepHouse(let node, let life):
             (node, life)
         case .request(let request): (request.node, nil)
         default: nil

@@ -79,6 +79,12 @@ package final class RaftShell {
     var committed: [Committed] = []
     var isApplyScheduled = false
 
+    // Housekeeping.
+    /// Version and compaction are proposed again only when something was applied since.
+    var versionProposedAt: LogIndex?
+    var compactionProposedAt: LogIndex?
+    var isLeaseLookArranged = false
+
     // Clients.
     var nextNumber: UInt64 = 1
     var proposals: [UInt64: ClientRequest] = [:]

@@ -42,6 +42,13 @@ extension World {
             return
         }
         if workRandom.chance(1, in: 4) { client.node = workRandom.uniform(0..<nodes.count) }
+        if let command = drawLeaseCommand(client) {
+            return begin(
+                client,
+                .init(
+                    purpose: .lease(command), payload: CommandCodec.encode(command), key: [],
+                    isRead: false))
+        }
         let (key, call) = drawCall(client)
         begin(client, call: call, key: key)
     }
@@ -225,6 +232,7 @@ extension World {
                 client.session = session
                 client.requestNumber = 0
             }
+        case .lease(let command): learn(client, command, answer)
         case .operation(var operation):
             switch Self.understand(operation.call, answer) {
             case .answer(let understood, let revision):

@@ -30,7 +30,9 @@ extension World {
         let isStateAhead = state.appliedIndex > log.lastIndex
         let isStateBehind = state.appliedIndex < log.firstIndex.previous
         let recovery: RaftRecovery
-        do throws(StorageError) { recovery = try log.recovery(joining: &state) } catch {
+        do throws(StorageError) {
+            recovery = try log.recovery(joining: &state, orElse: emptyState)
+        } catch {
             return try cannotStart(node, error)
         }
         if isStateAhead || isStateBehind {

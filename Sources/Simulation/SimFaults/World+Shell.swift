@@ -274,6 +274,8 @@ extension World {
         do throws(StorageError) {
             batch = try nextBatch(shell)
             if batch.isEmpty { return scheduleApply(shell) }
+            shell.state.localTime = shell.core.clusterTime(
+                now: shell.node.clock.reading(at: now))
             results = try shell.state.apply(batch)
         } catch {
             try stop(shell, error)
@@ -282,6 +284,7 @@ extension World {
         let hash = shell.state.contentHash()
         trace.fold(hash)
         try observer.applied(shell.node.index, batch, contentHash: hash)
+        try observer.applied(shell.node.index, batch, results, shell.state)
         for (entry, result) in zip(batch, results) {
             guard let origin = entry.origin, origin.node == shell.node.id,
                 origin.incarnation == shell.life,
@@ -294,6 +297,7 @@ extension World {
         try feed(shell, .applied(shell.state.appliedIndex))
         try checkpointIfDue(shell)
         scheduleApply(shell)
+        try keepHouse(shell)
     }
 
     private func nextBatch(_ shell: RaftShell) throws(StorageError) -> [Entry] {

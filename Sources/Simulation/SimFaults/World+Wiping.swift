@@ -24,7 +24,7 @@ extension World {
         killRaft(node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
         observer.wiped(node.index, node.member.replica)
         node.disk.wipe()
-        node.checkpoint = MemoryState()
+        node.checkpoint = emptyState()
         node.member.replica = ReplicaID(node.member.replica.rawValue + 1)
         replacement = Replacement(node: node.index, wasVoter: wasVoter)
         planReplacement()

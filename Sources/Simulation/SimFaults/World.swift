@@ -58,6 +58,7 @@ package final class World {
     var workRandom: RandomSource
     var netRandom: RandomSource
     var bootRandom: RandomSource
+    var leaseRandom: RandomSource
 
     package struct Statistics: Equatable, Sendable {
         package var messages = 0
@@ -70,6 +71,8 @@ package final class World {
         package var snapshots = 0
         package var memberships = 0
         package var wipes = 0
+        package var leases = 0
+        package var compactions = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
         package var takeovers: [Duration] = []
         /// The longest time in trouble without any new commit.
@@ -94,6 +97,7 @@ package final class World {
         netRandom = source.split()
         bootRandom = source.split()
         var hardware = source.split()
+        leaseRandom = source.split()
         for index in 0..<scenario.nodes {
             let drift = scenario.clockDriftPPMMax
             let clock = SimClock(
@@ -107,6 +111,7 @@ package final class World {
                 index: index,
                 hasSession: hardware.uniform(0..<100) >= scenario.sessionlessPercent)
         }
+        for node in nodes { node.checkpoint = emptyState() }
     }
 
     /// Runs to the end, or to the first broken promise.
@@ -209,6 +214,7 @@ package final class World {
         case .graceOver(_, _, let peer, let grace): try graceOver(shell, peer, grace)
         case .replicaLearned(_, _, let peer): try changed(shell, peer)
         case .snapshotTimeout(_, _, let transfer): try snapshotTimeout(shell, transfer)
+        case .keepHouse: try lookForLeases(shell)
         case .request(let request): try take(request, shell)
         default: preconditionFailure("not an event for a raft daemon")
         }

@@ -42,6 +42,10 @@ package protocol WorldObserver: AnyObject {
     /// - Parameter leading: the term that it leads, or led when the step began.
     func committed(_ node: Int, upTo index: LogIndex, leading: Term?) throws(Violation)
     func applied(_ node: Int, _ entries: [Entry], contentHash: UInt64) throws(Violation)
+    /// The same, told with what came of it and the state that it led to.
+    func applied(
+        _ node: Int, _ entries: [Entry], _ results: [CommandResult], _ state: MemoryState
+    ) throws(Violation)
     /// The log of `node` now starts behind a snapshot.
     func installed(_ node: Int, _ meta: SnapshotMeta, contentHash: UInt64) throws(Violation)
     /// The state was ahead of the log, which starts anew behind it.

@@ -12,6 +12,8 @@ package protocol Disk: AnyObject, Sendable {
     func remove(_ name: String) throws(DiskError)
     /// Makes creations, renames and removals durable.
     func syncDirectory() throws(DiskError)
+    /// How full the file system is; nil if there is no end to it.
+    func freeSpace() throws(DiskError) -> DiskSpace?
 }
 
 /// One open file.
@@ -24,6 +26,10 @@ package protocol DiskFile: AnyObject, Sendable {
     /// The same from memory that the caller owns; saves the log a copy of each batch.
     func write(raw bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(DiskError)
     func truncate(to byteCount: UInt64) throws(DiskError)
+    /// Makes the file own the blocks of that range, so that writing there needs no space; the range
+    /// reads as zeros. Nothing is promised about what a power cut leaves of it. After an error part
+    /// of it may be there.
+    func allocate(from offset: UInt64, count: Int) throws(DiskError)
     /// fdatasync. After an error the file's content is unknown and the owner must stop (fsync errors
     /// are reported once: Rebello and others, 2020).
     func sync() throws(DiskError)

@@ -65,6 +65,11 @@ package final class MemoryDisk: Disk {
     }
 
     package func syncDirectory() throws(DiskError) {}
+
+    package func freeSpace() throws(DiskError) -> DiskSpace? {
+        let (most, used) = (space.byteCountMax, space.used)
+        return most == .max ? nil : DiskSpace(capacity: most, available: max(0, most - used))
+    }
 }
 
 /// How much room a `MemoryDisk` has left.

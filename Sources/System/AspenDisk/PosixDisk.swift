@@ -13,12 +13,17 @@ package final class PosixDisk: Disk {
 
     private let directory: Int32
     private let lock: Int32
+    /// Asked when the disk is full; if it has made room (true) the call is tried again.
+    private let relief: @Sendable () -> Bool
 
     /// Opens `path`, making its last component if it is missing.
     ///
     /// - Throws: `.locked` if another process holds the directory; `.notFound` if the parent is
     ///   missing; what the kernel said otherwise.
-    package init(path: String) throws(DiskError) {
+    package init(
+        path: String, relief: @escaping @Sendable () -> Bool = { false }
+    ) throws(DiskError) {
+        self.relief = relief
         try Self.makeDirectory(path)
         let directory = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         guard directory >= 0 else { throw .posix("open directory \(path)") }
@@ -39,9 +44,12 @@ package final class PosixDisk: Disk {
     package func open(_ name: String, create: Bool) throws(DiskError) -> any DiskFile {
         Self.check(name)
         let flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT : 0)
-        let descriptor = openat(directory, name, flags, 0o600)
+        var descriptor = openat(directory, name, flags, 0o600)
+        while descriptor < 0, errno == ENOSPC, relief() {
+            descriptor = openat(directory, name, flags, 0o600)
+        }
         guard descriptor >= 0 else { throw .posix("open \(name)") }
-        return PosixFile(name: name, descriptor: descriptor)
+        return PosixFile(name: name, descriptor: descriptor, relief: relief)
     }
 
     package func list() throws(DiskError) -> [String] {
@@ -82,6 +90,17 @@ package final class PosixDisk: Disk {
 
     package func syncDirectory() throws(DiskError) {
         guard fsync(directory) == 0 else { throw .posix("sync directory") }
+    }
+
+    package func freeSpace() throws(DiskError) -> DiskSpace? {
+        var status = statvfs()
+        guard fstatvfs(directory, &status) == 0 else { throw .posix("statvfs") }
+        func bytes(_ blocks: UInt) -> Int { Int(clamping: blocks) * Int(clamping: status.f_frsize) }
+        // Some file systems have no size (f_blocks is 0).
+        guard status.f_blocks > 0 else { return nil }
+        return DiskSpace(
+            capacity: bytes(status.f_blocks),
+            available: bytes(getuid() == 0 ? status.f_bfree : status.f_bavail))
     }
 
     /// Makes the last component, and the entry in its parent durable: a data directory that a power
@@ -144,8 +163,10 @@ final class PosixFile: DiskFile {
     private let name: String
     private let descriptor: Int32
     private let isClosed = Atomic<Bool>(false)
+    private let relief: @Sendable () -> Bool
 
-    init(name: String, descriptor: Int32) {
+    init(name: String, descriptor: Int32, relief: @escaping @Sendable () -> Bool = { false }) {
+        self.relief = relief
         self.name = name
         self.descriptor = descriptor
     }
@@ -202,7 +223,9 @@ final class PosixFile: DiskFile {
             if count >= 0 {
                 done += count
             } else if errno != EINTR {
-                return .posix("write \(name)")
+                let error = DiskError.posix("write \(name)")
+                if error.kind == .full, relief() { continue }
+                return error
             }
         }
         return nil
@@ -211,6 +234,15 @@ final class PosixFile: DiskFile {
     func truncate(to byteCount: UInt64) throws(DiskError) {
         checkOpen()
         guard ftruncate(descriptor, off_t(byteCount)) == 0 else { throw .posix("truncate \(name)") }
+    }
+
+    func allocate(from offset: UInt64, count: Int) throws(DiskError) {
+        checkOpen()
+        let code = posix_fallocate(descriptor, off_t(offset), off_t(count))
+        guard code == 0 else {
+            errno = code
+            throw .posix("allocate \(name)")
+        }
     }
 
     func sync() throws(DiskError) {

@@ -69,6 +69,8 @@ package final class RecordingDisk: Disk {
         recorder.syncEnded(sync)
     }
 
+    package func freeSpace() throws(DiskError) -> DiskSpace? { try base.freeSpace() }
+
     private func path(_ name: String) -> String {
         directory.isEmpty ? name : "\(directory)/\(name)"
     }

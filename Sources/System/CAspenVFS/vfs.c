@@ -107,7 +107,8 @@ static int aspen_write(sqlite3_file *file, const void *bytes, int count, sqlite3
     /* Noted first: should the write fail half way, what is then read is found to be wrong. */
     if (f->kind == FILE_WAL) rc = frames_wrote(f->shared, bytes, count, offset);
     if (rc != SQLITE_OK) return rc;
-    rc = real(file)->pMethods->xWrite(real(file), bytes, count, offset);
+    do rc = real(file)->pMethods->xWrite(real(file), bytes, count, offset);
+    while (rc == SQLITE_FULL && relieve(f->path));
     if (rc == SQLITE_OK) after(f, ASPEN_VFS_WRITE, offset, bytes, count);
     return rc;
 }

@@ -81,4 +81,7 @@ extern atomic_int observers_present;
 int observe_before(const aspen_vfs_event *event);
 void observe_after(const aspen_vfs_event *event);
 
+/* The disk is full: whether somebody has made room. */
+int relieve(const char *path);
+
 #endif

@@ -56,8 +56,17 @@ package enum Credentials {
         return report
     }
 
-    /// The node's key, which aspend-net makes at its first start.
-    package static func key(stateDirectory: String) -> CredentialReport {
+    package static let keyName = "key"
+
+    /// The node's key: the credential, if somebody has put one there, else what aspend-net makes at
+    /// its first start.
+    package static func key(
+        configurationDirectory: String, stateDirectory: String
+    ) -> CredentialReport {
+        let credential = owned(
+            "node key", "\(configurationDirectory)/\(directory)/\(keyName)", kind: S_IFREG,
+            mode: 0o600)
+        if credential.state == .present || credential.state == .wrong { return credential }
         var report = owned(
             "node key", "\(stateDirectory)/identity.key", kind: S_IFREG, mode: 0o600,
             isAnyOwnerRight: true)

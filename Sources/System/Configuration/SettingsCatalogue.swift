@@ -61,6 +61,18 @@ package enum SettingsCatalogue {
             kind: .integer(0...10_000_000), standard: "10000", standardNote: nil,
             summary: "Log entries kept behind the last checkpoint, for peers that were away.",
             example: nil, users: ["aspend-raft"]),
+        Setting(
+            name: "history-revisions", table: "storage", key: "history_revisions",
+            kind: .integer(1000...1_000_000_000), standard: "100000", standardNote: nil,
+            summary:
+                "Revisions that can be read and watched from; older history is compacted away.",
+            example: nil, users: ["aspend-raft"]),
+        Setting(
+            name: "history-bytes-max", table: "storage", key: "history_bytes_max",
+            kind: .integer(1_000_000...1_000_000_000_000), standard: "67108864", standardNote: nil,
+            summary:
+                "Bytes of history from which on fewer revisions are kept (at least 1,000 are).",
+            example: nil, users: ["aspend-raft"]),
     ]
 
     private static let milliseconds = Setting.Kind.integer(1...3_600_000)

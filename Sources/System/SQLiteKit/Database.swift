@@ -57,6 +57,9 @@ package final class Database {
         package init() {}
     }
 
+    /// How `PRAGMA auto_vacuum` says INCREMENTAL.
+    private static let incrementalVacuum: Int64 = 2
+
     let handle: OpaquePointer
     /// Frames in the WAL after the last commit; it shrinks when the WAL is started over.
     package private(set) var walFrameCount = 0
@@ -94,7 +97,10 @@ package final class Database {
         var reserved = Int32(ASPEN_VFS_RESERVED_BYTES)
         try check(sqlite3_file_control(handle, "main", SQLITE_FCNTL_RESERVE_BYTES, &reserved))
         try execute("PRAGMA page_size=4096")
-        try execute("PRAGMA auto_vacuum=INCREMENTAL")
+        // To set it again writes the first page again, which costs every start five syncs.
+        if try integer("PRAGMA auto_vacuum") != Self.incrementalVacuum {
+            try execute("PRAGMA auto_vacuum=INCREMENTAL")
+        }
         if options.isJournaled {
             guard try text("PRAGMA journal_mode=WAL") == "wal" else {
                 throw SQLiteError(code: SQLITE_ERROR, message: "the database refuses WAL mode")

@@ -72,12 +72,17 @@ package enum Daemon {
     /// systemd, when it throws what only a person can mend, the process stays and says it to
     /// whoever connects (see `RefusingService`).
     package static func run(
-        _ name: String, refusals: [SocketRefusal] = [], start: @escaping Start
+        _ manual: DaemonManual, refusals: [SocketRefusal] = [], start: @escaping Start
     ) -> Never {
+        let arguments = Array(CommandLine.arguments.dropFirst())
+        if let answer = manual.answer(to: arguments) {
+            print(answer, terminator: "")
+            Glibc.exit(DaemonExit.ok.rawValue)
+        }
+        let name = manual.name
         aspen_return_large_blocks()
         signal(SIGPIPE, SIG_IGN)
         let signals = blockSignals()
-        let arguments = Array(CommandLine.arguments.dropFirst())
         JournalLogHandler.bootstrap(level: ServiceSettings.logLevel(arguments: arguments))
         let logger = Logger(label: name)
         let loop = MultiThreadedEventLoopGroup(numberOfThreads: 1).next()

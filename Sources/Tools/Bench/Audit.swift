@@ -20,7 +20,15 @@ struct Audit: ParsableCommand {
     @Option(help: "Sockets of the nodes; clients are spread over them.") var socket: [String] = []
     @Option(help: "Concurrent clients.") var clients = 20
     @Option(help: "Seconds of load.") var duration = 60
+    @Flag(help: "Clients go to another node when theirs has left the cluster.")
+    var roam = false
+    @Option(help: "Sockets of nodes that need not answer at the end.") var leaver: [String] = []
     @Option(help: "Begins the keys' names.") var prefix = "audit/"
+
+    private func sockets(of number: Int) -> [String] {
+        let first = number % socket.count
+        return roam ? Array(socket[first...] + socket[..<first]) : [socket[first]]
+    }
 
     /// - Returns: the exit status: 0 when nothing acknowledged is missing or wrong, else 1.
     func audit() async throws -> Int32 {
@@ -34,14 +42,14 @@ struct Audit: ParsableCommand {
                 group.addTask {
                     let client = AuditClient(
                         number: number, of: clients, prefix: prefix,
-                        socket: socket[number % socket.count])
+                        sockets: sockets(of: number))
                     return await client.run(until: end)
                 }
             }
             return await group.reduce(into: []) { $0.append($1) }
         }
         var total = reports.reduce(into: AuditReport()) { $0.merge($1) }
-        for path in socket {
+        for path in socket where !leaver.contains(path) {
             await AuditCheck(prefix: prefix, socket: path).run(reports, into: &total)
         }
         let gap = total.longestGap(from: start, to: end)
@@ -104,7 +112,7 @@ private struct AuditClient {
     let number: Int
     let of: Int
     let prefix: String
-    let socket: String
+    let sockets: [String]
 
     func run(until end: ContinuousClock.Instant) async -> AuditReport {
         var report = AuditReport()
@@ -113,10 +121,10 @@ private struct AuditClient {
         options.timeout = .seconds(10)
         var connected: AspenClient?
         while connected == nil, ContinuousClock.now < end {
-            connected = try? await AspenClient.connect(.socket(socket), options: options)
+            connected = try? await AspenClient.connect(.sockets(sockets), options: options)
         }
         guard let client = connected else {
-            report.violations.append("client \(number) never reached \(socket)")
+            report.violations.append("client \(number) never reached \(sockets)")
             return report
         }
         var seen: [Int: Int] = [:]

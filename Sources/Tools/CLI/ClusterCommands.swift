@@ -10,7 +10,10 @@ struct ClusterArea: ParsableCommand, CommandArea {
         subcommands: [
             ClusterStatusVerb.self, ClusterHealth.self, ClusterLeader.self, ClusterTicket.self,
             ClusterEndpoint.self, ClusterInitVerb.self, ClusterAddLearner.self,
-            ClusterChangeMembership.self, ClusterSnapshot.self, ClusterTrustRoot.self,
+            ClusterPromote.self, ClusterChangeMembership.self, ClusterTransfer.self,
+            ClusterLeave.self, ClusterRemove.self, ClusterMembers.self, ClusterMetrics.self,
+            ClusterPrometheus.self, ClusterBackup.self, ClusterRestore.self, ClusterRecover.self,
+            ClusterSnapshot.self, ClusterTrustRoot.self,
         ])
 }
 
@@ -19,7 +22,8 @@ struct ClusterHealth: ClientCommand {
         commandName: "health", abstract: "Say whether the node asked can serve.",
         usage: "aspen-cli cluster health [OPTIONS]",
         discussion: """
-            'degraded' serves, but a quorum is one failure away. 'unavailable' is exit status 6.
+            'healthy' is exit status 0. 'degraded' serves, but a quorum is one failure away: status 0, \
+            or 1 with --strict. 'unavailable' is 6.
 
             EXAMPLES
               aspen-cli cluster health
@@ -27,6 +31,9 @@ struct ClusterHealth: ClientCommand {
             """)
 
     @OptionGroup var global: GlobalOptions
+
+    @Flag(help: "Exit status 1 when degraded.")
+    var strict = false
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
         let health = try await context.client.health()
@@ -40,7 +47,11 @@ struct ClusterHealth: ClientCommand {
             let detail = health.detail.isEmpty ? "" : ": \(Display.oneLine(health.detail))"
             context.output.write("\(health.status.rawValue)\(detail)\n")
         }
-        return health.status == .unavailable ? .unavailable : .done
+        return switch health.status {
+        case .healthy: .done
+        case .degraded: strict ? .failed : .done
+        case .unavailable: .unavailable
+        }
     }
 }
 
@@ -203,6 +214,9 @@ struct ClusterAddLearner: ClientCommand {
     @Option(help: "Where it can be dialled, ADDRESS:PORT; may be repeated.")
     var addr: [String] = []
 
+    @Flag(help: "Wait until it has caught up, as long as --timeout allows, then make it a voter.")
+    var autoPromote = false
+
     func prepare() throws { _ = try learner() }
 
     private func learner() throws -> (node: NodeID, endpoint: String?, addresses: [String]) {
@@ -235,6 +249,12 @@ struct ClusterAddLearner: ClientCommand {
         let learner = try learner()
         let logID = try await context.client.addLearner(
             learner.node, endpointID: learner.endpoint, addresses: learner.addresses)
+        if autoPromote {
+            let change = try await ClusterPromote.whenCaughtUp(
+                learner.node, replacing: nil, context, within: global.timeout.duration)
+            context.write(change)
+            return .done
+        }
         if context.isJSON {
             context.output.write(
                 JSON.object([("success", .bool(true)), ("log_id", .logID(logID))]).text + "\n")
@@ -250,7 +270,9 @@ struct ClusterChangeMembership: ClientCommand {
         commandName: "change-membership", abstract: "Make exactly these nodes the voters.",
         usage: "aspen-cli cluster change-membership N ... [OPTIONS]",
         discussion: """
-            Each has to be a member already. Voters left out become learners.
+            Each has to be a member already. Voters left out leave the cluster. A change after which \
+            no majority of the voters would be up and caught up is refused; --force makes it all the \
+            same, and if those that are missing do not come back, the cluster stops for good.
 
             EXAMPLES
               aspen-cli cluster change-membership 1 2 3
@@ -261,6 +283,9 @@ struct ClusterChangeMembership: ClientCommand {
     @Argument(help: "The numbers of the voters.")
     var nodes: [UInt64]
 
+    @Flag(help: "Even if the cluster may lose its quorum by it.")
+    var force = false
+
     func prepare() throws {
         if nodes.contains(0) { throw CommandFailure.usage("node numbers begin with 1") }
         if Set(nodes).count != nodes.count {
@@ -269,21 +294,9 @@ struct ClusterChangeMembership: ClientCommand {
     }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
-        let change = try await context.client.changeMembership(voters: nodes.map { NodeID($0) })
-        if context.isJSON {
-            func numbers(_ nodes: [NodeID]) -> JSON { .array(nodes.map { .number($0.rawValue) }) }
-            context.output.write(
-                JSON.object([
-                    ("success", .bool(true)), ("voters", numbers(change.voters)),
-                    ("learners", numbers(change.learners)), ("log_id", .logID(change.logID)),
-                ]).text + "\n")
-        } else {
-            func names(_ nodes: [NodeID]) -> String {
-                nodes.isEmpty ? "none" : nodes.map(\.description).joined(separator: " ")
-            }
-            context.output.write(
-                "voters: \(names(change.voters)); learners: \(names(change.learners))\n")
-        }
+        let change = try await context.client.changeMembership(
+            voters: nodes.map { NodeID($0) }, force: force)
+        context.write(change)
         return .done
     }
 }

@@ -7,6 +7,22 @@ import Glibc
 
 /// `aspen-cli`, from its arguments to its exit status.
 package enum CommandLineProgram {
+    /// What needs no cluster, on the thread that calls; nil for everything else. `config check` runs
+    /// in a sandbox that refuses the priorities which libdispatch wants for its threads, and the
+    /// first change of thread would start those.
+    package static func runAlone() -> Int32? {
+        let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
+        guard let area = arguments.first, localAreas.contains(area),
+            let verb = try? AspenCommand.parseAsRoot(arguments) as? any LocalCommand
+        else { return nil }
+        let output = Output()
+        return end(runLocally(verb, output, AspenCommand.self), output, AspenCommand.self)
+    }
+
+    private static let localAreas = [
+        ConfigArea.configuration.commandName, SetupVerb.configuration.commandName,
+    ]
+
     package static func run() async -> Int32 {
         await run(AspenCommand.self, hoistGlobalOptions(ArgumentBytes.ofProcess()))
     }
@@ -14,7 +30,12 @@ package enum CommandLineProgram {
     /// The same for a program with other commands.
     static func run(_ root: any ParsableCommand.Type, _ arguments: [String]) async -> Int32 {
         let output = Output()
-        let status = await run(root, arguments, output)
+        return end(await run(root, arguments, output), output, root)
+    }
+
+    private static func end(
+        _ status: ExitStatus, _ output: Output, _ root: any ParsableCommand.Type
+    ) -> Int32 {
         do {
             try output.flush()
         } catch {
@@ -37,6 +58,7 @@ package enum CommandLineProgram {
         guard let verb = command as? any ClientCommand else {
             return runWithoutCluster(&command, output, root)
         }
+        if let local = verb.local { return runLocally(local, output, root) }
         do {
             return try await run(verb, output)
         } catch {
@@ -194,7 +216,10 @@ struct AspenCommand: ParsableCommand, CommandArea {
               NO_COLOR               never use colours
             """,
         version: "aspen-cli \(programVersion)",
-        subcommands: [ClusterArea.self, KVArea.self, ConfigArea.self, SetupVerb.self])
+        subcommands: [
+            ClusterArea.self, KVArea.self, LeaseArea.self, WhyArea.self, ConfigArea.self,
+            SetupVerb.self,
+        ])
 }
 
 /// A command that only groups others.
@@ -213,12 +238,15 @@ extension LocalCommand {
 /// A command that talks to a cluster.
 protocol ClientCommand: ParsableCommand {
     var global: GlobalOptions { get }
+    /// What is carried out instead, if the arguments ask for something that needs no cluster.
+    var local: (any LocalCommand)? { get }
     /// Checks what needs no cluster, before one is dialled.
     func prepare() throws
     func run(_ context: CommandContext) async throws -> ExitStatus
 }
 
 extension ClientCommand {
+    var local: (any LocalCommand)? { nil }
     func prepare() throws {}
 }
 

@@ -103,7 +103,7 @@ struct ConfigurationCheck {
         }
         credentials = [
             Credentials.cookie(configurationDirectory: directory, handedOver: handedOver),
-            Credentials.key(stateDirectory: stateDirectory),
+            Credentials.key(configurationDirectory: directory, stateDirectory: stateDirectory),
         ]
         var problems = settings.problems
         // A value that could not be read is not missing.

@@ -8,7 +8,11 @@ import Glibc
 struct KVArea: ParsableCommand, CommandArea {
     static let configuration = CommandConfiguration(
         commandName: "kv", abstract: "Read and write keys.",
-        subcommands: [KVSet.self, KVGet.self, KVDelete.self, KVScan.self])
+        subcommands: [
+            KVSet.self, KVGet.self, KVDelete.self, KVCompareAndSwap.self, KVCompareAndDelete.self,
+            KVScan.self, KVBatchRead.self, KVBatchWrite.self, KVTransaction.self, KVWatch.self,
+            KVHistory.self,
+        ])
 }
 
 enum KeyEncoding: String, ExpressibleByArgument, CaseIterable {
@@ -40,12 +44,15 @@ struct KeyOptions: ParsableArguments {
         switch keyEncoding {
         case .hex: return Hex.encode(key)
         case .base64: return Base64.encode(key)
-        case .text:
-            guard let text = String(validating: key, as: UTF8.self) else {
-                return "0x" + Hex.encode(key)
-            }
-            return Display.oneLine(text)
+        case .text: return Self.plainText(key)
         }
+    }
+
+    static func plainText(_ key: [UInt8]) -> String {
+        guard let text = String(validating: key, as: UTF8.self) else {
+            return "0x" + Hex.encode(key)
+        }
+        return Display.oneLine(text)
     }
 }
 
@@ -64,6 +71,7 @@ struct KVSet: ClientCommand {
               aspen-cli kv set greeting "hello world"
               aspen-cli kv set -f photo.jpg pic
               date | aspen-cli kv set now -
+              aspen-cli kv set worker/1 up --ttl 30s
 
             A value has at most 1 MiB, a key at most 1 KiB; both may hold any bytes.
             """)
@@ -74,6 +82,12 @@ struct KVSet: ClientCommand {
     @Option(name: .shortAndLong, help: "Take the value from this file.")
     var file: String?
 
+    @Option(help: "The key goes when this lease goes.")
+    var lease: UInt64?
+
+    @Option(help: "The key goes after this time, such as 30s: under a lease of its own.")
+    var ttl: TimeLimit?
+
     @Argument(help: "The key.")
     var key: String
 
@@ -82,6 +96,9 @@ struct KVSet: ClientCommand {
 
     func prepare() throws {
         _ = try keys.bytes(of: key)
+        if lease != nil, ttl != nil {
+            throw CommandFailure.usage("--ttl makes a lease, --lease takes one: choose")
+        }
         switch (file, value) {
         case (nil, nil):
             throw CommandFailure.usage(
@@ -101,15 +118,19 @@ struct KVSet: ClientCommand {
             case (nil, "-"): try ValueSource.standardInput()
             case (nil, let value): ArgumentBytes.bytes(value ?? "")
             }
-        let answer = try await context.client.set(key, to: bytes)
+        var lease = LeaseID(lease ?? 0)
+        if let ttl { lease = try await context.client.grantLease(ttl: ttl.duration).lease }
+        let answer = try await context.client.set(key, to: bytes, lease: lease)
         if context.isJSON {
-            context.output.write(
-                JSON.object([
-                    ("success", .bool(true)), ("revision", .number(answer.revision.rawValue)),
-                    ("version", .number(answer.version)), ("log_id", .logID(answer.logID)),
-                ]).text + "\n")
+            var members: [(String, JSON)] = [
+                ("success", .bool(true)), ("revision", .number(answer.revision.rawValue)),
+                ("version", .number(answer.version)), ("log_id", .logID(answer.logID)),
+            ]
+            if lease != .none { members.append(("lease", .number(lease.rawValue))) }
+            context.output.write(JSON.object(members).text + "\n")
         } else {
-            context.output.write("OK, revision \(answer.revision)\n")
+            let under = ttl == nil ? "" : ", lease \(lease)"
+            context.output.write("OK, revision \(answer.revision)\(under)\n")
         }
         return .done
     }
@@ -134,8 +155,7 @@ struct KVGet: ClientCommand {
     @Flag(help: "Print the value's bytes and nothing else.")
     var raw = false
 
-    @Flag(help: "Take what the node asked has, without asking the leader: it may be old.")
-    var stale = false
+    @OptionGroup var freshness: FreshnessOptions
 
     @Option(help: "Read the store as it was at this revision.")
     var revision: UInt64?
@@ -154,7 +174,7 @@ struct KVGet: ClientCommand {
     func run(_ context: CommandContext) async throws -> ExitStatus {
         let key = try keys.bytes(of: key)
         let answer = try await context.client.get(
-            key, at: revision.map { Revision($0) }, consistency: stale ? .stale : .linearizable)
+            key, at: revision.map { Revision($0) }, consistency: freshness.consistency)
         if context.isJSON { printJSON(key, answer, to: context.output) }
         guard let entry = answer.entry else {
             let when = revision.map { " at revision \($0)" } ?? ""
@@ -183,48 +203,10 @@ struct KVGet: ClientCommand {
                 ("mod_revision", .number(entry.modRevision.rawValue)),
                 ("version", .number(entry.version)),
             ]
+            if entry.lease != .none { members.append(("lease", .number(entry.lease.rawValue))) }
         }
         members.append(("revision", .number(answer.revision.rawValue)))
         output.write(JSON.object(members).text + "\n")
-    }
-}
-
-struct KVDelete: ClientCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "delete", abstract: "Delete a key.",
-        usage: "aspen-cli kv delete KEY [OPTIONS]",
-        discussion: """
-            A key that does not exist is exit status 3.
-
-            EXAMPLES
-              aspen-cli kv delete greeting
-            """)
-
-    @OptionGroup var global: GlobalOptions
-    @OptionGroup var keys: KeyOptions
-
-    @Argument(help: "The key.")
-    var key: String
-
-    func prepare() throws { _ = try keys.bytes(of: key) }
-
-    func run(_ context: CommandContext) async throws -> ExitStatus {
-        let key = try keys.bytes(of: key)
-        let answer = try await context.client.delete(key)
-        if context.isJSON {
-            context.output.write(
-                JSON.object([
-                    ("success", .bool(true)), ("deleted", .bool(answer.deleted)),
-                    ("revision", .number(answer.revision.rawValue)),
-                    ("log_id", .logID(answer.logID)),
-                ]).text + "\n")
-        }
-        guard answer.deleted else {
-            context.output.note("there is no key '\(keys.text(of: key))'")
-            return .notFound
-        }
-        if !context.isJSON { context.output.write("OK, revision \(answer.revision)\n") }
-        return .done
     }
 }
 

@@ -10,7 +10,8 @@ struct KVScan: ClientCommand {
 
     static let configuration = CommandConfiguration(
         commandName: "scan", abstract: "List keys in the order of their bytes.",
-        usage: "aspen-cli kv scan [--prefix PREFIX] [--limit N | --all] [OPTIONS]",
+        usage:
+            "aspen-cli kv scan [--prefix PREFIX | --from KEY --to KEY] [--limit N | --all] [OPTIONS]",
         discussion: """
             Follows the server's pages up to --limit; all pages show the store as it was when the first \
             was read. If there is more, the token for going on is printed on standard error, and is \
@@ -19,14 +20,15 @@ struct KVScan: ClientCommand {
             EXAMPLES
               aspen-cli kv scan --prefix user/ --limit 20
               aspen-cli kv scan --prefix user/ --all --keys-only
+              aspen-cli kv scan --prefix log/ --reverse --limit 1
+              aspen-cli kv scan --prefix user/ --count
               aspen-cli kv scan --all --json | jq -r '.entries[].key'
             """)
 
     @OptionGroup var global: GlobalOptions
     @OptionGroup var keys: KeyOptions
 
-    @Option(help: "Only keys that begin with this.")
-    var prefix = ""
+    @OptionGroup var ranges: RangeOptions
 
     @Option(help: "At most so many keys.")
     var limit = Self.limitDefault
@@ -37,15 +39,27 @@ struct KVScan: ClientCommand {
     @Flag(help: "Leave the values out.")
     var keysOnly = false
 
-    @Flag(help: "Take what the node asked has, without asking the leader: it may be old.")
-    var stale = false
+    @Flag(help: "From the last key to the first.")
+    var reverse = false
+
+    @Flag(help: "Only how many keys there are, without a limit.")
+    var count = false
+
+    @Option(help: "Read the store as it was at this revision.")
+    var revision: UInt64?
+
+    @OptionGroup var freshness: FreshnessOptions
 
     @Option(help: "Go on where the scan that printed this token stopped.")
     var continuationToken: String?
 
     func prepare() throws {
-        _ = try keys.bytes(of: prefix)
+        _ = try ranges.range(keys)
         _ = try continuation()
+        if revision == 0 { throw CommandFailure.usage("revisions begin with 1") }
+        if count, keysOnly || continuationToken != nil || reverse {
+            throw CommandFailure.usage("--count counts, and lists nothing")
+        }
         if limit < 1 { throw CommandFailure.usage("--limit is 1 or more") }
     }
 
@@ -59,6 +73,7 @@ struct KVScan: ClientCommand {
     }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
+        if count { return try await countKeys(context) }
         var printer: any ScanPrinter =
             if context.isJSON {
                 JSONScanPrinter(output: context.output, keysOnly: keysOnly)
@@ -68,19 +83,36 @@ struct KVScan: ClientCommand {
                 TableScanPrinter(output: context.output, keys: keys)
             }
         var left = all ? Int.max : limit
-        var count = 0
+        var shown = 0
         var from = try continuation()
-        let prefix = try keys.bytes(of: prefix)
+        let range = try ranges.range(keys)
+        let options = ScanOptions(
+            isDescending: reverse, keysOnly: keysOnly, revision: revision.map { Revision($0) },
+            consistency: freshness.consistency)
         repeat {
             let page = try await context.client.scanPage(
-                prefix: prefix, limit: min(left, Limits.batchCountMax), continuation: from,
-                keysOnly: keysOnly, consistency: stale ? .stale : .linearizable)
+                range, options, limit: min(left, Limits.batchCountMax), continuation: from)
             printer.add(page)
             left -= page.entries.count
-            count += page.entries.count
+            shown += page.entries.count
             from = page.continuation
         } while !from.isEmpty && left > 0
-        printer.finish(count: count, token: from.isEmpty ? nil : Base32.encode(from))
+        printer.finish(count: shown, token: from.isEmpty ? nil : Base32.encode(from))
+        return .done
+    }
+}
+
+extension KVScan {
+    private func countKeys(_ context: CommandContext) async throws -> ExitStatus {
+        let answer = try await context.client.count(
+            try ranges.range(keys), at: revision.map { Revision($0) },
+            consistency: freshness.consistency)
+        context.output.write(
+            context.isJSON
+                ? JSON.object([
+                    ("count", .number(answer.count)),
+                    ("revision", .number(answer.revision.rawValue)),
+                ]).text + "\n" : "\(answer.count)\n")
         return .done
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenTypes
 import Configuration
 import Glibc
 
@@ -11,6 +12,26 @@ import Glibc
 package enum Generator {
     package static let unit = "aspend-net-quic.socket"
     package static let dropInName = "50-listen.conf"
+
+    /// What `--version` and `--help` print, and nothing else to do; nil when neither was asked for.
+    package static func answer(to arguments: [String]) -> String? {
+        if arguments == ["--version"] { return "aspen-generator \(ProgramVersion.text)\n" }
+        guard arguments == ["--help"] || arguments == ["-h"] else { return nil }
+        return """
+            aspen-generator \(ProgramVersion.text): renders node.listen of aspen.toml for systemd.
+
+            Usage: aspen-generator NORMAL-DIR EARLY-DIR LATE-DIR
+
+            systemd calls it before it loads units. Writes \(unit).d/\(dropInName) in NORMAL-DIR.
+
+            Flags:
+              --version
+                  Print name and version, and exit.
+              --help
+                  Print this, and exit.
+
+            """
+    }
 
     /// - Returns: the exit status, 0 whatever happened but for a wrong call.
     package static func run(

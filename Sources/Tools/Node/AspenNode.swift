@@ -21,7 +21,7 @@ package struct AspenNode: ParsableCommand {
               aspen-node --node-id 1 --cookie-file cookie --listen 127.0.0.1:7701
               aspen-cli --socket data/node-1/run/raft.sock cluster init
             """,
-        version: ProtocolVersion.program)
+        version: "aspen-node \(ProgramVersion.text)")
 
     @Option(help: "This node's number, unique in the cluster, at least 1.")
     var nodeID: UInt64?

@@ -53,6 +53,8 @@ extension AspenNode {
             electionTimeoutMaxMs.map(String.init) ?? setting("election-timeout-max-ms")
         settings["ASPEN_LOG_LEVEL"] = setting("log-level")
         settings["ASPEN_LOG_TAIL_ENTRIES"] = setting("log-tail-entries")
+        settings["ASPEN_HISTORY_REVISIONS"] = setting("history-revisions")
+        settings["ASPEN_HISTORY_BYTES_MAX"] = setting("history-bytes-max")
         return NodeOptions(
             nodeID: id, dataDirectory: dataDir ?? setting("data-dir") ?? "./data/node-\(id)",
             cookie: try readCookie(), listenHost: host, listenPort: port, settings: settings)

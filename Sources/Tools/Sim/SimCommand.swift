@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import ArgumentParser
+import AspenTypes
 import Glibc
 import RaftCore
 import SimChecks
@@ -17,6 +18,7 @@ package struct SimCommand: ParsableCommand {
             one seed differed); 11 a liveness promise was broken (the cluster did not come right \
             after all trouble had ended); 12 the program itself trapped on a broken invariant.
             """,
+        version: "aspen-sim \(ProgramVersion.text)",
         subcommands: [RunCommand.self, SweepCommand.self])
 
     package init() {}

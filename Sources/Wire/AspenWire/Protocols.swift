@@ -47,7 +47,7 @@ package enum ProtocolVersion {
     package static let raftPeer: UInt16 = 1
     package static let ticket: UInt8 = 1
     /// The program itself, as `cluster status` shows it.
-    package static let program = "1.0.0"
+    package static let program = ProgramVersion.text
 }
 
 /// Application error codes in RESET_STREAM, STOP_SENDING and CONNECTION_CLOSE (RFC 9000 §20.2).

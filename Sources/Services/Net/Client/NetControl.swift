@@ -156,7 +156,10 @@ package final class NetControl {
         let wasAnnounced = isAnnounced
         isAnnounced = false
         scheduleRetry()
-        if wasAnnounced { onLost() }
+        if wasAnnounced {
+            Supervision.remindOfSibling(on: eventLoop)
+            onLost()
+        }
     }
 
     private func scheduleRetry() {

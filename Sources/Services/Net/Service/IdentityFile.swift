@@ -4,6 +4,7 @@ import AspenBytes
 import AspenTypes
 import Glibc
 import QUIC
+import ServiceKit
 
 /// The node's key on disk: `identity.key` in the state directory, readable by its owner alone.
 ///
@@ -11,6 +12,10 @@ import QUIC
 /// the Ed25519 seed with a CRC-32C after them, in base 32.
 package enum IdentityFile {
     package static let name = "identity.key"
+    /// The name under which a supervisor may hand the same text over instead.
+    package static let credential = "key"
+    /// What a unit file says in place of a credential that there is not (SetCredential=).
+    private static let absent = "none"
     private static let heading = "aspen identity v1, secret"
     private static let bytesMax = 512
 
@@ -26,6 +31,25 @@ package enum IdentityFile {
             throw AspenError(.storage, "\(path) vanished while the node was starting")
         }
         return key
+    }
+
+    /// The key in a credential; nil when the unit's fallback says that there is none.
+    /// - Throws: `corrupt` when it is damaged or empty: no node is to become another one by that.
+    package static func key(handedOver secret: Secret) throws(AspenError) -> NodeKey? {
+        if secret.bytes == Array(absent.utf8) { return nil }
+        guard let key = parse(secret.bytes[...]) else {
+            throw AspenError(
+                .corrupt,
+                "the credential '\(credential)' (/etc/aspen/credentials/\(credential)) is damaged: it "
+                    + "must hold what \(name) of a node holds. Restore it from a backup; or remove it, "
+                    + "and the node uses the \(name) of its state directory")
+        }
+        return key
+    }
+
+    /// The key in the state directory; nil when there is none.
+    package static func existing(stateDirectory: String) throws(AspenError) -> NodeKey? {
+        try load("\(stateDirectory)/\(name)")
     }
 
     /// - Returns: nil when there is no file.

@@ -13,10 +13,22 @@ import ServiceKit
 
 /// `aspend-net`, from its arguments to a running service.
 package enum NetDaemon {
+    package static let manual = DaemonManual(
+        name: "aspend-net",
+        abstract: "a node's key and its one UDP socket; joins streams to daemons",
+        known: NetSettings.known,
+        flags: [
+            DaemonManual.Flag(
+                "--print-identity",
+                "Print this node's endpoint id, making the key if there is none, and exit.")
+        ])
+
     /// `--print-identity [true] --state-dir DIR`: prints the endpoint id, making the key if there is none.
     /// - Returns: the exit code, or nil when this was not asked for.
     package static func printIdentity(_ arguments: [String]) -> CInt? {
-        guard let place = arguments.firstIndex(of: "--print-identity") else { return nil }
+        guard let place = arguments.firstIndex(of: "--print-identity"),
+            manual.answer(to: arguments) == nil
+        else { return nil }
         var arguments = arguments
         arguments.remove(at: place)
         if place < arguments.count, arguments[place] == "true" { arguments.remove(at: place) }
@@ -59,7 +71,7 @@ package enum NetDaemon {
         }
         let cookie = try Secret.take("cookie", from: &sockets)
         if let warning = try CookieRule.check(cookie) { context.logger.warning("\(warning)") }
-        let key = try IdentityFile.loadOrCreate(stateDirectory: settings.stateDirectory)
+        let key = try identity(settings, &sockets, context)
         let datagramSocket = try take("quic", &sockets)
         let netSocket = try take("net.sock", &sockets)
         guard let bound = SocketAddress(boundSocket: datagramSocket) else {
@@ -93,6 +105,23 @@ package enum NetDaemon {
                 return RunningDaemon { service.drain() }
             }
         }
+    }
+
+    /// The key that the supervisor hands over, else the one in the state directory.
+    private static func identity(
+        _ settings: NetSettings, _ sockets: inout ActivatedSockets, _ context: DaemonContext
+    ) throws(AspenError) -> NodeKey {
+        guard let secret = try Secret.take(IdentityFile.credential, from: &sockets),
+            let key = try IdentityFile.key(handedOver: secret)
+        else { return try IdentityFile.loadOrCreate(stateDirectory: settings.stateDirectory) }
+        if let own = try IdentityFile.existing(stateDirectory: settings.stateDirectory),
+            own.endpoint != key.endpoint
+        {
+            context.logger.warning(
+                "the credential 'key' is another identity than \(IdentityFile.name) in the state directory, which is not used",
+                metadata: ["endpoint": "\(key.endpoint)", "unused": "\(own.endpoint)"])
+        }
+        return key
     }
 
     private static func take(

@@ -69,7 +69,7 @@ public final class AspenClient: Sendable {
     }
 
     let options: Options
-    private let engine: NIOLoopBound<RequestEngine>
+    let engine: NIOLoopBound<RequestEngine>
     private let nextID = Atomic<UInt64>(1)
     private let isClosed = Atomic<Bool>(false)
 
@@ -131,6 +131,30 @@ public final class AspenClient: Sendable {
     }
 
     // MARK: - From tasks to the loop
+
+    /// A request with several answers, over the present connection and no other.
+    func stream(
+        _ request: WireRequest, timeout: Duration,
+        part: @escaping @Sendable (WireResponse) -> Bool
+    ) async throws(AspenError) {
+        let result: Result<Void, AspenError> = await withCheckedContinuation { continuation in
+            engine.eventLoop.execute { [engine, options] in
+                engine.value.waitForConnection(budget: options.timeout) { failure in
+                    if let failure { return continuation.resume(returning: .failure(failure)) }
+                    guard let connection = engine.value.connection else {
+                        return continuation.resume(
+                            returning: .failure(
+                                AspenError(.unavailable, "the connection is closed", retry: .safe)))
+                    }
+                    connection.send(
+                        request, deadline: .now() + TimeAmount(timeout),
+                        part: part
+                    ) { result in continuation.resume(returning: result.map { _ in () }) }
+                }
+            }
+        }
+        try result.get()
+    }
 
     func perform<Answer: Sendable>(
         _ request: WireRequest, _ kind: RequestEngine.Kind, timeout: Duration?,

@@ -99,10 +99,14 @@ extension AspenClient {
     }
 
     /// Makes exactly `voters` the voters; returns when the change is committed.
+    ///
+    /// - Parameter force: even if the cluster may lose its quorum by it.
+    /// - Throws: `preconditionFailed` when the rules of safe change forbid it, saying why.
     public func changeMembership(
-        voters: [NodeID], timeout: Duration? = nil
+        voters: [NodeID], force: Bool = false, timeout: Duration? = nil
     ) async throws(AspenError) -> MembershipChange {
         var request = WireRequest()
+        request.changeMembership.force = force
         request.changeMembership.voters = voters.map(\.rawValue)
         return try await perform(request, .unnumbered, timeout: timeout) { response in
             guard case .changeMembership(let answer) = response else { return nil }

@@ -24,6 +24,10 @@ package final class ClientConnection {
         var deadline: NIODeadline
         var bytes: Int
         var completion: Completion
+        /// Takes an answer and says whether more are to come; nil: there is only one.
+        var part: ((Response) -> Bool)?
+        /// Answers come until the first failure: a drain does not wait for it.
+        var isStream = false
     }
 
     package let endpoint: Endpoint
@@ -70,6 +74,37 @@ package final class ClientConnection {
         _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline = .distantFuture,
         completion: @escaping Completion
     ) -> UInt64? {
+        send(request, deadline: deadline, part: nil, isStream: false, completion: completion)
+    }
+
+    /// The same for a request with several answers: `part` gets each, on the loop, and says whether
+    /// more are to come; `completion` gets the last one, or the error. While `part` blocks, nothing
+    /// more is read.
+    @discardableResult
+    package func send(
+        _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline = .distantFuture,
+        part: @escaping (Response) -> Bool, completion: @escaping Completion
+    ) -> UInt64? {
+        send(request, deadline: deadline, part: part, isStream: false, completion: completion)
+    }
+
+    /// Sends a request that is answered by a stream. `each` is called with every answer, and for the
+    /// last time with a failure, unless the stream is abandoned before. A drain ends it.
+    package func open(
+        _ request: Aspen_Client_V1_ClientRequest, each: @escaping Completion
+    ) -> UInt64? {
+        let part: (Response) -> Bool = { response in
+            each(.success(response))
+            return true
+        }
+        return send(
+            request, deadline: .distantFuture, part: part, isStream: true, completion: each)
+    }
+
+    private func send(
+        _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline,
+        part: ((Response) -> Bool)?, isStream: Bool, completion: @escaping Completion
+    ) -> UInt64? {
         guard isOpen, !isClosing else {
             completion(.failure(AspenError(.unavailable, "the connection is closed", retry: .safe)))
             return nil
@@ -84,7 +119,9 @@ package final class ClientConnection {
         }
         let id = nextID
         nextID += 1
-        pending[id] = Pending(deadline: deadline, bytes: bytes.count, completion: completion)
+        pending[id] = Pending(
+            deadline: deadline, bytes: bytes.count, completion: completion, part: part,
+            isStream: isStream)
         bytesInFlight += bytes.count
         transport.send { buffer in
             buffer.writeInteger(id, endianness: .little)
@@ -119,6 +156,11 @@ package final class ClientConnection {
     /// Closes as soon as the last request in flight has been answered.
     package func drain() {
         isClosing = true
+        let error = AspenError(
+            .unavailable, "\(endpoint.name) does not answer as it should", retry: .safe)
+        for id in pending.filter({ $0.value.isStream }).keys.sorted() {
+            take(id)?(.failure(error))
+        }
         closeIfDrained()
     }
 
@@ -139,6 +181,7 @@ package final class ClientConnection {
             transport.close()
             return lost(.lost("the daemon sent bytes that are no answer"))
         }
+        if let part = pending[id]?.part, !response.hasError, part(response) { return }
         // An abandoned request's answer finds nobody.
         guard let completion = take(id) else { return }
         if response.hasError {

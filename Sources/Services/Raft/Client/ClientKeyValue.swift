@@ -25,6 +25,7 @@ extension AspenClient {
         var request = WireRequest()
         request.readKey.key = Data(key)
         request.readKey.consistency = consistency.wire
+        request.readKey.stalenessMaxMs = consistency.stalenessMaxMs
         request.readKey.revision = revision?.rawValue ?? 0
         return try await perform(request, .read, timeout: timeout) { response in
             guard case .readKey(let answer) = response else { return nil }
@@ -36,17 +37,21 @@ extension AspenClient {
 
     /// Writes one key. Returns when the write is committed: durable on a quorum.
     ///
+    /// - Parameter lease: the key goes when this lease goes; `none`: it stays, also if it belonged to
+    ///   one before.
     /// - Throws: `invalidArgument` for a key or value beyond its limit, `unknownOutcome` when the
     ///   time was up with the write under way.
     @discardableResult
     public func set(
-        _ key: some Collection<UInt8>, to value: some Collection<UInt8>, timeout: Duration? = nil
+        _ key: some Collection<UInt8>, to value: some Collection<UInt8>, lease: LeaseID = .none,
+        timeout: Duration? = nil
     ) async throws(AspenError) -> WriteResult {
         try checkKey(key)
         try checkValue(value)
         var request = WireRequest()
         request.writeKey.key = Data(key)
         request.writeKey.value = Data(value)
+        request.writeKey.lease = lease.rawValue
         return try await perform(request, .write, timeout: timeout) { response in
             guard case .writeKey(let answer) = response else { return nil }
             return WriteResult(
@@ -89,39 +94,6 @@ extension AspenClient {
         }
     }
 
-    /// One page of the keys that begin with `prefix`, in the order of their bytes.
-    ///
-    /// - Parameters:
-    ///   - limit: 1 to `Limits.batchCountMax`; a page may hold fewer for its size.
-    ///   - continuation: `ScanPage.continuation` of the page before; empty for the first.
-    public func scanPage(
-        prefix: some Collection<UInt8>, limit: Int = Limits.batchCountMax,
-        continuation: [UInt8] = [], keysOnly: Bool = false,
-        consistency: Consistency = .linearizable, timeout: Duration? = nil
-    ) async throws(AspenError) -> ScanPage {
-        try checkPrefix(prefix, limit: limit)
-        var request = WireRequest()
-        request.scanKeys.prefix = Data(prefix)
-        request.scanKeys.limit = UInt32(limit)
-        request.scanKeys.continuation = Data(continuation)
-        request.scanKeys.keysOnly = keysOnly
-        request.scanKeys.consistency = consistency.wire
-        return try await perform(request, .read, timeout: timeout) { response in
-            guard case .scanKeys(let answer) = response else { return nil }
-            return ScanPage(wire: answer)
-        }
-    }
-
-    /// All keys that begin with `prefix`, page after page, as they stood when the first was read.
-    public func scan(
-        prefix: some Collection<UInt8>, pageLimit: Int = Limits.batchCountMax,
-        keysOnly: Bool = false, consistency: Consistency = .linearizable
-    ) -> ScanPages {
-        ScanPages(
-            client: self, prefix: Array(prefix), pageLimit: pageLimit, keysOnly: keysOnly,
-            consistency: consistency)
-    }
-
     // MARK: - Text
 
     /// Reads the key whose bytes are the text's UTF-8.
@@ -136,9 +108,9 @@ extension AspenClient {
     /// Writes a text under a text.
     @discardableResult
     public func set(
-        _ key: String, to value: String, timeout: Duration? = nil
+        _ key: String, to value: String, lease: LeaseID = .none, timeout: Duration? = nil
     ) async throws(AspenError) -> WriteResult {
-        try await set(Array(key.utf8), to: Array(value.utf8), timeout: timeout)
+        try await set(Array(key.utf8), to: Array(value.utf8), lease: lease, timeout: timeout)
     }
 
     /// Deletes the key whose bytes are the text's UTF-8.
@@ -148,35 +120,4 @@ extension AspenClient {
     ) async throws(AspenError) -> DeleteResult {
         try await delete(Array(key.utf8), timeout: timeout)
     }
-}
-
-/// The pages of a scan. Each iterator starts over at the first page.
-public struct ScanPages: AsyncSequence, Sendable {
-    let client: AspenClient
-    let prefix: [UInt8]
-    let pageLimit: Int
-    let keysOnly: Bool
-    let consistency: Consistency
-
-    public struct AsyncIterator: AsyncIteratorProtocol {
-        let scan: ScanPages
-        var continuation: [UInt8]? = []
-
-        public mutating func next() async throws(AspenError) -> ScanPage? {
-            try await next(isolation: nil)
-        }
-
-        public mutating func next(
-            isolation actor: isolated (any Actor)?
-        ) async throws(AspenError) -> ScanPage? {
-            guard let from = continuation else { return nil }
-            let page = try await scan.client.scanPage(
-                prefix: scan.prefix, limit: scan.pageLimit, continuation: from,
-                keysOnly: scan.keysOnly, consistency: scan.consistency)
-            continuation = page.continuation.isEmpty ? nil : page.continuation
-            return page
-        }
-    }
-
-    public func makeAsyncIterator() -> AsyncIterator { AsyncIterator(scan: self) }
 }

@@ -52,8 +52,8 @@ extension AspenClient {
             if case .value(let value) = compare.target { try checkValue(value) }
         }
         for operation in success + failure {
-            try checkKey(operation.key)
-            if case .put(_, let value) = operation { try checkValue(value) }
+            if let key = operation.key { try checkKey(key) }
+            if case .put(_, let value, _) = operation { try checkValue(value) }
         }
     }
 }

@@ -55,6 +55,8 @@ extension Aspen_Client_V1_ClientRequest {
         case .writeKey: writeKey.session = session
         case .deleteKey: deleteKey.session = session
         case .transaction: transaction.session = session
+        case .grantLease: grantLease.session = session
+        case .revokeLease: revokeLease.session = session
         default: preconditionFailure("only writes are numbered")
         }
     }

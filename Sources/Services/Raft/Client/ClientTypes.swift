@@ -14,16 +14,19 @@ public struct KeyValue: Sendable, Equatable {
     public var modRevision: Revision
     /// 1 for a key just created; grows by one with every write to it.
     public var version: UInt64
+    /// The key goes with this lease; `none`: it stays until it is deleted.
+    public var lease: LeaseID
 
     public init(
         key: [UInt8], value: [UInt8], createRevision: Revision, modRevision: Revision,
-        version: UInt64
+        version: UInt64, lease: LeaseID = .none
     ) {
         self.key = key
         self.value = value
         self.createRevision = createRevision
         self.modRevision = modRevision
         self.version = version
+        self.lease = lease
     }
 }
 
@@ -46,6 +49,9 @@ public enum Consistency: Sendable, Equatable {
     case linearizable
     /// Whatever the node asked has applied: faster, works without a quorum, may be behind.
     case stale
+    /// Shows at least every write that was acknowledged this long ago. A node that cannot promise it
+    /// is not asked twice: the client goes to another.
+    case staleAtMost(Duration)
 }
 
 /// The answer to `get`.
@@ -109,8 +115,11 @@ public struct Compare: Sendable, Equatable {
 
 /// One step of a transaction.
 public enum Operation: Sendable, Equatable {
-    case put(key: [UInt8], value: [UInt8])
+    /// The key goes when `lease` goes.
+    case put(key: [UInt8], value: [UInt8], lease: LeaseID = .none)
     case delete(key: [UInt8])
+    /// Removes every key of the range, at most `Limits.batchCountMax`.
+    case deleteRange(KeyRange)
     case get(key: [UInt8])
 }
 
@@ -120,6 +129,8 @@ public struct OperationResult: Sendable, Equatable {
     public var existed: Bool
     /// Get: nil when there is no such key.
     public var entry: KeyValue?
+    /// Delete and deleteRange: keys removed.
+    public var deletedCount: Int
 }
 
 /// The answer to `transaction`.
@@ -202,9 +213,69 @@ public struct ClusterInit: Sendable, Equatable {
     public var node: NodeID
 }
 
-/// The answer to `changeMembership`.
+/// The answer to `changeMembership`, `promoteLearner` and `leaveCluster`.
 public struct MembershipChange: Sendable, Equatable {
     public var logID: LogID
     public var voters: [NodeID]
     public var learners: [NodeID]
+}
+
+/// One figure of a node, in Prometheus' style.
+public struct Metric: Sendable, Equatable {
+    /// "aspen_raft_term", "aspen_requests_total{request=\"ReadKey\"}".
+    public var name: String
+    /// "counter", "gauge" or "histogram".
+    public var kind: String
+    public var value: Double
+    public var help: String
+}
+
+/// The answer to `raftMetrics`: consensus as the node asked sees it.
+public struct RaftMetrics: Sendable, Equatable {
+    /// How far another node is; only a leader knows.
+    public struct Progress: Sendable, Equatable {
+        public var node: NodeID
+        public var matched: LogIndex
+        public var isVoter: Bool
+        /// Can be talked to at this moment.
+        public var isLinked: Bool
+        /// Entries behind the end of the leader's log.
+        public var lag: UInt64
+    }
+
+    public var role: String
+    public var term: Term
+    public var leader: NodeID?
+    public var lastLogIndex: LogIndex
+    public var commit: LogIndex
+    public var applied: LogIndex
+    /// The log begins after it.
+    public var snapshotIndex: LogIndex
+    public var progress: [Progress]
+}
+
+/// What `why` is asked about.
+public enum WhySubject: Sendable, Equatable {
+    /// Why the present leader leads.
+    case leader
+    /// What made a commit slow.
+    case slow
+    /// Why a node is, or is not, a voter in good standing.
+    case member(NodeID)
+}
+
+/// The answer to `why`.
+public struct Explanation: Sendable, Equatable {
+    public struct Event: Sendable, Equatable {
+        /// Milliseconds since 1970, by the clock of the node that recorded it.
+        public var wallMilliseconds: UInt64
+        public var node: NodeID
+        public var kind: String
+        public var text: String
+    }
+
+    /// In one sentence.
+    public var answer: String
+    /// What it rests on, oldest first.
+    public var events: [Event]
 }

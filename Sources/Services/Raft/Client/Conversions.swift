@@ -23,6 +23,7 @@ extension AspenError {
             return
         }
         self.init(code, wire.message, retry: retry ?? .never)
+        if wire.oldestRevision > 0 { oldestRevision = Revision(wire.oldestRevision) }
     }
 
     /// The server answered another question than the one asked.
@@ -39,7 +40,8 @@ extension KeyValue {
         self.init(
             key: Array(wire.key), value: Array(wire.value),
             createRevision: Revision(wire.createRevision),
-            modRevision: Revision(wire.modRevision), version: wire.version)
+            modRevision: Revision(wire.modRevision), version: wire.version,
+            lease: LeaseID(wire.lease))
     }
 }
 
@@ -50,7 +52,14 @@ extension LogID {
 }
 
 extension Consistency {
-    var wire: Aspen_Client_V1_Consistency { self == .stale ? .stale : .linearizable }
+    var wire: Aspen_Client_V1_Consistency { self == .linearizable ? .linearizable : .stale }
+
+    /// 0: however old.
+    var stalenessMaxMs: UInt32 {
+        guard case .staleAtMost(let bound) = self else { return 0 }
+        let (seconds, attoseconds) = bound.components
+        return UInt32(clamping: max(1, seconds * 1000 + attoseconds / 1_000_000_000_000_000))
+    }
 }
 
 extension Compare {
@@ -80,18 +89,24 @@ extension Operation {
     var wire: Aspen_Client_V1_Operation {
         var message = Aspen_Client_V1_Operation()
         switch self {
-        case .put(let key, let value):
+        case .put(let key, let value, let lease):
             message.put.key = Data(key)
             message.put.value = Data(value)
+            message.put.lease = lease.rawValue
+        case .deleteRange(let range):
+            message.deleteRange.from = Data(range.from)
+            message.deleteRange.to = Data(range.to ?? [])
         case .delete(let key): message.delete.key = Data(key)
         case .get(let key): message.get.key = Data(key)
         }
         return message
     }
 
-    var key: [UInt8] {
+    /// Nil of a range.
+    var key: [UInt8]? {
         switch self {
-        case .put(let key, _), .delete(let key), .get(let key): key
+        case .put(let key, _, _), .delete(let key), .get(let key): key
+        case .deleteRange: nil
         }
     }
 }
@@ -103,7 +118,8 @@ extension TransactionResult {
             logID: LogID(wire: wire.logID),
             results: wire.results.map {
                 OperationResult(
-                    existed: $0.existed, entry: $0.hasEntry ? KeyValue(wire: $0.entry) : nil)
+                    existed: $0.existed, entry: $0.hasEntry ? KeyValue(wire: $0.entry) : nil,
+                    deletedCount: Int(clamping: $0.deleted))
             })
     }
 }

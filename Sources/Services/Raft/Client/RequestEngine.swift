@@ -73,6 +73,8 @@ final class RequestEngine {
     private var calls: [UInt64: Call] = [:]
     private var nextInternalID = RequestEngine.firstInternalID
     private(set) var isClosed = false
+    /// Told when the client is closed.
+    var watches: [ObjectIdentifier: ClientWatch] = [:]
 
     // The connection.
     private(set) var connection: ClientConnection?
@@ -262,7 +264,10 @@ final class RequestEngine {
             return finish(call, .failure(.expiredUnderARetry))
         }
         switch error.retry {
-        case .never: finish(call, .failure(error))
+        case .never:
+            // Refused before anybody looked whether an earlier attempt was carried out.
+            let isRefusal = error.code == .resourceExhausted
+            finish(call, .failure(isRefusal ? deadlineless(call, error) : error))
         case .safe: retry(call)
         case .withSession:
             call.mayHaveBeenApplied = call.changes
@@ -308,7 +313,8 @@ final class RequestEngine {
 
     /// Dials until there is a connection. `completion` gets nil, or why there is none.
     func waitForConnection(budget: Duration, _ completion: @escaping (AspenError?) -> Void) {
-        let call = Call(id: 0, WireRequest(), .connect, budget: budget) { result in
+        nextInternalID += 1
+        let call = Call(id: nextInternalID, WireRequest(), .connect, budget: budget) { result in
             switch result {
             case .success: completion(nil)
             case .failure(let error): completion(error)
@@ -370,7 +376,7 @@ final class RequestEngine {
     }
 
     /// What is in flight may still be answered by the old one.
-    private func tryAnotherEndpoint() {
+    func tryAnotherEndpoint() {
         unavailableInARow = 0
         guard dialer.endpoints.count > 1, let old = connection else { return }
         connection = nil
@@ -385,6 +391,8 @@ final class RequestEngine {
         guard !isClosed else { return completion() }
         isClosed = true
         keepAlive?.cancel()
+        for watch in watches.values { watch.clientClosed() }
+        watches = [:]
         let abandoned = calls.values.sorted { $0.id < $1.id }
         for call in abandoned { cancel(call.id) }
         guard let session, let connection, connection.isOpen else {

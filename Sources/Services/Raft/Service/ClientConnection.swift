@@ -12,6 +12,11 @@ import SwiftProtobuf
 /// Where the answer to a request goes.
 protocol ReplySink: AnyObject {
     func reply(_ response: WireResponse, to id: UInt64)
+    /// One of several answers to the same request; `reply` gives the last one.
+    func part(_ response: WireResponse, to id: UInt64)
+    var isOpen: Bool { get }
+    /// False: whoever produces parts waits.
+    var isWritable: Bool { get }
 }
 
 /// A request that waits for its answer, but for what it asks.
@@ -35,6 +40,9 @@ final class ClientConnection: ReplySink {
     /// Unread answers, in bytes, above which the connection is closed.
     static let outgoingBytesMax = 64_000_000
 
+    /// Bytes of watches that may wait for the end of a turn of the loop.
+    static let unflushedBytesMax = 262_144
+
     private let frames: FrameChannel
     private unowned let service: ClientService
     private let permission: Permission
@@ -46,6 +54,9 @@ final class ClientConnection: ReplySink {
     private var isReading = true
     private var unsentBytes = 0
     private var isClosed = false
+    /// By the id of their request: see `WatchHub`.
+    var watches: [UInt64: Watch] = [:]
+    private var unflushedBytes = 0
 
     init(
         _ frames: FrameChannel, permission: Permission, denial: AspenError, bearer: TokenBearer?,
@@ -106,10 +117,20 @@ final class ClientConnection: ReplySink {
 
     func reply(_ response: WireResponse, to id: UInt64) {
         inFlight -= 1
+        service.node.metrics.answered(response)
+        send(response, to: id)
+    }
+
+    func part(_ response: WireResponse, to id: UInt64) { send(response, to: id) }
+    var isOpen: Bool { !isClosed }
+    var isWritable: Bool { frames.isWritable }
+
+    /// In the names that this client knows.
+    private func send(_ response: WireResponse, to id: UInt64) {
         guard let bearer else { return write(response, id) }
-        var response = response
-        if let veil = bearer.veil { response.veil(veil) }
-        write(response, id)
+        var veiled = response
+        if let veil = bearer.veil { veiled.veil(veil) }
+        write(veiled, id)
         // It will not become better: another token needs another connection.
         if response.failure?.code == .unauthenticated { close() }
     }
@@ -134,8 +155,36 @@ final class ClientConnection: ReplySink {
         }
     }
 
+    // MARK: - Streams
+
+    /// The request is answered by more than one message, and waits no more.
+    func streamBegan() { inFlight -= 1 }
+
+    /// Something that is said under an id that is a stream's, whatever waits already.
+    func push(_ response: WireResponse, to id: UInt64) { send(response, to: id) }
+
+    var canStream: Bool { !isClosed && frames.isWritable }
+
+    /// One message of a stream, encoded.
+    /// - Returns: false if it was not taken, because the client does not read fast enough: `writable`
+    ///   says when it does.
+    func stream(_ bytes: ByteBuffer, to id: UInt64) -> Bool {
+        if unflushedBytes >= Self.unflushedBytesMax {
+            unflushedBytes = 0
+            frames.flush()
+        }
+        guard canStream else { return false }
+        unflushedBytes += bytes.readableBytes
+        frames.send { buffer in
+            buffer.writeInteger(id, endianness: .little)
+            buffer.writeImmutableBuffer(bytes)
+        }
+        return true
+    }
+
     private func writable() {
         unsentBytes = 0
+        service.watches.writable(self)
         guard !isReading else { return }
         isReading = true
         setReading(true)
@@ -145,14 +194,17 @@ final class ClientConnection: ReplySink {
         try? frames.channel?.syncOptions?.setOption(.autoRead, value: isOn)
     }
 
-    /// Sends what is waiting, then closes.
+    /// Sends what is waiting, then closes. Watches and backups end at once: a client that does not
+    /// read would keep them otherwise.
     func close() {
         isClosed = true
+        service.watches.closed(self)
         frames.close()
     }
 
     private func closed(_ reason: FrameChannel.Closed) {
         isClosed = true
+        service.watches.closed(self)
         service.ended(self)
         if case .oversized(let bytes) = reason {
             service.clientIsWrong("a frame of \(bytes) bytes")

@@ -19,6 +19,8 @@ extension ClientService {
     static let statusTimeout = TimeAmount.milliseconds(500)
     /// How often an administrative change that has to wait looks again.
     static let changeRetryInterval = TimeAmount.milliseconds(5)
+    /// How long a change waits for nodes that have only to catch up.
+    static let changePatience = Duration.seconds(5)
 
     // MARK: - How it goes
 
@@ -76,7 +78,7 @@ extension ClientService {
         return status
     }
 
-    private var roleText: String {
+    var roleText: String {
         switch node.standing.role {
         case .leader: "leader"
         case .follower: "follower"
@@ -104,6 +106,7 @@ extension ClientService {
                 body.lastLogIndex = node.core.lastIndex.rawValue
                 body.firstLogIndex = node.firstLogIndex.rawValue
                 body.stateHash = hash
+                body.stateVersion = UInt32(KVVersion.supported)
                 then(body)
             }
         }
@@ -286,7 +289,7 @@ extension ClientService {
                 AspenError(
                     .invalidArgument, "name 1 to \(Limits.votersMax) voters, each of them once"))
         }
-        change(.changeMembership, origin) { (membership) throws(AspenError) in
+        change(.changeMembership, origin) { [self] (membership) throws(AspenError) in
             for voter in voters where membership.member(voter) == nil {
                 throw AspenError(
                     .preconditionFailed,
@@ -294,18 +297,22 @@ extension ClientService {
                         + "\(voter)` first")
             }
             if voters == membership.voters { return nil }
+            if !body.force {
+                try refuseLossOfQuorum(from: membership, to: voters)
+            }
             return (voters, membership.learners.filter { !voters.contains($0) }, [])
         }
     }
 
-    private typealias Wish = (
+    typealias Wish = (
         voters: [NodeID], learners: [NodeID], members: [Membership.Member]
     )
 
     /// Makes a change as soon as the one before it is through. `wish` gets the membership in force
     /// and says what to make of it; nil: it is so already.
-    private func change(
+    func change(
         _ kind: WriteKind, _ origin: RequestOrigin,
+        patience: MonotonicInstant = RaftNode.now + ClientService.changePatience,
         _ wish: @escaping (Membership) throws(AspenError) -> Wish?
     ) {
         guard let membership = node.membership else { return origin.fail(outsideCluster) }
@@ -315,12 +322,7 @@ extension ClientService {
         guard RaftNode.now < origin.deadline else { return origin.fail(Self.changeTooSlow) }
         let core = node.core
         guard core.isReady, !membership.isJoint, core.membershipIndex <= core.commitIndex else {
-            let box = NIOLoopBound((self, origin, wish), eventLoop: node.loop)
-            node.loop.scheduleTask(in: Self.changeRetryInterval) {
-                let (service, origin, wish) = box.value
-                service.change(kind, origin, wish)
-            }
-            return
+            return changeLater(kind, origin, patience, wish)
         }
         do {
             guard let wanted = try wish(membership) else {
@@ -337,7 +339,21 @@ extension ClientService {
                     voters: wanted.voters, learners: wanted.learners, members: wanted.members,
                     id: id))
         } catch {
-            origin.fail(error)
+            if error.retry == .safe, RaftNode.now < patience {
+                return changeLater(kind, origin, patience, wish)
+            }
+            origin.fail(AspenError(error.code, error.message))
+        }
+    }
+
+    private func changeLater(
+        _ kind: WriteKind, _ origin: RequestOrigin, _ patience: MonotonicInstant,
+        _ wish: @escaping (Membership) throws(AspenError) -> Wish?
+    ) {
+        let box = NIOLoopBound((self, origin, wish), eventLoop: node.loop)
+        node.loop.scheduleTask(in: Self.changeRetryInterval) {
+            let (service, origin, wish) = box.value
+            service.change(kind, origin, patience: patience, wish)
         }
     }
 

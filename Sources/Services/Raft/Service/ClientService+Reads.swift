@@ -13,7 +13,13 @@ struct PendingRead {
     enum Shape {
         case key
         case keyAtRevision
-        case scan(prefix: [UInt8])
+        case scan(scope: ScanToken.Scope)
+        /// `sofar`: what earlier parts of the range counted.
+        case count(CountRequest, sofar: UInt64)
+        case batch(count: Int)
+        case history
+        case lease(LeaseID)
+        case leases
         /// What this node knows by then.
         case tokenRoots
         case revokedTokens
@@ -24,6 +30,8 @@ struct PendingRead {
     var shape: Shape
     /// Of a stale read, the revision asked for may exist on another node.
     var isStale = false
+    /// Waits for a round only because nobody knows how old the state here is.
+    var isBounded = false
 }
 
 extension ClientService {
@@ -31,57 +39,86 @@ extension ClientService {
 
     func readKey(_ body: Aspen_Client_V1_ReadKeyRequest, _ origin: RequestOrigin) {
         let key = Array(body.key)
-        guard !key.isEmpty, key.count <= Limits.keyBytesMax else {
-            return origin.fail(
-                AspenError(
-                    .invalidArgument, "a key has 1 to \(Limits.keyBytesMax) bytes, not \(key.count)"
-                ))
-        }
+        if let refusal = Self.refusal(ofKey: key) { return origin.fail(refusal) }
         var read = PendingRead(origin: origin, query: .get(key), shape: .key)
         if body.revision != 0 {
             read.query = .range(
                 RangeRequest(from: key, to: key + [0], limit: 1, at: Revision(body.revision)))
             read.shape = .keyAtRevision
         }
-        submit(read, body.consistency)
+        submit(read, body.consistency, stalenessMaxMs: body.stalenessMaxMs)
     }
 
     func scanKeys(_ body: Aspen_Client_V1_ScanKeysRequest, _ origin: RequestOrigin) {
-        let prefix = Array(body.prefix)
-        guard prefix.count <= Limits.keyBytesMax else {
-            return origin.fail(
-                AspenError(
-                    .invalidArgument, "a prefix has at most \(Limits.keyBytesMax) bytes"))
+        do {
+            let read = try scan(body, origin)
+            submit(read, body.consistency, stalenessMaxMs: body.stalenessMaxMs)
+        } catch {
+            origin.fail(error)
         }
-        let limit =
-            body.limit == 0 ? Limits.batchCountMax : min(Int(body.limit), Limits.batchCountMax)
+    }
+
+    private func scan(
+        _ body: Aspen_Client_V1_ScanKeysRequest, _ origin: RequestOrigin
+    ) throws(AspenError) -> PendingRead {
+        let range = try Self.range(of: body)
+        let at = body.revision == 0 ? nil : Revision(body.revision)
+        if body.countOnly {
+            let request = CountRequest(
+                from: range.from, to: range.to, at: at, excluding: ReservedNamespace.prefix)
+            return PendingRead(
+                origin: origin, query: .count(request), shape: .count(request, sofar: 0))
+        }
+        let scope = ScanToken.Scope(
+            from: range.from, to: range.to, isDescending: body.descending)
         var request = RangeRequest(
-            from: prefix, to: ScanToken.end(of: prefix), limit: limit, keysOnly: body.keysOnly)
+            from: range.from, to: range.to, limit: Self.limit(body.limit), at: at,
+            keysOnly: body.keysOnly, descending: body.descending,
+            excluding: ReservedNamespace.prefix)
         if !body.continuation.isEmpty {
-            do {
-                let token = try ScanToken(decoding: Array(body.continuation), prefix: prefix)
-                request.from = token.lastKey + [0]
-                request.at = token.revision
-            } catch {
-                return origin.fail(
-                    AspenError(
-                        .invalidArgument,
-                        "the continuation is not one that a scan of this prefix gave (\(error))"))
+            let token: ScanToken
+            do { token = try ScanToken(decoding: Array(body.continuation), scope: scope) } catch {
+                throw AspenError(
+                    .invalidArgument,
+                    "the continuation is not one that a scan of this range gave (\(error))")
             }
+            if body.descending {
+                request.to = token.lastKey
+            } else {
+                request.from = token.lastKey + [0]
+            }
+            request.at = token.revision
         }
-        submit(
-            PendingRead(origin: origin, query: .range(request), shape: .scan(prefix: prefix)),
-            body.consistency)
+        return PendingRead(origin: origin, query: .range(request), shape: .scan(scope: scope))
     }
 
-    /// The read itself only waits until everything before it is applied here.
-    func listTokens(_ shape: PendingRead.Shape, _ origin: RequestOrigin) {
-        submit(
-            PendingRead(origin: origin, query: .get(TokenTrust.prefix), shape: shape), .linearizable
-        )
+    private static func range(
+        of body: Aspen_Client_V1_ScanKeysRequest
+    ) throws(AspenError) -> VisibleRange {
+        guard body.from.isEmpty && body.to.isEmpty else {
+            guard body.prefix.isEmpty else {
+                throw AspenError(
+                    .invalidArgument, "a scan has a prefix or bounds (from, to), not both")
+            }
+            return try VisibleRange(
+                from: Array(body.from), to: body.to.isEmpty ? nil : Array(body.to))
+        }
+        guard body.prefix.count <= Limits.keyBytesMax else {
+            throw AspenError(
+                .invalidArgument, "a prefix has at most \(Limits.keyBytesMax) bytes")
+        }
+        let range = KeyRange(prefix: Array(body.prefix))
+        return try VisibleRange(from: range.from, to: range.to)
     }
 
-    private func submit(_ read: PendingRead, _ consistency: Aspen_Client_V1_Consistency) {
+    static func limit(_ wanted: UInt32) -> Int {
+        wanted == 0 ? Limits.batchCountMax : min(Int(wanted), Limits.batchCountMax)
+    }
+
+    func submit(
+        _ read: PendingRead, _ consistency: Aspen_Client_V1_Consistency = .linearizable,
+        stalenessMaxMs: UInt32 = 0
+    ) {
         guard node.membership != nil else { return read.origin.fail(outsideCluster) }
         guard readCount < Limits.readsInFlightMax else {
             return read.origin.fail(
@@ -92,21 +129,38 @@ extension ClientService {
         }
         readCount += 1
         var read = read
+        let bound = Duration.milliseconds(Int64(stalenessMaxMs))
         switch consistency {
-        case .stale:
+        case .stale where bound == .zero || isFresh(within: bound):
             read.isStale = true
-            let round = nextLocalRound
-            nextLocalRound += 1
-            execute(round, [read])
-        case .linearizable, .UNRECOGNIZED:
-            rounds[node.read(), default: []].append(read)
-            armSweep()
+            executeNow(read)
+        case .stale:
+            read.isBounded = true
+            read.origin = Self.hurried(read.origin, bound)
+            join(read)
+        case .linearizable, .UNRECOGNIZED: join(read)
         }
+    }
+
+    private func join(_ read: PendingRead) {
+        let round = node.read()
+        rounds[round, default: []].append(read)
+        if roundsBegan[round] == nil { roundsBegan[round] = RaftNode.now }
+        armSweep()
+    }
+
+    func executeNow(_ read: PendingRead) {
+        let round = nextLocalRound
+        nextLocalRound += 1
+        execute(round, [read])
     }
 
     // MARK: - Rounds
 
     func readReady(_ round: UInt64) {
+        if let began = roundsBegan.removeValue(forKey: round) {
+            freshAsOf = max(freshAsOf ?? began, began)
+        }
         guard let reads = rounds.removeValue(forKey: round) else { return }
         execute(round, reads)
     }
@@ -117,29 +171,44 @@ extension ClientService {
         queries.reserveCapacity(reads.count)
         for read in reads {
             queries.append(read.query)
-            if case .range = read.query { isCheap = false }
+            if case .get = read.query {} else { isCheap = false }
         }
         executing[round] = reads
         node.state.read(round: round, queries, isCheap: isCheap)
     }
 
     func readFailed(_ round: UInt64) {
+        roundsBegan[round] = nil
         guard let reads = rounds.removeValue(forKey: round) else { return }
-        waitingReads += reads
+        for read in reads {
+            guard read.isBounded else {
+                waitingReads.append(read)
+                continue
+            }
+            readCount -= 1
+            read.origin.fail(Self.isTooOld)
+        }
     }
 
     func readWaiting() {
         guard !waitingReads.isEmpty else { return }
         var waiting: [PendingRead] = []
         swap(&waiting, &waitingReads)
-        rounds[node.read(), default: []] += waiting
+        for read in waiting { join(read) }
     }
 
     func finishReads(_ round: UInt64, _ answers: [StateAnswer]) {
         guard let reads = executing.removeValue(forKey: round) else { return }
         precondition(reads.count == answers.count, "one answer a query")
         readCount -= reads.count
-        for (read, answer) in zip(reads, answers) { read.origin.reply(respond(read, answer)) }
+        for (read, answer) in zip(reads, answers) {
+            if let rest = Self.rest(of: read, after: answer) {
+                readCount += 1
+                executeNow(rest)
+            } else {
+                read.origin.reply(respond(read, answer))
+            }
+        }
     }
 
     func sweepReads(_ now: MonotonicInstant) {
@@ -150,6 +219,14 @@ extension ClientService {
         if node.standing.leader != nil { readWaiting() }
     }
 
+    func dismissReads() {
+        let waiting = rounds.keys.sorted().flatMap { rounds[$0] ?? [] } + waitingReads
+        rounds = [:]
+        waitingReads = []
+        readCount -= waiting.count
+        for read in waiting { read.origin.fail(Self.hasLeftCluster) }
+    }
+
     private func expire(_ reads: [PendingRead], _ now: MonotonicInstant) -> [PendingRead] {
         var kept: [PendingRead] = []
         for read in reads {
@@ -157,56 +234,9 @@ extension ClientService {
                 kept.append(read)
             } else {
                 readCount -= 1
-                read.origin.fail(Self.noLeader)
+                read.origin.fail(read.isBounded ? Self.isTooOld : Self.noLeader)
             }
         }
         return kept
-    }
-
-    // MARK: - Answers
-
-    private func respond(_ read: PendingRead, _ answer: StateAnswer) -> WireResponse {
-        switch (read.shape, answer) {
-        case (.key, .value(let entry, let revision)):
-            var body = Aspen_Client_V1_ReadKeyResponse()
-            if let entry { body.entry = Aspen_Client_V1_KeyValue(entry) }
-            body.revision = revision.rawValue
-            return WireResponse(.readKey(body))
-        case (.tokenRoots, .value): return listedRoots
-        case (.revokedTokens, .value): return listedRevocations
-        case (_, .range(.compacted(let oldest))):
-            return WireResponse(
-                AspenError(
-                    .compacted,
-                    "that revision is compacted away; the oldest that can be read is \(oldest)"))
-        case (_, .range(.future(let current))) where !read.isStale:
-            return WireResponse(
-                AspenError(
-                    .invalidArgument,
-                    "that revision is in the future: the store is at \(current)"))
-        case (_, .range(.future(let current))):
-            return WireResponse(
-                AspenError(
-                    .unavailable,
-                    "this node has not seen that revision yet (it is at \(current)): ask again, or "
-                        + "another node", retry: .safe))
-        case (.keyAtRevision, .range(.page(let page))):
-            var body = Aspen_Client_V1_ReadKeyResponse()
-            if let entry = page.entries.first { body.entry = Aspen_Client_V1_KeyValue(entry) }
-            body.revision = page.revision.rawValue
-            return WireResponse(.readKey(body))
-        case (.scan(let prefix), .range(.page(let page))):
-            var body = Aspen_Client_V1_ScanKeysResponse()
-            body.entries = page.entries.filter { !KeySpan.isReserved($0.key) }
-                .map { Aspen_Client_V1_KeyValue($0) }
-            body.revision = page.revision.rawValue
-            if page.more, let last = page.entries.last {
-                body.continuation = Data(
-                    ScanToken(revision: page.revision, lastKey: last.key).encoded(prefix: prefix))
-            }
-            return WireResponse(.scanKeys(body))
-        default:
-            return WireResponse(AspenError(.internal, "the state answered another question"))
-        }
     }
 }

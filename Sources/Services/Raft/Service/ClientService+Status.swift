@@ -9,14 +9,11 @@ import RaftCore
 import RaftStorage
 import ServiceKit
 
-// What a node does by itself: its status line, and ending sessions that nobody keeps alive.
+// What a node says of itself: its status line.
 
 extension ClientService {
     /// The status line changes at most this often.
     static let statusInterval = TimeAmount.seconds(1)
-    /// A leader looks for silent sessions at least this often.
-    static let expiryInterval = Duration.seconds(15)
-    static let expiryIntervalMin = Duration.seconds(1)
 
     /// "leader of 3, term 5, applied 1234"
     func updateStatus() {
@@ -49,48 +46,8 @@ extension ClientService {
             role = "follower of node \(standing.leader?.description ?? "?")"
         case .follower, .preCandidate, .candidate: role = "without a leader"
         }
-        return "\(role), term \(standing.term), applied \(node.applied.index)"
-    }
-
-    /// As long as this node leads, it proposes the end of sessions whose time is up.
-    func scheduleExpiry() {
-        guard node.standing.role == .leader else {
-            expiry?.cancel()
-            expiry = nil
-            return
-        }
-        guard expiry == nil else { return }
-        scheduleExpiry(in: Self.expiryInterval)
-    }
-
-    private func scheduleExpiry(in delay: Duration) {
-        let box = NIOLoopBound(self, eventLoop: node.loop)
-        expiry = node.loop.scheduleTask(in: .nanoseconds(delay.nanoseconds)) {
-            box.value.lookForSilentSessions()
-        }
-    }
-
-    private func lookForSilentSessions() {
-        expiry = nil
-        guard node.standing.role == .leader, !node.isStopped else { return }
-        let box = NIOLoopBound(self, eventLoop: node.loop)
-        node.state.perform { store in
-            let due = try store.nextSessionExpiry()
-            return { box.value.expireSessions(due) }
-        }
-    }
-
-    private func expireSessions(_ due: ClusterTime?) {
-        guard node.standing.role == .leader, expiry == nil else { return }
-        let now = node.core.clusterTime(now: RaftNode.now)
-        guard let due else { return scheduleExpiry(in: Self.expiryInterval) }
-        guard due <= now else {
-            let wait = Duration.milliseconds(Int64(clamping: due.milliseconds - now.milliseconds))
-            return scheduleExpiry(
-                in: max(Self.expiryIntervalMin, min(wait, Self.expiryInterval)))
-        }
-        submit(.expireSessions, .housekeeping, hasSession: false, nil)
-        scheduleExpiry(in: Self.expiryIntervalMin)
+        return
+            "\(role), term \(standing.term), applied \(node.applied.index)\(node.space.statusText)"
     }
 
     /// Milliseconds since 1970, for the first stamp of a new cluster.

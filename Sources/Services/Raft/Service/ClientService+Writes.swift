@@ -13,6 +13,8 @@ final class PendingWrite {
     let payload: [UInt8]
     /// Proposing it again cannot apply it twice.
     let hasSession: Bool
+    /// Needs space for good: see `SpaceWatch.refusal`.
+    let grows: Bool
     /// Under which numbers it was proposed and may still be applied.
     var numbers: [UInt64] = []
     /// The term in which it was last given to the core; nil until then.
@@ -21,8 +23,14 @@ final class PendingWrite {
     /// A snapshot has skipped entries that it may have been among.
     var isFateUnknown = false
     var isDone = false
+    /// Called once, when nobody waits for it any more.
+    var onDone: () -> Void = {}
 
-    init(_ origin: RequestOrigin?, _ kind: WriteKind, _ payload: [UInt8], hasSession: Bool) {
+    init(
+        _ origin: RequestOrigin?, _ kind: WriteKind, _ payload: [UInt8], hasSession: Bool,
+        grows: Bool = false
+    ) {
+        self.grows = grows
         self.origin = origin
         self.kind = kind
         self.payload = payload
@@ -39,7 +47,9 @@ extension ClientService {
 
     func writeKey(_ body: Aspen_Client_V1_WriteKeyRequest, _ origin: RequestOrigin) {
         submit(
-            Transaction(success: [.put(key: Array(body.key), value: Array(body.value))]),
+            Transaction(success: [
+                .put(key: Array(body.key), value: Array(body.value), lease: LeaseID(body.lease))
+            ]),
             SessionRequest(body.session, isPresent: body.hasSession), .writeKey, origin)
     }
 
@@ -63,10 +73,16 @@ extension ClientService {
         _ transaction: Transaction, _ session: SessionRequest?, _ kind: WriteKind,
         _ origin: RequestOrigin
     ) {
+        if let refusal = Self.reserved(transaction) { return origin.fail(refusal) }
         if let refusal = transaction.validate() {
             return origin.fail(AspenError(refusal.code, refusal.message))
         }
-        submit(.transaction(transaction, session), kind, hasSession: session != nil, origin)
+        if let refusal = node.space.refusal(grows: transaction.grows) {
+            return origin.fail(refusal)
+        }
+        submit(
+            .transaction(transaction, session), kind, hasSession: session != nil,
+            grows: transaction.grows, origin)
     }
 
     func openSession(_ origin: RequestOrigin) {
@@ -85,22 +101,37 @@ extension ClientService {
 
     /// - Parameter hasSession: applying the command twice is the same as once.
     func submit(
-        _ command: Command, _ kind: WriteKind, hasSession: Bool, _ origin: RequestOrigin?
+        _ command: Command, _ kind: WriteKind, hasSession: Bool, grows: Bool = false,
+        _ origin: RequestOrigin?
     ) {
         guard node.membership != nil else {
             origin?.fail(outsideCluster)
             return
         }
+        if let origin, let refusal = node.space.refusalOfFollowing {
+            return origin.fail(refusal)
+        }
         guard writeCount < Limits.proposalsInFlightMax else {
             origin?.fail(Self.tooManyWrites)
             return
         }
+        guard command.version <= node.applied.facts.activeVersion else {
+            origin?.fail(Self.versionNotActive)
+            return
+        }
         let payload = CommandCodec.encode(command)
-        let write = PendingWrite(origin, kind, payload, hasSession: hasSession)
+        let write = PendingWrite(
+            origin, kind, payload, hasSession: hasSession, grows: grows)
         writeCount += 1
         propose(write)
         armSweep()
     }
+
+    static let versionNotActive = AspenError(
+        .unsupportedVersion,
+        "the cluster does not know leases yet: a member still runs an older program or cannot be "
+            + "asked (`aspen-cli cluster status`); they are there a moment after the last one is "
+            + "upgraded", retry: .safe)
 
     private func propose(_ write: PendingWrite) {
         let number = node.propose(write.payload)
@@ -110,6 +141,18 @@ extension ClientService {
         writes[number] = write
         unstamped.append(write)
     }
+
+    func compact(to revision: Revision, ended: @escaping () -> Void) {
+        guard writeCount < Limits.proposalsInFlightMax else { return ended() }
+        let write = PendingWrite(
+            nil, .housekeeping, CommandCodec.encode(.compact(revision)), hasSession: false)
+        write.onDone = ended
+        writeCount += 1
+        propose(write)
+        armSweep()
+    }
+
+    func spaceChanged() { updateStatus() }
 
     /// Puts an administrative write into the table; the caller gives it to the core.
     func register(_ write: PendingWrite, number: UInt64) {
@@ -128,9 +171,14 @@ extension ClientService {
 
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
         if let trust = batch.trust { setTrust(trust) }
+        var isHousekeeping = false
         for answer in answers {
             guard let write = writes[answer.number] else { continue }
             finish(write)
+            if case .housekeeping = write.kind { isHousekeeping = true }
+            if write.origin != nil {
+                node.metrics.committed(after: RaftNode.now - write.proposedAt)
+            }
             write.origin?.reply(
                 write.kind.response(
                     answer, node: options.raft.node, membership: node.membership))
@@ -139,7 +187,30 @@ extension ClientService {
             lastAppliedTerm = batch.term
             proposeLost(before: batch.term)
         }
+        keepHouse()
+        if isHousekeeping { housekeepingApplied() }
+        if batch.membershipIndex != nil, hasLeft { dismissClients() }
+        watches.applied(batch)
         updateStatus()
+    }
+
+    /// Those that were given to a leader may be carried out yet; under a session they can be sent
+    /// again, to another node.
+    func dismissWrites() {
+        for number in writes.keys.sorted() {
+            guard let write = writes[number], !write.isDone else { continue }
+            finish(write)
+            write.origin?.fail(
+                AspenError(
+                    .unknownOutcome,
+                    "this node left the cluster before it knew what became of the write",
+                    retry: .withSession))
+        }
+        for write in waitingForLeader where !write.isDone {
+            finish(write)
+            write.origin?.fail(Self.hasLeftCluster)
+        }
+        waitingForLeader = []
     }
 
     /// An entry of `term` has been applied, so no entry of an earlier term will ever follow. What
@@ -150,7 +221,10 @@ extension ClientService {
             guard let write = writes[number], !write.isDone, !write.isFateUnknown,
                 write.numbers.last == number, let proposed = write.proposedTerm, proposed < term
             else { continue }
-            if case .initCluster = write.kind { continue }
+            switch write.kind {
+            case .initCluster, .recoverQuorum: continue
+            default: break
+            }
             forgetNumbers(of: write)
             if case .housekeeping = write.kind { finish(write) } else { proposeAgain(write) }
         }
@@ -159,6 +233,7 @@ extension ClientService {
     /// A snapshot has skipped entries, and with them perhaps answers.
     func skipped() {
         loadTrust()
+        watches.skipped()
         for number in writes.keys.sorted() {
             guard let write = writes[number], !write.isDone else { continue }
             if write.hasSession {
@@ -170,14 +245,11 @@ extension ClientService {
     }
 
     private func proposeAgain(_ write: PendingWrite) {
-        switch write.kind {
-        case .addLearner, .changeMembership, .initCluster:
-            // Made for the leader that was: whoever asked asks again.
-            finish(write)
-            write.origin?.fail(
-                AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
-        default: propose(write)
-        }
+        guard write.kind.isAdministrative else { return propose(write) }
+        // Made for the leader that was: whoever asked asks again.
+        finish(write)
+        write.origin?.fail(
+            AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
     }
 
     /// The link to the leader is whole again: what was on its way through the old one may be lost.
@@ -188,10 +260,8 @@ extension ClientService {
             guard let write = writes[number], !write.isDone, write.numbers.last == number,
                 write.proposedTerm == term
             else { continue }
-            switch write.kind {
-            case .addLearner, .changeMembership, .initCluster: continue
-            default: proposals.append((number, write.payload))
-            }
+            if write.kind.isAdministrative { continue }
+            proposals.append((number, write.payload))
         }
         node.forwardAgain(proposals)
     }
@@ -204,13 +274,10 @@ extension ClientService {
         switch failure {
         case .noLeader:
             if case .housekeeping = write.kind { return finish(write) }
-            switch write.kind {
-            case .addLearner, .changeMembership:
-                finish(write)
-                write.origin?.fail(
-                    AspenError(.unavailable, "this node leads no more", retry: .safe))
-            default: waitingForLeader.append(write)
-            }
+            guard write.kind.isAdministrative else { return waitingForLeader.append(write) }
+            finish(write)
+            write.origin?.fail(
+                AspenError(.unavailable, "this node leads no more", retry: .safe))
         case .tooMany:
             finish(write)
             write.origin?.fail(Self.tooManyWrites)
@@ -231,7 +298,15 @@ extension ClientService {
         guard !waitingForLeader.isEmpty else { return }
         var waiting: [PendingWrite] = []
         swap(&waiting, &waitingForLeader)
-        for write in waiting where !write.isDone { propose(write) }
+        for write in waiting where !write.isDone {
+            // Nothing of it is in any log.
+            if write.origin != nil, let refusal = node.space.refusal(of: write) {
+                finish(write)
+                write.origin?.fail(refusal)
+            } else {
+                propose(write)
+            }
+        }
     }
 
     /// Takes the write out of every table; answering it is the caller's.
@@ -240,6 +315,7 @@ extension ClientService {
         write.isDone = true
         writeCount -= 1
         forgetNumbers(of: write)
+        write.onDone()
     }
 
     private func forgetNumbers(of write: PendingWrite) {

@@ -38,7 +38,17 @@ final class ClientService: @unchecked Sendable {
     var executing: [UInt64: [PendingRead]] = [:]
     var waitingReads: [PendingRead] = []
     var readCount = 0
+    /// When each round of `rounds` was asked for at the earliest.
+    var roundsBegan: [UInt64: MonotonicInstant] = [:]
+    /// The state here is not older than this: a round that began then has been waited for.
+    var freshAsOf: MonotonicInstant?
     var nextLocalRound: UInt64 = 1 << 63
+
+    /// A backup that is being restored.
+    var restoring: RestoreIntake?
+    /// Backups that are being sent.
+    var backupCount = 0
+    let watches: WatchHub
 
     private var isSweeping = false
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
@@ -47,7 +57,7 @@ final class ClientService: @unchecked Sendable {
     private var drained: EventLoopPromise<Void>?
     var statusText = ""
     var isStatusScheduled = false
-    var expiry: Scheduled<Void>?
+    var housekeeping = Housekeeping()
     // Tokens: see ClientService+Tokens.
     var trust: TokenTrust?
     var trustGeneration: UInt64 = 0
@@ -60,6 +70,7 @@ final class ClientService: @unchecked Sendable {
         self.links = links
         logger = node.logger
         options = node.options
+        watches = WatchHub(node: node)
         lastAppliedTerm = node.applied.term
         node.client = self
     }
@@ -89,6 +100,8 @@ final class ClientService: @unchecked Sendable {
         connection.start()
         if bearer != nil { sweepTokens() }
     }
+
+    var connectionCount: Int { connections.count }
 
     func ended(_ connection: ClientConnection) {
         connections[ObjectIdentifier(connection)] = nil
@@ -120,6 +133,7 @@ final class ClientService: @unchecked Sendable {
                     "the request names nothing to do, or something this version does not know"))
         }
         let rule = Self.requestTable[named.row]
+        node.metrics.asked(row: named.row)
         if let refusal = refusal(of: named, rule, permission, denial, bearer) {
             return origin.fail(refusal)
         }
@@ -133,6 +147,15 @@ final class ClientService: @unchecked Sendable {
             return origin.fail(
                 AspenError(.unavailable, "this node is stopping: ask another", retry: .safe))
         }
+        if case .leaveCluster(var leave) = body, leave.nodeID == 0 {
+            // Whoever carries it out must know who was asked.
+            leave.nodeID = options.raft.node.rawValue
+            var named = request
+            named.leaveCluster = leave
+            return handle(
+                named, origin, permission: permission, denial: denial, bearer: bearer)
+        }
+        if hasLeft, !isAnsweredAlone(body) { return origin.fail(Self.hasLeftCluster) }
         if rule.isForLeader, !isLeader {
             return passToLeader(request, origin)
         }
@@ -148,7 +171,9 @@ final class ClientService: @unchecked Sendable {
             sink: PeerSink(channel), id: id, deadline: deadline(milliseconds: request.timeoutMs),
             isFromPeer: true)
         switch request.request {
-        case .getNodeInfo, .addLearner, .changeMembership: break
+        case .getNodeInfo, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
+            .transferLeadership, .why:
+            break
         default:
             return origin.fail(AspenError(.permissionDenied, "peers do not ask that of each other"))
         }
@@ -263,6 +288,10 @@ private final class PeerSink: ReplySink {
     private let channel: FrameChannel
     init(_ channel: FrameChannel) { self.channel = channel }
 
+    func part(_ response: WireResponse, to id: UInt64) {}
+    var isOpen: Bool { true }
+    var isWritable: Bool { true }
+
     func reply(_ response: WireResponse, to id: UInt64) {
         guard let bytes: [UInt8] = try? response.serializedBytes() else { return }
         channel.send { PeerFrame.response(id: id, bytes).write(to: &$0) }
@@ -276,7 +305,7 @@ extension ClientService: RaftNodeClient {
 
     func standingChanged(_ standing: RaftStanding) {
         updateStatus()
-        scheduleExpiry()
+        scheduleHousekeeping()
         onStandingChange(standing)
         guard standing.leader != nil else { return }
         proposeWaiting()

@@ -6,6 +6,7 @@ import Glibc
 import NIOCore
 import RaftCore
 import RaftStorage
+import ServiceKit
 
 /// What the node asks of its log.
 enum LogJob: Sendable {
@@ -20,6 +21,8 @@ enum LogJob: Sendable {
     /// A segment to go over into, made elsewhere.
     case adopt(PreparedSegment)
     case preparationFailed(SegmentPreparation)
+    /// There may be space now.
+    case prepareAgain
 }
 
 /// What came of it, in the order of the jobs.
@@ -66,6 +69,11 @@ final class LogThread: @unchecked Sendable {
 
     /// Called on the event loop with what came of the jobs.
     var onEvents: ([LogEvent]) -> Void = { _ in }
+    /// Called on the event loop when a segment was made, or could not be made for want of space.
+    var onPreparation: (Bool) -> Void = { _ in }
+    /// A preparation that failed is not tried again before.
+    private var preparesAgainAt: MonotonicInstant?
+    static let preparationPause = Duration.milliseconds(250)
 
     init(store: any LogStore, loop: any EventLoop) {
         self.store = store
@@ -136,13 +144,19 @@ final class LogThread: @unchecked Sendable {
             }
             try sync(&written, &events)
             // The next segment is prepared beside the log, never in the middle of a write.
-            if let preparation = store.preparation() { events.append(.preparation(preparation)) }
+            if !isPreparationPaused, let preparation = store.preparation() {
+                events.append(.preparation(preparation))
+            }
         } catch {
             let failed = (error as? StorageError) ?? .disk("\(error)")
             failure = failed
             events.append(.failed(failed))
         }
         return events
+    }
+
+    private var isPreparationPaused: Bool {
+        preparesAgainAt.map { RaftNode.now < $0 } ?? false
     }
 
     private func sync(
@@ -183,8 +197,10 @@ final class LogThread: @unchecked Sendable {
             store.adopt(segment)
             return .nothing
         case .preparationFailed(let preparation):
+            preparesAgainAt = RaftNode.now + Self.preparationPause
             store.preparationFailed(preparation)
             return .nothing
+        case .prepareAgain: return .nothing
         }
     }
 
@@ -193,16 +209,30 @@ final class LogThread: @unchecked Sendable {
         if preparer == nil {
             preparer = WorkerThread { [self] preparations in
                 for preparation in preparations {
-                    let made = try? preparation.run()
-                    loop.execute {
-                        // A full disk is noticed by whoever has to write to it.
-                        self.submitToThread(
-                            made.map { .adopt($0) } ?? .preparationFailed(preparation))
-                    }
+                    let made = Result { try preparation.run() }
+                    loop.execute { self.prepared(preparation, made) }
                 }
             }
         }
         preparer?.submit(preparation)
+    }
+
+    private func prepared(
+        _ preparation: SegmentPreparation, _ made: Result<PreparedSegment, any Error>
+    ) {
+        switch made {
+        case .success(let segment):
+            submitToThread(.adopt(segment))
+            onPreparation(true)
+        case .failure(let error):
+            // Anything but a full disk is noticed by whoever has to write to it.
+            submitToThread(.preparationFailed(preparation))
+            if case .disk(let reason)? = error as? StorageError,
+                JournalEvent.ofDisk(reason) == .diskFull
+            {
+                onPreparation(false)
+            }
+        }
     }
 
     /// Finishes what is queued and closes the log. Blocks.

@@ -11,6 +11,7 @@ import ServiceKit
 /// The data directory, opened and understood:
 ///
 ///     LOCK       one process at a time
+///     reserve    blocks for when the disk is full
 ///     replica    whose directory this is
 ///     log/       the segments of the log
 ///     state/     the database of the applied state
@@ -22,11 +23,14 @@ package struct OpenedStorage {
     /// Holds the lock while the node lives.
     var disks: [any Disk]
     var recording: StateRecording?
+    /// Nil in memory.
+    var space: StorageSpace?
 
     /// For a node that was never started.
     package func close() {
         log.close()
         state.close()
+        space?.close()
     }
 
     /// Everything in memory: another replica at each start.
@@ -49,10 +53,12 @@ package struct OpenedStorage {
         }
         let directory = absolute(settings.stateDirectory)
         var disks: [any Disk] = []
-        func disk(_ name: String) throws -> any Disk {
+        func disk(
+            _ name: String, relief: @escaping @Sendable () -> Bool = { false }
+        ) throws -> any Disk {
             let path = name.isEmpty ? directory : directory + "/" + name
             do {
-                let disk: any Disk = try PosixDisk(path: path)
+                let disk: any Disk = try PosixDisk(path: path, relief: relief)
                 disks.append(disk)
                 guard let recorder else { return disk }
                 return RecordingDisk(disk, recorder: recorder, directory: name)
@@ -61,31 +67,42 @@ package struct OpenedStorage {
             }
         }
         let root = try disk("")
+        // Not by way of a recorder: what is in the reserve is nobody's data.
+        let space = StorageSpace(disk: disks[0], probe: settings.diskSpace)
         let replica = try ReplicaFile.open(
             in: root, node: settings.node, newReplica: ReplicaID(UInt64.random(in: 1...UInt64.max)))
         let log = try SegmentedLog(
-            disk: try disk("log"), configuration: settings.log,
+            disk: try disk("log", relief: { space.relieve() }),
+            configuration: settings.log.scaled(to: space.limits),
             salt: UInt64.random(in: 1...UInt64.max))
-        if !log.recovery.isTailTrusted {
+        let isDamaged = !log.recovery.isTailTrusted
+        if isDamaged {
             logger.error(
-                """
-                the end of the log is damaged: this node neither votes nor acknowledges until its \
-                peers have brought it what may be missing
-                """,
+                "the log is damaged: what may have been acknowledged is missing at its end",
                 metadata: [
                     "last": "\(log.lastIndex)", "missing-up-to": "\(log.recovery.untrustedBelow)",
                     "event": "\(JournalEvent.damageFound)",
                 ])
         }
         _ = try disk("state")
+        space.relieve(statesIn: directory + "/state/")
         let recording = recorder.map {
             StateRecording(directory: directory + "/state", recorder: $0, as: "state")
         }
         let state = try openState(
-            directory + "/state", beside: log, settings.state, logger: logger)
+            directory + "/state", beside: log, settings.state.scaled(to: space.limits),
+            logger: logger)
+        if isDamaged, log.recovery.isTailTrusted {
+            logger.notice(
+                "repaired: the state holds all that the log may have lost",
+                metadata: ["event": "\(JournalEvent.repaired)"])
+        } else if isDamaged {
+            logger.warning(
+                "this node neither votes nor acknowledges until its peers have filled its log")
+        }
         return OpenedStorage(
             replica: replica.replica, log: log, state: state, recovery: merge(log, state),
-            disks: disks, recording: recording)
+            disks: disks, recording: recording, space: space)
     }
 
     private static func absolute(_ path: String) -> String {

@@ -5,6 +5,7 @@ import AspenTypes
 import AspenWire
 import NIOCore
 import RaftCore
+import RaftStorage
 
 /// One frame between raft daemons. Streams are one-way but for `hello` and the answers to requests:
 /// each node opens its own to each peer, one a lane.
@@ -16,6 +17,8 @@ enum PeerFrame: Sendable {
     /// A `ClientRequest` for the peer itself (status, or a membership change for the leader).
     case request(id: UInt64, [UInt8])
     case response(id: UInt64, [UInt8])
+    /// How much room the sender's disk has; sent when that changes, and while it is short.
+    case space(SpaceLevel)
 }
 
 extension PeerFrame {
@@ -39,6 +42,11 @@ extension PeerFrame {
         case .response:
             let id: UInt64 = try reader.integer("id")
             self = .response(id: id, Array(try reader.raw(reader.remaining, "response")))
+        case .space:
+            guard let level = SpaceLevel(rawValue: try reader.byte("level")) else {
+                throw .unknown(field: "level")
+            }
+            self = .space(level)
         case .refused:
             let code = AspenErrorCode(rawValue: try reader.integer("code")) ?? .internal
             self = .refused(code, try reader.string("text", max: Self.refusalBytesMax))
@@ -66,6 +74,9 @@ extension PeerFrame {
             buffer.writeInteger(PeerFrameKind.response.rawValue)
             buffer.writeInteger(id, endianness: .little)
             buffer.writeBytes(bytes)
+        case .space(let level):
+            buffer.writeInteger(PeerFrameKind.space.rawValue)
+            buffer.writeInteger(level.rawValue)
         case .refused(let code, let text):
             var writer = ByteWriter(capacity: 64)
             writer.byte(PeerFrameKind.refused.rawValue)

@@ -6,6 +6,7 @@ import AspenWire
 import Logging
 import NIOCore
 import RaftCore
+import RaftStorage
 import ServiceKit
 
 /// All streams between this node and one peer.
@@ -158,6 +159,7 @@ final class IncomingStream {
         case .message(let message) where message.from == link.node:
             if message.isAnswer, link.isForeign(replica) { return }
             links.delegate?.received(message)
+        case .space(let level): links.delegate?.spaceChanged(level, of: link.node)
         case .request(let id, let bytes):
             links.delegate?.asked(bytes, id: id, by: link.node, on: channel)
         default:

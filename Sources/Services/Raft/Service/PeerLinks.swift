@@ -6,6 +6,7 @@ import Logging
 import NIOCore
 import NetClient
 import RaftCore
+import RaftStorage
 import ServiceKit
 
 /// What the links tell the node.
@@ -15,6 +16,7 @@ protocol PeerLinksDelegate: AnyObject {
     func linkRestored(_ node: NodeID)
     func serviceGone(_ node: NodeID)
     func ownNet(isConnected: Bool)
+    func spaceChanged(_ level: SpaceLevel, of node: NodeID)
     /// A peer's `ClientRequest`; answered by `PeerFrame.response` with the same id on `channel`.
     func asked(_ request: [UInt8], id: UInt64, by node: NodeID, on channel: FrameChannel)
 }
@@ -41,13 +43,18 @@ final class PeerLinks {
     /// Who net says we are; nil until it has been reached once.
     private(set) var netIdentity: NetIdentity?
     private(set) var isNetConnected = false
+    /// The one in force, if it names this directory.
     private(set) var membership: Membership?
+    /// It does not any more.
+    private(set) var hasLeft = false
 
     /// How long a node that has left the membership is still talked to.
     static let leaverGrace = TimeAmount.seconds(5)
 
     private var links: [NodeID: PeerLink] = [:]
     private var leaving: [NodeID: Scheduled<Void>] = [:]
+    /// Where those who are leaving are: net is to let them in until they are gone.
+    private var leavers: [NodeID: NetPeer] = [:]
     private var durable = DurabilityTicket(0)
     /// Nodes about to be added: reachable for a probe, though no members yet.
     private var candidates: [NetPeer] = []
@@ -80,10 +87,26 @@ final class PeerLinks {
 
     /// Follows the membership in force: links to its members, to nobody else.
     func update(_ membership: Membership?) {
-        self.membership = membership
-        identity.cluster = membership?.cluster
-        if let membership {
+        for member in self.membership?.members ?? [] {
+            guard membership?.member(member.node) == nil, links[member.node] != nil else {
+                continue
+            }
+            leavers[member.node] = NetPeer(endpoint: member.endpoint, addresses: member.addresses)
+        }
+        let before = self.membership
+        // One that does not name this directory is history: of a learner that reads the log from its
+        // beginning, or of a node that was removed. Such a node follows whoever has proved the
+        // cookie, for those it knew may all have been replaced.
+        let own = membership?.member(identity.node)
+        self.membership = own?.replica == identity.replica ? membership : nil
+        if let membership = self.membership {
+            hasLeft = false
+            if let old = before?.cluster, old != membership.cluster {
+                for node in links.keys.sorted() { removeLink(node) }
+            }
+            identity.cluster = membership.cluster
             for member in membership.members where member.node != identity.node {
+                leavers[member.node] = nil
                 if let link = links[member.node], link.endpoint == member.endpoint {
                     leaving.removeValue(forKey: member.node)?.cancel()
                     let isOther = link.isForeign(member.replica)
@@ -97,6 +120,11 @@ final class PeerLinks {
             for node in links.keys.sorted() where membership.member(node) == nil {
                 scheduleRemoval(node)
             }
+        } else if membership == nil {
+            identity.cluster = nil
+        } else if before != nil {
+            hasLeft = true
+            for node in links.keys.sorted() { scheduleRemoval(node) }
         }
         publishPeers()
     }
@@ -106,11 +134,15 @@ final class PeerLinks {
     private func scheduleRemoval(_ node: NodeID) {
         guard leaving[node] == nil else { return }
         let box = NIOLoopBound(self, eventLoop: loop)
-        leaving[node] = loop.scheduleTask(in: Self.leaverGrace) { box.value.removeLink(node) }
+        leaving[node] = loop.scheduleTask(in: Self.leaverGrace) {
+            box.value.removeLink(node)
+            box.value.publishPeers()
+        }
     }
 
     private func removeLink(_ node: NodeID) {
         leaving.removeValue(forKey: node)?.cancel()
+        leavers[node] = nil
         links.removeValue(forKey: node)?.end()
         failRequests(to: node)
     }
@@ -129,10 +161,14 @@ final class PeerLinks {
             let members = membership.members.filter { $0.node != identity.node }.map {
                 NetPeer(endpoint: $0.endpoint, addresses: $0.addresses)
             }
+            // One who has left may be the leader that has to hear of its last entries.
+            let gone = leavers.keys.sorted().compactMap { self.leavers[$0] }.filter { leaver in
+                !members.contains { $0.endpoint == leaver.endpoint }
+            }
             let others = candidates.filter { candidate in
                 !members.contains { $0.endpoint == candidate.endpoint }
             }
-            transport.setPeers(members + others, isClosed: true)
+            transport.setPeers(members + gone + others, isClosed: true)
         } else {
             let peers = netIdentity?.configuredPeers.map(\.peer) ?? []
             transport.setPeers(peers, isClosed: false)
@@ -242,6 +278,15 @@ final class PeerLinks {
 
     func send(_ message: Message, after: DurabilityTicket?) {
         links[message.to]?.send(message, after: after, durable: durable)
+    }
+
+    /// Tells every peer how much room there is here; lost where there is no stream.
+    func announce(_ level: SpaceLevel) {
+        for link in links.values {
+            link.lanes[Int(Lane.control.rawValue)].channel?.send {
+                PeerFrame.space(level).write(to: &$0)
+            }
+        }
     }
 
     func durable(_ ticket: DurabilityTicket) {

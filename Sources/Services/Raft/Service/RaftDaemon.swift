@@ -15,6 +15,10 @@ import TokenCore
 
 /// `aspend-raft` as a whole.
 package enum RaftDaemon {
+    package static let manual = DaemonManual(
+        name: "aspend-raft", abstract: "consensus, the log and the state of a node",
+        known: RaftSettings.known)
+
     package static func start(
         _ context: DaemonContext, _ sockets: inout ActivatedSockets, _ arguments: [String]
     ) throws -> EventLoopFuture<RunningDaemon> {
@@ -162,6 +166,14 @@ package final class RaftServer: @unchecked Sendable {
         recording = storage.recording
         var options = settings.options
         options.raft.replica = storage.replica
+        if let limits = storage.space?.limits {
+            options.raft.uncommittedBytesMax = min(
+                options.raft.uncommittedBytesMax, limits.uncommittedBytes)
+        }
+        if settings.backend == .persistent {
+            options.eventFile = settings.stateDirectory + "/events"
+            options.spoolDirectory = settings.stateDirectory
+        }
         self.options = options
         links = PeerLinks(
             loop: loop, transport: transport,
@@ -172,7 +184,8 @@ package final class RaftServer: @unchecked Sendable {
             options: options,
             parts: RaftNodeParts(
                 loop: loop, logger: logger, log: storage.log, state: storage.state,
-                recovery: storage.recovery, seed: UInt64.random(in: 0...UInt64.max)),
+                recovery: storage.recovery, seed: UInt64.random(in: 0...UInt64.max),
+                space: storage.space),
             links: links, onFatal: onFatal)
         service = ClientService(node: node, links: links)
     }
@@ -280,7 +293,9 @@ package final class RaftServer: @unchecked Sendable {
 
     private func handOver() -> EventLoopFuture<Void> {
         let done = loop.makePromise(of: Void.self)
-        let status = node.core.peerStatus.filter { $0.isVoter && links.isReachable($0.node) }
+        let status = node.core.peerStatus(now: RaftNode.now).filter {
+            $0.isVoter && links.isReachable($0.node)
+        }
         guard let best = status.max(by: { $0.match < $1.match }) else {
             done.succeed()
             return done.futureResult

@@ -32,7 +32,10 @@ extension RaftNode {
 
     private func carryOut(_ action: ApplyQueue.Action) {
         switch action {
-        case .apply(let entries, let bytes): state.apply(entries, bytes: bytes)
+        case .apply(let entries, let bytes):
+            space.applying(bytes)
+            maintenanceBytes -= bytes
+            state.apply(entries, bytes: bytes)
         case .fetch(let from, let upTo):
             log.submitToThread(
                 .fetch(for: nil, from: from, upTo: upTo, bytesMax: Self.replayBytesMax))
@@ -67,6 +70,8 @@ extension RaftNode {
     private func didApply(_ batch: AppliedBatch) {
         let count = Int(batch.index.rawValue - applied.index.rawValue)
         applied = batch
+        if let slow = stages.applied(batch.index, Self.now) { events.record("slow-commit", slow) }
+        applied.changes = nil
         if let index = batch.membershipIndex { membershipAppliedIndex = index }
         committed.applied(batch.index)
         scheduleApply()
@@ -74,8 +79,9 @@ extension RaftNode {
         client?.applied(batch.answers, batch: batch)
         releaseRounds()
         maintenanceCountdown -= count
-        if maintenanceCountdown <= 0 {
+        if maintenanceCountdown <= 0 || maintenanceBytes <= 0 {
             maintenanceCountdown = Self.maintenanceEntries
+            maintenanceBytes = space.limits.walBytes
             maintain()
         }
     }
@@ -85,6 +91,7 @@ extension RaftNode {
         applied = batch
         membershipAppliedIndex = batch.membershipIndex ?? membershipAppliedIndex
         committed.clear()
+        space.caughtUp()
         heldReplay = nil
         step(.snapshotInstalled(meta))
         client?.skipped()
@@ -113,16 +120,21 @@ extension RaftNode {
     private func maintain() {
         state.perform { [self] store in
             let durable = try store.checkpointIfDue()
-            return { [self] in if let durable { discardLog(durable: durable) } }
+            return { [self] in
+                guard let durable else { return }
+                metrics.checkpoints += 1
+                discardLog(durable: durable)
+            }
         }
     }
 
     /// Gives back log that neither this node (its state is durable up to `durable`) nor a peer that
     /// is a little behind will ask for.
     func discardLog(durable: LogIndex) {
-        let tail = UInt64(options.logTailEntries)
+        let tail = space.level == .ample ? UInt64(options.logTailEntries) : 0
         guard durable.rawValue > tail else { return }
         var upTo = LogIndex(durable.rawValue - tail)
+        if let needed = space.oldestForPeers, needed < upTo { upTo = needed }
         if let needed = snapshots.oldestNeeded, needed < upTo { upTo = needed }
         guard upTo >= firstLogIndex else { return }
         log.submitToThread(.discard(upTo: upTo))

@@ -4,6 +4,7 @@ import AspenTypes
 import KVCore
 import NIOCore
 import RaftCore
+import RaftStorage
 import ServiceKit
 
 // What peers say, and the news of commits that may wait for them.
@@ -37,6 +38,7 @@ extension RaftNode: PeerLinksDelegate {
 
     private func take(_ message: Message) {
         message.tellElection(to: logger)
+        events.received(message)
         // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
         // by the same leader: so whoever applies an entry of a later term knows that its proposal
         // is lost (see `ClientService.proposeLost`).
@@ -46,13 +48,30 @@ extension RaftNode: PeerLinksDelegate {
                 body: .forwardRejected(numbers: proposals.map(\.id)))
             return links.send(answer, after: nil)
         }
-        if case .forward(let proposals) = message.body, core.isLeader {
-            news.forwarded(proposals.count, by: message.from)
+        if case .append(_, _, _, let entries) = message.body, !entries.isEmpty, !space.takesEntries
+        {
+            // As if it had been lost: the leader sends it again, and its heartbeats still count.
+            return
         }
+        guard case .forward(let proposals) = message.body, core.isLeader else {
+            return step(.received(message))
+        }
+        let (taken, refused) = space.divide(proposals)
+        if !refused.isEmpty {
+            let answer = Message(
+                from: message.to, to: message.from, term: core.term,
+                body: .forwardRejected(numbers: refused.map(\.id)))
+            links.send(answer, after: nil)
+            if taken.isEmpty { return }
+        }
+        news.forwarded(taken.count, by: message.from)
+        var message = message
+        message.body = .forward(proposals: taken)
         step(.received(message))
     }
 
     func linkLost(_ node: NodeID) {
+        events.record("peer-lost", "the link to node \(node) is lost")
         step(.linkLost(node))
     }
 
@@ -62,7 +81,13 @@ extension RaftNode: PeerLinksDelegate {
         if standing.leader == node { client?.forwardAgain(in: core.term) }
     }
 
-    func serviceGone(_ node: NodeID) { step(.serviceGone(node)) }
+    func spaceChanged(_ level: SpaceLevel, of node: NodeID) { space.heard(level, of: node) }
+    func serviceGone(_ node: NodeID) {
+        events.record("peer-gone", "aspend-raft of node \(node) is gone")
+        events.serviceGone(node)
+        step(.serviceGone(node))
+    }
+
     func ownNet(isConnected: Bool) { step(isConnected ? .ownNetRestored : .ownNetLost) }
 
     func asked(_ request: [UInt8], id: UInt64, by node: NodeID, on channel: FrameChannel) {

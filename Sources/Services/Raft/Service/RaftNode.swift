@@ -26,6 +26,11 @@ protocol RaftNodeClient: AnyObject {
     func forwardAgain(in term: Term)
     /// A snapshot took the place of entries; answers among them are lost.
     func skipped()
+    /// Proposes that history below `revision` may go. `ended` is called when it is applied, or will
+    /// not be.
+    func compact(to revision: Revision, ended: @escaping () -> Void)
+    /// This node's room has changed.
+    func spaceChanged()
 }
 
 /// The hands of a `RaftCore`: carries its effects out and tells it what came of them. Everything
@@ -50,6 +55,9 @@ package final class RaftNode: @unchecked Sendable {
     let log: LogThread
     let state: StateThread
     let links: PeerLinks
+    let metrics = NodeMetrics()
+    let events: NodeEvents
+    var stages = CommitStages()
     weak var client: (any RaftNodeClient)?
 
     private(set) var core: RaftCore
@@ -87,10 +95,14 @@ package final class RaftNode: @unchecked Sendable {
     /// What the log had for the state while a snapshot was taking its place.
     var heldReplay: (entries: [Entry], from: LogIndex)?
     var maintenanceCountdown = RaftNode.maintenanceEntries
+    /// The same for bytes of payload.
+    var maintenanceBytes = SpaceLimits.walBytesMax
     private var nextProposal: UInt64 = 1
     /// Read rounds that wait until an index is applied, ascending by round.
     private var roundsToApply: [(round: UInt64, index: LogIndex)] = []
 
+    private(set) lazy var space = SpaceWatch(node: self, storage: storageSpace)
+    private let storageSpace: StorageSpace?
     lazy var snapshots = SnapshotTransfers(node: self)
 
     init(
@@ -98,16 +110,19 @@ package final class RaftNode: @unchecked Sendable {
         onFatal: @escaping (StorageError) -> Void
     ) {
         loop = parts.loop
+        storageSpace = parts.space
         logger = parts.logger
         self.options = options
         self.links = links
+        events = NodeEvents(path: options.eventFile)
         self.onFatal = onFatal
         var random = RandomSource(seed: parts.seed)
         incarnation = random.next()
         self.random = random.split()
         log = LogThread(store: parts.log, loop: loop)
         state = StateThread(
-            store: parts.state, loop: loop, node: options.raft.node, incarnation: incarnation)
+            store: parts.state, loop: loop, node: options.raft.node, incarnation: incarnation,
+            compaction: options.compaction)
         let recovery = parts.recovery
         core = RaftCore(
             configuration: options.raft, recovery: recovery, now: Self.now, random: &random)
@@ -117,7 +132,7 @@ package final class RaftNode: @unchecked Sendable {
         applied = AppliedBatch(
             index: parts.state.appliedIndex, term: parts.state.appliedTerm,
             revision: parts.state.revision, answers: [],
-            membershipIndex: nil)
+            facts: HousekeepingFacts(parts.state, options.compaction), membershipIndex: nil)
         membershipAppliedIndex = parts.state.membership?.index ?? .zero
     }
 
@@ -128,11 +143,14 @@ package final class RaftNode: @unchecked Sendable {
     func start() {
         log.onEvents = { [unowned self] in take($0) }
         state.onEvents = { [unowned self] in take($0) }
+        log.onPreparation = { [unowned self] in space.prepared($0) }
         log.start()
         state.start()
         links.delegate = self
         links.update(membership)
         links.start()
+        space.start()
+        events.record("started", "aspend-raft started")
         armTimer()
     }
 
@@ -163,6 +181,7 @@ package final class RaftNode: @unchecked Sendable {
     private func carryOut(_ effect: RaftEffect) {
         switch effect {
         case .write(let write):
+            stages.wrote(write, isLeader: core.isLeader, Self.now)
             if write.endsRepair {
                 logger.notice(
                     "repaired by its peers: the log holds again all that may have been acknowledged",
@@ -171,12 +190,16 @@ package final class RaftNode: @unchecked Sendable {
                     ])
             }
             writes.append(.write(write))
-            for entry in write.entries { writeBytes += entry.payload.count }
+            var bytes = 0
+            for entry in write.entries { bytes += entry.payload.count }
+            writeBytes += bytes
+            space.appending(bytes)
             scheduleDisk()
         case .send(let message, let after):
             message.tellElection(to: logger)
             if news.maySend(message) { links.send(message, after: after) } else { scheduleNews() }
-        case .commit(let entries, _):
+        case .commit(let entries, let upTo):
+            stages.committed(upTo: upTo, Self.now)
             if core.isLeader { news.committed(entries, own: options.raft.node) }
             committed.append(entries)
             scheduleApply()
@@ -194,6 +217,9 @@ package final class RaftNode: @unchecked Sendable {
             log.submitToThread(.fetch(for: peer, from: from, upTo: upTo, bytesMax: bytesMax))
         case .sendSnapshot(let peer): snapshots.send(to: peer)
         case .regressed(let peer, let acknowledged, let found):
+            events.record(
+                "peer-regressed",
+                "node \(peer) has only \(found) entries, it had acknowledged \(acknowledged)")
             logger.error(
                 """
                 a peer has lost entries that it had acknowledged and is no longer believed: remove \
@@ -209,6 +235,10 @@ package final class RaftNode: @unchecked Sendable {
         news.reset()
         let before = self.standing
         self.standing = standing
+        let change = events.changed(from: before, to: standing, own: options.raft.node)
+        if change.isCampaign { metrics.elections += 1 }
+        if change.isNewLeader { metrics.leaderChanges += 1 }
+        if standing.role != .leader { stages.drop() }
         logger.debug(
             "standing",
             metadata: [
@@ -251,24 +281,6 @@ package final class RaftNode: @unchecked Sendable {
         links.update(self.membership)
     }
 
-    private func logMembers(from before: Membership?, to after: Membership) {
-        let old = Set((before?.members ?? []).map(\.node))
-        let new = Set(after.members.map(\.node))
-        for node in new.subtracting(old).sorted() {
-            logger.notice(
-                "member added",
-                metadata: [
-                    "peer": "\(node)", "event": "\(JournalEvent.memberAdded)",
-                    "voter": "\(after.voters.contains(node))",
-                ])
-        }
-        for node in old.subtracting(new).sorted() {
-            logger.notice(
-                "member removed",
-                metadata: ["peer": "\(node)", "event": "\(JournalEvent.memberRemoved)"])
-        }
-    }
-
     func armTimer() {
         guard let deadline = core.deadline, !isStopped, !isPaused else { return }
         // One that fires too early only looks again: cheaper than moving it with each heartbeat.
@@ -297,6 +309,7 @@ package final class RaftNode: @unchecked Sendable {
     /// Proposes a command at the end of this turn. Its answer comes under the number returned.
     func propose(_ payload: [UInt8]) -> UInt64 {
         let id = proposalID()
+        if proposals.isEmpty { stages.proposed(Self.now) }
         proposals.append(Proposal(id: id, payload: payload))
         scheduleTurn()
         return id.number
@@ -401,6 +414,7 @@ package final class RaftNode: @unchecked Sendable {
             switch event {
             case .durable(let ticket):
                 links.durable(ticket)
+                stages.durable(ticket, Self.now)
                 step(.durable(ticket))
             case .slowSync(let duration): noteSlowSync(duration)
             case .fetched(nil, let from, let entries): replay(entries, from: from)
@@ -420,6 +434,8 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func noteSlowSync(_ duration: Duration) {
+        metrics.slowSyncs += 1
+        events.record("slow-sync", "the disk took \(duration.milliseconds) ms to sync the log")
         slowSyncs.record {
             logger.warning(
                 "the disk was slow to make the log durable",
@@ -430,6 +446,7 @@ package final class RaftNode: @unchecked Sendable {
     func fatal(_ error: StorageError) {
         guard !isStopped else { return }
         isStopped = true
+        events.record(error.event?.rawValue ?? "stopped", error.text)
         onFatal(error)
     }
 
@@ -437,8 +454,10 @@ package final class RaftNode: @unchecked Sendable {
     package func stop() {
         isStopped = true
         timer?.cancel()
+        space.stop()
         links.stop()
         log.stop()
         state.stop()
+        space.close()
     }
 }

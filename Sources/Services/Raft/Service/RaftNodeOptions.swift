@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenDisk
 import AspenTypes
 import AspenWire
+import KVCore
 import Logging
 import NIOCore
 import RaftCore
@@ -13,8 +15,14 @@ package struct RaftNodeOptions: Sendable {
     package var raft: RaftConfiguration
     /// Entries kept in the log behind the last checkpoint, for peers that were away for a while.
     package var logTailEntries = 10_000
+    /// When history goes by itself.
+    package var compaction = CompactionPolicy()
     /// Whether clients from other machines have to show a token.
     package var areTokensRequired = true
+    /// Where events are kept for `why`; nil: in memory only.
+    package var eventFile: String?
+    /// Where backups that come in are spooled.
+    package var spoolDirectory = "/tmp"
 
     package init(raft: RaftConfiguration) { self.raft = raft }
 }
@@ -28,11 +36,14 @@ package struct RaftNodeParts {
     package var recovery: RaftRecovery
     /// Random: the beginning of everything random in this process but for keys.
     package var seed: UInt64
+    /// Nil in memory: that is never full.
+    package var space: StorageSpace?
 
     package init(
         loop: any EventLoop, logger: Logger, log: any LogStore, state: any StateStore,
-        recovery: RaftRecovery, seed: UInt64
+        recovery: RaftRecovery, seed: UInt64, space: StorageSpace? = nil
     ) {
+        self.space = space
         self.loop = loop
         self.logger = logger
         self.log = log
@@ -54,11 +65,13 @@ package struct RaftSettings: Sendable {
     /// How the stores lay themselves out. Without flags: what is there fits all but tests.
     package var log = LogConfiguration()
     package var state = SQLiteState.Options()
+    /// Asked in place of the file system how full it is; for tests.
+    package var diskSpace: (@Sendable () -> DiskSpace?)?
 
     static let known: Set<String> = [
         "node-id", "state-dir", "runtime-dir", "storage-backend", "heartbeat-interval-ms",
         "election-timeout-min-ms", "election-timeout-max-ms", "tokens-required",
-        "log-tail-entries",
+        "log-tail-entries", "history-revisions", "history-bytes-max",
     ]
 
     package init(arguments: [String]) throws(AspenError) {
@@ -85,6 +98,13 @@ package struct RaftSettings: Sendable {
         options.areTokensRequired = try settings.flag("tokens-required") ?? true
         if let tail = try settings.integer("log-tail-entries", in: 0...10_000_000) {
             options.logTailEntries = tail
+        }
+        if let kept = try settings.integer("history-revisions", in: 1000...1_000_000_000) {
+            options.compaction.revisionsKept = UInt64(kept)
+        }
+        if let bytes = try settings.integer("history-bytes-max", in: 1_000_000...1_000_000_000_000)
+        {
+            options.compaction.historyBytesMax = UInt64(bytes)
         }
     }
 

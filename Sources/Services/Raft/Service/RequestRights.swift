@@ -3,6 +3,7 @@
 import AspenTypes
 import AspenWire
 import FoundationEssentials
+import KVCore
 import TokenCore
 
 /// Keys that a request touches: one, or a range.
@@ -23,11 +24,9 @@ struct KeySpan {
     }
 
     static func prefix(_ access: CapabilitySet.Access, _ prefix: Data) -> KeySpan {
-        KeySpan(access: access, from: prefix, to: end(of: Array(prefix)).map { Data($0) })
+        KeySpan(
+            access: access, from: prefix, to: KeyRange(prefix: Array(prefix)).to.map { Data($0) })
     }
-
-    /// The first key behind all that begin with `prefix`; nil when there is none.
-    static func end(of prefix: [UInt8]) -> [UInt8]? { ScanToken.end(of: prefix) }
 
     func isAllowed(by rights: CapabilitySet) -> Bool {
         isOneKey
@@ -40,28 +39,9 @@ struct KeySpan {
         let verb = access == .read ? "kv:read:" : "kv:write:"
         let name = KeyPattern.escape(from)
         if isOneKey { return verb + name }
-        if to.map({ Array($0) }) == Self.end(of: Array(from)) { return "\(verb)\(name)*" }
+        if to.map({ Array($0) }) == KeyRange(prefix: Array(from)).to { return "\(verb)\(name)*" }
         let end = to.map { "before " + KeyPattern.escape($0) } ?? "to the end"
         return "\(verb)… for all keys from '\(name)' \(end)"
-    }
-
-    // MARK: - What is the cluster's own
-
-    /// Keys that begin so are neither seen nor touched by clients.
-    static let reserved = Data("_sys/".utf8)
-    private static let reservedEnd = Data("_sys0".utf8)
-
-    static func isReserved(_ key: some Sequence<UInt8>) -> Bool { key.starts(with: reserved) }
-
-    /// Reading a range that goes beyond them on either side leaves them out; anything else that
-    /// meets them is refused.
-    var isForbidden: Bool {
-        if isOneKey { return Self.isReserved(from) }
-        let meets =
-            from.lexicographicallyPrecedes(Self.reservedEnd)
-            && (to.map { Self.reserved.lexicographicallyPrecedes($0) } ?? true)
-        guard meets else { return false }
-        return access == .write || Self.isReserved(from)
     }
 }
 

@@ -144,24 +144,65 @@ extension ClientService {
         RequestRule("TriggerSnapshot", .admin) { service, _, origin in
             service.triggerSnapshot(origin)
         },
-        RequestRule("GrantLease", .use, handler: notCarriedOut),
-        RequestRule("RevokeLease", .use, handler: notCarriedOut),
-        RequestRule("KeepLeaseAlive", .use, handler: notCarriedOut),
-        RequestRule("LeaseTimeToLive", .read, handler: notCarriedOut),
-        RequestRule("ListLeases", .read, handler: notCarriedOut),
-        RequestRule("Watch", .read, handler: notCarriedOut),
-        RequestRule("CancelWatch", .read, handler: notCarriedOut),
-        RequestRule("BatchRead", .read, handler: notCarriedOut),
-        RequestRule("KeyHistory", .read, handler: notCarriedOut),
-        RequestRule("PromoteLearner", .admin, handler: notCarriedOut),
-        RequestRule("TransferLeadership", .admin, handler: notCarriedOut),
-        RequestRule("LeaveCluster", .admin, handler: notCarriedOut),
-        RequestRule("Backup", .admin, handler: notCarriedOut),
-        RequestRule("RestoreChunk", .admin, handler: notCarriedOut),
-        RequestRule("RecoverQuorum", .admin, handler: notCarriedOut),
-        RequestRule("Why", .read, handler: notCarriedOut),
-        RequestRule("GetMetrics", .read, handler: notCarriedOut),
-        RequestRule("GetRaftMetrics", .read, handler: notCarriedOut),
+        RequestRule("GrantLease", .use) { service, request, origin in
+            if case .grantLease(let body) = request { service.grantLease(body, origin) }
+        },
+        RequestRule("RevokeLease", .use) { service, request, origin in
+            if case .revokeLease(let body) = request { service.revokeLease(body, origin) }
+        },
+        RequestRule("KeepLeaseAlive", .use) { service, request, origin in
+            if case .keepLeaseAlive(let body) = request {
+                service.keepLeaseAlive(LeaseID(body.lease), origin)
+            }
+        },
+        RequestRule("LeaseTimeToLive", .read) { service, request, origin in
+            if case .leaseTimeToLive(let body) = request { service.leaseTimeToLive(body, origin) }
+        },
+        RequestRule("ListLeases", .read) { service, request, origin in
+            if case .listLeases(let body) = request { service.listLeases(body, origin) }
+        },
+        RequestRule("Watch", .read) { service, request, origin in
+            if case .watch(let body) = request { service.watch(body, origin) }
+        },
+        RequestRule("CancelWatch", .read) { service, request, origin in
+            if case .cancelWatch(let body) = request { service.cancelWatch(body, origin) }
+        },
+        RequestRule("BatchRead", .read) { service, request, origin in
+            if case .batchRead(let body) = request { service.batchRead(body, origin) }
+        },
+        RequestRule("KeyHistory", .read) { service, request, origin in
+            if case .keyHistory(let body) = request { service.keyHistory(body, origin) }
+        },
+        RequestRule("PromoteLearner", .admin, isForLeader: true) { service, request, origin in
+            if case .promoteLearner(let body) = request { service.promoteLearner(body, origin) }
+        },
+        RequestRule("TransferLeadership", .admin, isForLeader: true) { service, request, origin in
+            if case .transferLeadership(let body) = request {
+                service.transferLeadership(body, origin)
+            }
+        },
+        RequestRule("LeaveCluster", .admin, isForLeader: true) { service, request, origin in
+            if case .leaveCluster(let body) = request { service.leaveCluster(body, origin) }
+        },
+        RequestRule("Backup", .admin) { service, _, origin in
+            guard service.node.membership != nil else {
+                return origin.fail(service.outsideCluster)
+            }
+            BackupStream.start(service, origin)
+        },
+        RequestRule("RestoreChunk", .admin) { service, request, origin in
+            if case .restoreChunk(let body) = request { service.restoreChunk(body, origin) }
+        },
+        RequestRule("RecoverQuorum", .admin) { service, request, origin in
+            if case .recoverQuorum(let body) = request { service.recoverQuorum(body, origin) }
+        },
+        RequestRule("Why", .read) { service, request, origin in
+            if case .why(let body) = request { service.why(body, origin) }
+        },
+        RequestRule("GetMetrics", .read) { service, _, origin in service.getMetrics(origin) },
+        RequestRule("GetRaftMetrics", .read) { service, _, origin in
+            service.getRaftMetrics(origin)
+        },
         RequestRule("AddTokenRoot", .admin) { service, request, origin in
             if case .addTokenRoot(let body) = request { service.addTokenRoot(body, origin) }
         },
@@ -178,11 +219,4 @@ extension ClientService {
             service.listTokens(.revokedTokens, origin)
         },
     ]
-
-    private static let notCarriedOut:
-        @Sendable (ClientService, WireRequest.OneOf_Request, RequestOrigin) -> Void = {
-            _, _, origin in
-            origin.fail(
-                AspenError(.unsupportedVersion, "this program does not carry out that request yet"))
-        }
 }

@@ -6,6 +6,7 @@ import Logging
 import NIOCore
 import RaftCore
 import RaftStorage
+import ServiceKit
 
 /// Snapshots on their way out (to peers that need what the log no longer has) and in. Confined to
 /// the event loop; the state thread reads and writes the bytes.
@@ -36,7 +37,11 @@ final class SnapshotTransfers: @unchecked Sendable {
         let transfer = OutgoingSnapshot(peer: peer, id: UInt64.random(in: 1...UInt64.max), self)
         outgoing[peer] = transfer
         let box = NIOLoopBound(transfer, eventLoop: node.loop)
-        node.state.perform { store in
+        node.state.perform { [unowned self, spare = node.space.spareBytes] store in
+            // The spool is as large as the state at most; the reserve is not for that.
+            guard store.byteCount < spare else {
+                return { self.ended(box.value, succeeded: false) }
+            }
             let reader = ReaderBox(try store.makeSnapshot())
             return { box.value.opened(reader) }
         }
@@ -59,6 +64,11 @@ final class SnapshotTransfers: @unchecked Sendable {
         guard outgoing[transfer.peer] === transfer else { return }
         outgoing[transfer.peer] = nil
         transfer.close()
+        if succeeded { node.metrics.snapshotsSent += 1 }
+        node.events.record(
+            "snapshot-sent",
+            "a snapshot of \(transfer.sent) bytes was \(succeeded ? "" : "not ")taken by node "
+                + "\(transfer.peer)")
         node.logger.info(
             succeeded ? "sent a snapshot" : "a snapshot was not taken",
             metadata: ["peer": "\(transfer.peer)", "bytes": "\(transfer.sent)"])
@@ -74,10 +84,17 @@ final class SnapshotTransfers: @unchecked Sendable {
                 body: .snapshotChunk(chunk)), after: nil)
     }
 
-    fileprivate func read(_ reader: ReaderBox, then: @escaping @Sendable ([UInt8]?) -> Void) {
+    fileprivate func read(
+        _ reader: ReaderBox, then: @escaping @Sendable (Result<[UInt8]?, StorageError>) -> Void
+    ) {
         node.state.perform { _ in
-            let bytes = try reader.reader.next()
-            return { then(bytes) }
+            do {
+                let bytes = try reader.reader.next()
+                return { then(.success(bytes)) }
+            } catch StorageError.disk(let reason) where JournalEvent.ofDisk(reason) == .diskFull {
+                // The spool did not fit: nothing of the state is lost by that.
+                return { then(.failure(.disk(reason))) }
+            }
         }
     }
 
@@ -100,7 +117,7 @@ final class SnapshotTransfers: @unchecked Sendable {
                 return reply(chunk.id, to: message.from, received: 0, refused: true)
             }
             abandon()
-            guard node.core.takesSnapshot(chunk.meta) else {
+            guard node.core.takesSnapshot(chunk.meta), node.space.level < .short else {
                 return reply(chunk.id, to: message.from, received: 0, refused: true)
             }
             begin(chunk, from: message.from)
@@ -108,6 +125,11 @@ final class SnapshotTransfers: @unchecked Sendable {
         guard let incoming, !incoming.isFinishing else { return }
         guard chunk.offset == incoming.accepted else {
             return reply(incoming.id, to: incoming.from, received: incoming.written)
+        }
+        node.space.appending(chunk.bytes.count, pending: false)
+        guard node.space.level < .exhausted else {
+            abandon()
+            return reply(chunk.id, to: message.from, received: 0, refused: true)
         }
         incoming.accepted += UInt64(chunk.bytes.count)
         incoming.isFinishing = chunk.isLast
@@ -158,11 +180,13 @@ final class SnapshotTransfers: @unchecked Sendable {
     private func install(_ transfer: IncomingSnapshot) {
         node.pause()
         let box = NIOLoopBound(transfer, eventLoop: node.loop)
+        let policy = node.options.compaction
         node.state.perform { [unowned self, writer = transfer.writer] store in
             let failure = try writer.finish()
             let batch = AppliedBatch(
                 index: store.appliedIndex, term: store.appliedTerm, revision: store.revision,
-                answers: [], membershipIndex: store.membership?.index)
+                answers: [], facts: HousekeepingFacts(store, policy),
+                membershipIndex: store.membership?.index)
             return { self.finished(box.value, batch, failure) }
         }
     }
@@ -180,11 +204,25 @@ final class SnapshotTransfers: @unchecked Sendable {
         resetCompletion = { [unowned self] in
             node.installed(batch, transfer.meta)
             node.resume()
+            node.metrics.snapshotsReceived += 1
+            node.events.record(
+                "snapshot-received",
+                "put a snapshot of node \(transfer.from) in force, up to index \(batch.index)")
             node.logger.info("installed a snapshot", metadata: ["index": "\(batch.index)"])
             reply(
                 transfer.id, to: transfer.from, received: transfer.written, installed: true)
         }
         node.resetLog(to: transfer.meta.index, term: transfer.meta.term)
+    }
+
+    /// A state that was put in force, and the log that is to begin behind it. The node is paused.
+    func putInForce(_ batch: AppliedBatch, _ meta: SnapshotMeta, then: @escaping () -> Void) {
+        resetCompletion = { [unowned self] in
+            node.installed(batch, meta)
+            node.resume()
+            then()
+        }
+        node.resetLog(to: meta.index, term: meta.term)
     }
 
     func logWasReset() {
@@ -253,9 +291,12 @@ private final class OutgoingSnapshot {
         transfers.read(reader) { box.value.didRead($0) }
     }
 
-    private func didRead(_ bytes: [UInt8]?) {
+    private func didRead(_ outcome: Result<[UInt8]?, StorageError>) {
         isReading = false
         guard !isClosed, let meta else { return }
+        guard case .success(let bytes) = outcome else {
+            return transfers.ended(self, succeeded: false)
+        }
         isAtEnd = bytes == nil
         let chunk = SnapshotChunk(
             id: id, meta: meta, offset: sent, bytes: bytes ?? [], isLast: isAtEnd)

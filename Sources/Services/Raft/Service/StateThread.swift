@@ -10,11 +10,23 @@ import RaftStorage
 enum StateQuery: Sendable {
     case get([UInt8])
     case range(RangeRequest)
+    case keys([[UInt8]], at: Revision?)
+    case count(CountRequest)
+    case history([UInt8], before: Revision?, limit: Int)
+    /// `keys`: how many of those attached to it.
+    case lease(LeaseID, keys: Int)
+    case leases(after: LeaseID, limit: Int)
 }
 
 enum StateAnswer: Sendable {
     case value(KeyValue?, revision: Revision)
     case range(RangeOutcome)
+    case keys(ReadOutcome<KeysPage>)
+    case count(ReadOutcome<CountPage>)
+    case history(HistoryPage)
+    /// `time`: cluster time as of the last entry applied.
+    case lease(LeaseRow?, keys: [[UInt8]], time: ClusterTime)
+    case leases(LeasesPage, time: ClusterTime)
 }
 
 /// The answer to a proposal of this process, found in the log by its number.
@@ -31,8 +43,11 @@ struct AppliedBatch: Sendable {
     var term: Term
     var revision: Revision
     var answers: [AppliedAnswer]
+    var facts: HousekeepingFacts
     /// The newest membership of the batch, if it has one.
     var membershipIndex: LogIndex?
+    /// What it changed; nil when nobody follows that.
+    var changes: ChangeRecording?
     /// Which tokens are believed after the batch, if it may have changed that.
     var trust: TokenTrust?
 }
@@ -69,6 +84,7 @@ final class StateThread: @unchecked Sendable {
     private let loop: any EventLoop
     private let node: NodeID
     private let incarnation: UInt64
+    let compaction: CompactionPolicy
     private var failure: StorageError?
     /// Jobs given to the thread whose events have not been delivered: nothing may overtake them.
     private var outstanding = 0
@@ -77,7 +93,11 @@ final class StateThread: @unchecked Sendable {
     var onEvents: ([StateEvent]) -> Void = { _ in }
 
     /// - Parameter incarnation: answers are reported for entries that this process proposed.
-    init(store: any StateStore, loop: any EventLoop, node: NodeID, incarnation: UInt64) {
+    init(
+        store: any StateStore, loop: any EventLoop, node: NodeID, incarnation: UInt64,
+        compaction: CompactionPolicy
+    ) {
+        self.compaction = compaction
         self.store = store
         self.loop = loop
         self.node = node
@@ -154,14 +174,7 @@ final class StateThread: @unchecked Sendable {
         case .read(let round, let queries):
             var answers: [StateAnswer] = []
             answers.reserveCapacity(queries.count)
-            for query in queries {
-                switch query {
-                case .get(let key):
-                    answers.append(
-                        .value(try store.get(key, at: nil), revision: store.revision))
-                case .range(let request): answers.append(.range(try store.range(request)))
-                }
-            }
+            for query in queries { answers.append(try store.answer(query)) }
             return .answered(round: round, answers)
         case .perform(let body): return .performed(try body(store))
         }
@@ -188,7 +201,8 @@ final class StateThread: @unchecked Sendable {
             .applied(
                 AppliedBatch(
                     index: last.index, term: last.term, revision: store.revision, answers: answers,
-                    membershipIndex: membershipIndex,
+                    facts: HousekeepingFacts(store, compaction), membershipIndex: membershipIndex,
+                    changes: store.takeRecording(),
                     trust: isTrustTouched ? try TokenTrust(reading: store) : nil)))
         entries.removeAll(keepingCapacity: true)
     }

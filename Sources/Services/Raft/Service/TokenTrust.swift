@@ -41,7 +41,7 @@ struct TokenTrust: Sendable, Equatable {
         while true {
             let outcome = try store.range(
                 RangeRequest(
-                    from: from, to: KeySpan.end(of: Self.prefix), limit: Limits.batchCountMax))
+                    from: from, to: KeyRange(prefix: Self.prefix).to, limit: Limits.batchCountMax))
             guard case .page(let page) = outcome else {
                 throw .corrupt("the present state cannot be read")
             }

@@ -19,6 +19,7 @@ extension WireResponse {
         self.error.code = UInt32(error.code.rawValue)
         self.error.message = error.message
         self.error.retry = UInt32(error.retry.rawValue)
+        self.error.oldestRevision = error.oldestRevision?.rawValue ?? 0
     }
 
     init(_ response: OneOf_Response) {
@@ -29,9 +30,11 @@ extension WireResponse {
     /// The error it carries, as ours.
     var failure: AspenError? {
         guard hasError else { return nil }
-        return AspenError(
+        var failure = AspenError(
             AspenErrorCode(rawValue: UInt16(clamping: error.code)) ?? .internal, error.message,
             retry: AspenError.Retry(rawValue: UInt8(clamping: error.retry)) ?? .never)
+        if error.oldestRevision > 0 { failure.oldestRevision = Revision(error.oldestRevision) }
+        return failure
     }
 }
 
@@ -51,6 +54,7 @@ extension Aspen_Client_V1_KeyValue {
         createRevision = entry.createRevision.rawValue
         modRevision = entry.modRevision.rawValue
         version = entry.version
+        lease = entry.lease.rawValue
     }
 }
 
@@ -86,7 +90,9 @@ extension Operation {
     /// - Throws: `invalidArgument` for what this program does not know.
     init(_ wire: Aspen_Client_V1_Operation) throws(AspenError) {
         switch wire.operation {
-        case .put(let put)?: self = .put(key: Array(put.key), value: Array(put.value))
+        case .put(let put)?:
+            self = .put(
+                key: Array(put.key), value: Array(put.value), lease: LeaseID(put.lease))
         case .delete(let delete)?: self = .delete(key: Array(delete.key))
         case .deleteRange(let range)?:
             self = .deleteRange(
@@ -134,9 +140,15 @@ enum WriteKind: Sendable {
     case openSession
     case keepSessionAlive
     case closeSession
+    case grantLease
+    case revokeLease
+    case keepLeaseAlive
     case initCluster(ClusterID)
     case addLearner
     case changeMembership
+    case promoteLearner
+    case leaveCluster
+    case recoverQuorum
     case addTokenRoot
     case removeTokenRoot
     case revokeToken
@@ -145,6 +157,16 @@ enum WriteKind: Sendable {
 }
 
 extension WriteKind {
+    /// Made for the leader that was: not to be proposed again to another.
+    var isAdministrative: Bool {
+        switch self {
+        case .initCluster, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
+            .recoverQuorum:
+            true
+        default: false
+        }
+    }
+
     func response(
         _ answer: AppliedAnswer, node: NodeID, membership: Membership?
     ) -> WireResponse {
@@ -180,7 +202,10 @@ extension WriteKind {
             return WireResponse(.keepSessionAlive(Aspen_Client_V1_KeepSessionAliveResponse()))
         case (.closeSession, _):
             return WireResponse(.closeSession(Aspen_Client_V1_CloseSessionResponse()))
-        case (.initCluster, _), (.addLearner, _), (.changeMembership, _):
+        case (.grantLease, _), (.revokeLease, _), (.keepLeaseAlive, _):
+            return lease(answer)
+        case (.initCluster, _), (.addLearner, _), (.changeMembership, _), (.promoteLearner, _),
+            (.leaveCluster, _), (.recoverQuorum, _):
             return administrative(answer, node, membership)
         case (.addTokenRoot, .transaction(let succeeded, _, _)):
             var body = Aspen_Client_V1_AddTokenRootResponse()
@@ -215,6 +240,22 @@ extension WriteKind {
             var body = Aspen_Client_V1_AddLearnerResponse()
             body.logID = Aspen_Client_V1_LogID(answer)
             return WireResponse(.addLearner(body))
+        case .promoteLearner:
+            var body = Aspen_Client_V1_PromoteLearnerResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            body.voters = membership?.voters.map(\.rawValue) ?? []
+            body.learners = membership?.learners.map(\.rawValue) ?? []
+            return WireResponse(.promoteLearner(body))
+        case .recoverQuorum:
+            var body = Aspen_Client_V1_RecoverQuorumResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            return WireResponse(.recoverQuorum(body))
+        case .leaveCluster:
+            var body = Aspen_Client_V1_LeaveClusterResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            body.voters = membership?.voters.map(\.rawValue) ?? []
+            body.learners = membership?.learners.map(\.rawValue) ?? []
+            return WireResponse(.leaveCluster(body))
         default:
             var body = Aspen_Client_V1_ChangeMembershipResponse()
             body.logID = Aspen_Client_V1_LogID(answer)

@@ -67,6 +67,9 @@ package protocol StateStore: AnyObject {
     var appliedTerm: Term { get }
     var revision: Revision { get }
     var time: ClusterTime { get }
+    /// Everything the state machine knows besides rows: active version, compaction, figures, number
+    /// of leases.
+    var meta: StateMeta { get }
     /// The last membership applied, and the index of its entry.
     var membership: (index: LogIndex, membership: Membership)? { get }
     /// Bytes on disk (or in memory), for the status table.
@@ -82,11 +85,45 @@ package protocol StateStore: AnyObject {
     /// leader proposes that command when its cluster time passes this, so that an idle cluster
     /// writes nothing.
     func nextSessionExpiry() throws(StorageError) -> ClusterTime?
+    /// No lease is due before this; nil: there is none. Costs nothing; follows what is applied.
+    var leaseExpiryHint: ClusterTime? { get }
+    /// When the first lease is due for `Command.expireLeases` if nobody keeps it alive; nil without
+    /// leases.
+    func nextLeaseExpiry() throws(StorageError) -> ClusterTime?
+
+    /// Several keys at one revision.
+    func get(
+        _ keys: [[UInt8]], at revision: Revision?
+    ) throws(StorageError) -> ReadOutcome<KeysPage>
+    func count(_ request: CountRequest) throws(StorageError) -> ReadOutcome<CountPage>
+    /// Changes of all keys in order: what watches live on. `compacted(oldest:)` names the oldest
+    /// revision from which on all changes are there.
+    func changes(_ request: ChangesRequest) throws(StorageError) -> ReadOutcome<ChangesPage>
+    /// Changes of one key below revision `before` (nil: from the newest), newest first; revisions
+    /// are never split.
+    func history(
+        of key: [UInt8], before: Revision?, limit: Int
+    ) throws(StorageError) -> HistoryPage
+    func lease(_ id: LeaseID) throws(StorageError) -> LeaseRow?
+    /// Leases above `after`, by number.
+    func leases(after: LeaseID, limit: Int) throws(StorageError) -> LeasesPage
+    /// Keys attached to a lease, in order.
+    func keys(of lease: LeaseID, limit: Int) throws(StorageError) -> [[UInt8]]
+    /// From now on what is applied is collected, or not.
+    func setRecording(_ isOn: Bool)
+    /// What was applied since the last call, or since recording was switched on; nil while it is
+    /// off, and when a snapshot has taken the place of entries.
+    func takeRecording() -> ChangeRecording?
     /// Copies the WAL into the database if there is enough of it. Returns the applied index that is
     /// durable in the database afterwards: the log may be discarded up to there and no further.
     func checkpointIfDue() throws(StorageError) -> LogIndex?
     /// The same, at once.
     func checkpoint() throws(StorageError) -> LogIndex
+    /// A checkpoint, after which free pages go back to the file system, up to some thousands.
+    /// - Returns: what `checkpoint` does, and whether there are more free pages.
+    func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool)
+    /// History below the compacted revision is still there: further entries sweep it away.
+    var isSweeping: Bool { get }
     /// An order-independent hash over every table, kept incrementally; equal on replicas at equal
     /// applied index.
     func contentHash() throws(StorageError) -> UInt64
@@ -102,6 +139,9 @@ package protocol StateStore: AnyObject {
 }
 
 extension StateStore {
+    package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
+        (try checkpoint(), false)
+    }
     /// One key at a revision (nil: now), as a page of at most one entry.
     package func lookUp(
         _ key: [UInt8], at revision: Revision?

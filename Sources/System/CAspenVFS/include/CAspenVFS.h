@@ -70,6 +70,13 @@ int aspen_vfs_observe(const char *prefix, aspen_vfs_observer observer, void *con
 /* After this returns the observer is not called any more. */
 void aspen_vfs_unobserve(int number);
 
+/* When a write to a file whose path begins with `prefix` finds the disk full, `relieve` is called, on
+   whatever thread writes; if it says that it has made room (1) the write is tried again. A number for
+   `aspen_vfs_unrelieve`, or -1 if there are too many (as many as observers). */
+int aspen_vfs_relieve(const char *prefix, int (*relieve)(void *context), void *context);
+/* After this returns `relieve` is not called any more. Numbers below 0 are ignored. */
+void aspen_vfs_unrelieve(int number);
+
 /* fsync of a directory or a file, rename and unlink, seen by observers. 0, or an errno value. */
 int aspen_vfs_sync_directory(const char *path);
 int aspen_vfs_sync_file(const char *path);

@@ -1082,6 +1082,12 @@ package nonisolated struct Aspen_Client_V1_GetNodeInfoResponse: @unchecked Senda
     set {_uniqueStorage()._stateHash = newValue}
   }
 
+  /// The newest version of the state machine that the node's program knows; 0: 1.
+  package var stateVersion: UInt32 {
+    get {_storage._stateVersion}
+    set {_uniqueStorage()._stateVersion = newValue}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -1179,6 +1185,9 @@ package nonisolated struct Aspen_Client_V1_ChangeMembershipRequest: Sendable {
   // methods supported on all messages.
 
   package var voters: [UInt64] = []
+
+  /// Even if the rules of safe change forbid it.
+  package var force: Bool = false
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -2567,7 +2576,7 @@ package nonisolated struct Aspen_Client_V1_Metric: Sendable {
   /// In Prometheus' style: aspen_raft_term, aspen_raft_commit_seconds…
   package var name: String = String()
 
-  /// "counter", "gauge".
+  /// "counter", "gauge" or "histogram".
   package var kind: String = String()
 
   package var value: Double = 0
@@ -4732,7 +4741,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoRequest: SwiftProtobuf.Message,
 
 nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".GetNodeInfoResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}node\0\u{3}cluster_id\0\u{3}replica_id\0\u{1}commit\0\u{3}last_log_index\0\u{3}first_log_index\0\u{3}state_hash\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}node\0\u{3}cluster_id\0\u{3}replica_id\0\u{1}commit\0\u{3}last_log_index\0\u{3}first_log_index\0\u{3}state_hash\0\u{3}state_version\0")
 
   fileprivate class _StorageClass {
     var _node: Aspen_Client_V1_NodeStatus? = nil
@@ -4742,6 +4751,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
     var _lastLogIndex: UInt64 = 0
     var _firstLogIndex: UInt64 = 0
     var _stateHash: UInt64 = 0
+    var _stateVersion: UInt32 = 0
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -4759,6 +4769,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
       _lastLogIndex = source._lastLogIndex
       _firstLogIndex = source._firstLogIndex
       _stateHash = source._stateHash
+      _stateVersion = source._stateVersion
     }
   }
 
@@ -4784,6 +4795,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
         case 5: try { try decoder.decodeSingularUInt64Field(value: &_storage._lastLogIndex) }()
         case 6: try { try decoder.decodeSingularUInt64Field(value: &_storage._firstLogIndex) }()
         case 7: try { try decoder.decodeSingularUInt64Field(value: &_storage._stateHash) }()
+        case 8: try { try decoder.decodeSingularUInt32Field(value: &_storage._stateVersion) }()
         default: break
         }
       }
@@ -4817,6 +4829,9 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
       if _storage._stateHash != 0 {
         try visitor.visitSingularUInt64Field(value: _storage._stateHash, fieldNumber: 7)
       }
+      if _storage._stateVersion != 0 {
+        try visitor.visitSingularUInt32Field(value: _storage._stateVersion, fieldNumber: 8)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -4833,6 +4848,7 @@ nonisolated extension Aspen_Client_V1_GetNodeInfoResponse: SwiftProtobuf.Message
         if _storage._lastLogIndex != rhs_storage._lastLogIndex {return false}
         if _storage._firstLogIndex != rhs_storage._firstLogIndex {return false}
         if _storage._stateHash != rhs_storage._stateHash {return false}
+        if _storage._stateVersion != rhs_storage._stateVersion {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -5021,7 +5037,7 @@ nonisolated extension Aspen_Client_V1_AddLearnerResponse: SwiftProtobuf.Message,
 
 nonisolated extension Aspen_Client_V1_ChangeMembershipRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ChangeMembershipRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}voters\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}voters\0\u{1}force\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -5030,6 +5046,7 @@ nonisolated extension Aspen_Client_V1_ChangeMembershipRequest: SwiftProtobuf.Mes
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
       case 1: try { try decoder.decodeRepeatedUInt64Field(value: &self.voters) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.force) }()
       default: break
       }
     }
@@ -5039,11 +5056,15 @@ nonisolated extension Aspen_Client_V1_ChangeMembershipRequest: SwiftProtobuf.Mes
     if !self.voters.isEmpty {
       try visitor.visitPackedUInt64Field(value: self.voters, fieldNumber: 1)
     }
+    if self.force != false {
+      try visitor.visitSingularBoolField(value: self.force, fieldNumber: 2)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Aspen_Client_V1_ChangeMembershipRequest, rhs: Aspen_Client_V1_ChangeMembershipRequest) -> Bool {
     if lhs.voters != rhs.voters {return false}
+    if lhs.force != rhs.force {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

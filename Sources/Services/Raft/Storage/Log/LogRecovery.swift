@@ -57,8 +57,10 @@ struct LogRecovery {
         /// Nil if no copy of it is whole.
         let header: SegmentHeader?
 
-        func bytes() throws(StorageError) -> [UInt8] {
-            try onDisk { () throws(DiskError) in try file.read(at: 0, count: byteCount) }
+        func content() throws(StorageError) -> SegmentContent {
+            try onDisk { () throws(DiskError) in
+                try SegmentContent(of: file, byteCount: byteCount)
+            }
         }
     }
 
@@ -112,8 +114,11 @@ struct LogRecovery {
     /// Without any header nothing can be told from anything. A log that has never been written to
     /// may be begun anew; one that has been must not be taken for empty.
     private func refuseIfWritten(_ candidate: Candidate) throws(StorageError) {
-        let records = try candidate.bytes().dropFirst(SegmentHeader.byteCount)
-        guard records.allSatisfy({ $0 == 0 }) else {
+        let content = try candidate.content()
+        let isUntouched = content.withBytes {
+            $0.prefix(content.writtenEnd).dropFirst(SegmentHeader.byteCount).allSatisfy { $0 == 0 }
+        }
+        guard isUntouched else {
             throw .corrupt(
                 "\(SegmentName.log(candidate.generation)) has lost its header: this replica cannot "
                     + "be read; remove its data directory and add the node again")
@@ -172,18 +177,19 @@ struct LogRecovery {
                 generation: candidate.generation, file: candidate.file,
                 byteCount: candidate.byteCount)
             let next = rest.first?.header
-            let bytes = try candidate.bytes()
-            let limit = min(bytes.count, next.map { Int($0.previousEnd) } ?? bytes.count)
-            bytes.withUnsafeBytes {
-                replay.replay(segment, UnsafeRawBufferPointer(rebasing: $0[..<limit]))
+            let content = try candidate.content()
+            content.withBytes { bytes in
+                let limit = min(bytes.count, next.map { Int($0.previousEnd) } ?? bytes.count)
+                replay.replay(segment, UnsafeRawBufferPointer(rebasing: bytes[..<limit]))
             }
             findings.replay = replay
             findings.epochMax = max(findings.epochMax, replay.epoch)
             if let next, Int(next.previousEnd) == segment.end, next.chain == replay.chain {
                 continue
             }
-            let found = try evidence(
-                candidate, behind: segment.end, epoch: replay.epoch, seed: seed)
+            let found = LogEvidence(
+                content, behind: segment.end, generation: candidate.generation,
+                epoch: replay.epoch, seed: seed)
             findings.epochMax = max(findings.epochMax, found.epoch)
             findings.laterState = found.hardState
             if !rest.isEmpty || found.provesLoss {
@@ -212,10 +218,9 @@ struct LogRecovery {
     private func evidence(
         _ candidate: Candidate, behind hole: Int, epoch: UInt32, seed: UInt32
     ) throws(StorageError) -> LogEvidence {
-        try candidate.bytes().withUnsafeBytes {
-            LogEvidence(
-                $0, behind: hole, generation: candidate.generation, epoch: epoch, seed: seed)
-        }
+        LogEvidence(
+            try candidate.content(), behind: hole, generation: candidate.generation, epoch: epoch,
+            seed: seed)
     }
 }
 

@@ -134,11 +134,22 @@ struct LogEvidence {
     ///
     /// - Parameter epoch: older records are leftovers of a tail that was given up.
     init(
-        _ bytes: UnsafeRawBufferPointer, behind hole: Int, generation: UInt64, epoch: UInt32,
+        _ content: SegmentContent, behind hole: Int, generation: UInt64, epoch: UInt32,
         seed: UInt32
     ) {
+        content.withBytes {
+            scan(
+                $0, until: content.writtenEnd, behind: hole, generation: generation, epoch: epoch,
+                seed: seed)
+        }
+    }
+
+    private mutating func scan(
+        _ bytes: UnsafeRawBufferPointer, until end: Int, behind hole: Int, generation: UInt64,
+        epoch: UInt32, seed: UInt32
+    ) {
         var offset = max(hole, SegmentHeader.byteCount)
-        while offset + RecordHead.byteCount <= bytes.count {
+        while offset < end, offset + RecordHead.byteCount <= bytes.count {
             let found = UInt64(
                 littleEndian: bytes.loadUnaligned(fromByteOffset: offset + 16, as: UInt64.self))
             guard found == generation,

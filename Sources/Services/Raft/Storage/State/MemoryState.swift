@@ -30,6 +30,17 @@ package final class MemoryState: StateStore {
     package var time: ClusterTime { machine.meta.time }
     package var byteCount: UInt64 { machine.tables.byteCount }
     package var meta: StateMeta { machine.meta }
+    package var isSweeping: Bool { machine.meta.isSweeping }
+
+    /// Stays with the state, whatever takes its place.
+    package var plantedBug: KVPlantedBug? {
+        get { machine.plantedBug }
+        set { machine.plantedBug = newValue }
+    }
+    package var localTime: ClusterTime {
+        get { machine.localTime }
+        set { machine.localTime = newValue }
+    }
 
     package func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult] {
         let results = machine.apply(try CommittedEntry.translate(entries))
@@ -49,6 +60,37 @@ package final class MemoryState: StateStore {
     }
 
     package func nextSessionExpiry() -> ClusterTime? { machine.nextSessionExpiry() }
+    package var leaseExpiryHint: ClusterTime? { machine.leaseExpiryHint }
+    package func nextLeaseExpiry() -> ClusterTime? { machine.nextLeaseExpiry() }
+
+    package func get(_ keys: [[UInt8]], at revision: Revision?) -> ReadOutcome<KeysPage> {
+        machine.get(keys, at: revision)
+    }
+
+    package func count(_ request: CountRequest) -> ReadOutcome<CountPage> {
+        machine.count(request)
+    }
+
+    package func changes(_ request: ChangesRequest) -> ReadOutcome<ChangesPage> {
+        machine.changes(request)
+    }
+
+    package func history(of key: [UInt8], before: Revision?, limit: Int) -> HistoryPage {
+        machine.history(of: key, before: before, limit: limit)
+    }
+
+    package func lease(_ id: LeaseID) -> LeaseRow? { machine.lease(id) }
+
+    package func leases(after: LeaseID, limit: Int) -> LeasesPage {
+        machine.leases(after: after, limit: limit)
+    }
+
+    package func keys(of lease: LeaseID, limit: Int) -> [[UInt8]] {
+        machine.keys(of: lease, limit: limit)
+    }
+
+    package func setRecording(_ isOn: Bool) { machine.recording = isOn ? ChangeRecording() : nil }
+    package func takeRecording() -> ChangeRecording? { machine.recording?.take() }
 
     package func checkpointIfDue() -> LogIndex? {
         guard appliedIndex.rawValue >= checkpointed.rawValue + Self.checkpointInterval else {
@@ -82,6 +124,10 @@ package final class MemoryState: StateStore {
         guard let membership else {
             throw .corrupt("a state without a membership has no snapshot")
         }
+        var machine = machine
+        #if ASPEN_TEST_BUILD
+            if plantedBug == .snapshotWithoutLeases { machine.forgetLeases() }
+        #endif
         let meta = machine.meta
         return MemorySnapshotReader(
             meta: SnapshotMeta(
@@ -98,7 +144,9 @@ package final class MemoryState: StateStore {
         by machine: KVMachine<MemoryTables>,
         membership: (index: LogIndex, membership: Membership)?
     ) {
+        let planted = plantedBug
         self.machine = machine
+        plantedBug = planted
         self.membership = membership
         checkpointed = machine.meta.appliedIndex
     }

@@ -6,28 +6,31 @@ import SQLiteKit
 
 /// Every row of the database, table by table, in the order that `StateLoader` wants.
 final class SQLiteRows: RowSource {
-    private enum Table { case changes, versions, sessions, answers, end }
+    private enum Table { case changes, versions, sessions, answers, leases, attachments, end }
 
     private let changes: Statement
     private let versions: Statement
     private let sessions: Statement
     private let answers: Statement
+    private let leases: Statement
+    private let attachments: Statement
     private let includesVersions: Bool
     private var table = Table.changes
 
     init(_ database: Database, includingVersions: Bool) throws(SQLiteError) {
         includesVersions = includingVersions
         changes = try database.prepare(
-            """
-            SELECT number, create_revision, version, previous, key, value FROM changes
-            ORDER BY number
-            """)
+            "SELECT \(SQLiteTables.changeColumns) FROM changes ORDER BY number")
         versions = try database.prepare(
-            "SELECT key, number, create_revision, version FROM versions ORDER BY key, number DESC")
+            "SELECT key, \(SQLiteTables.versionColumns) FROM versions ORDER BY key, number DESC")
         sessions = try database.prepare(
             "SELECT id, last_active, acknowledged_below, answers FROM sessions ORDER BY id")
         answers = try database.prepare(
             "SELECT session, number, bytes FROM answers ORDER BY session, number")
+        leases = try database.prepare(
+            "SELECT \(SQLiteTables.leaseColumns) FROM leases ORDER BY id")
+        attachments = try database.prepare(
+            "SELECT lease, key FROM attachments ORDER BY lease, key")
     }
 
     func next() throws(SQLiteError) -> StateRow? {
@@ -61,6 +64,19 @@ final class SQLiteRows: RowSource {
                     )
                 }
                 answers.reset()
+                table = .leases
+            case .leases:
+                if try leases.step() { return .lease(SQLiteTables.lease(leases)) }
+                leases.reset()
+                table = .attachments
+            case .attachments:
+                if try attachments.step() {
+                    return .attachment(
+                        AttachmentRow(
+                            lease: LeaseID(UInt64(bitPattern: attachments.integer(0))),
+                            key: attachments.bytes(1)))
+                }
+                attachments.reset()
                 table = .end
             case .end: return nil
             }

@@ -22,8 +22,11 @@ import SQLiteKit
 package final class SQLiteState: StateStore {
     /// Pages in the WAL that make applying wait for a snapshot that is being spooled: 256 MiB.
     package static let walPagesMax = 65_536
-    /// Free pages given back to the file system with a checkpoint.
+    /// Free pages given back to the file system with a checkpoint; with more than half of the file
+    /// free, four times as many.
     private static let vacuumPages = 256
+    /// Times that many pages are given back in one `trim`.
+    private static let trimRounds = 8
 
     static let fileName = "state.db"
     static let incomingName = "state.db.incoming"
@@ -119,6 +122,9 @@ package final class SQLiteState: StateStore {
                 throw SQLiteTables.damaged("the file is some other program's database")
             }
             guard version <= SQLiteTables.schemaVersion else { throw newerSchema(version) }
+            if version < SQLiteTables.schemaVersion {
+                try SQLiteMigration.run(database, from: version)
+            }
         }
         let tables = try SQLiteTables(database)
         let meta = try SQLiteTables.storedMeta(database)
@@ -134,6 +140,7 @@ package final class SQLiteState: StateStore {
     package var appliedTerm: Term { meta.appliedTerm }
     package var revision: Revision { meta.revision }
     package var time: ClusterTime { meta.time }
+    package var isSweeping: Bool { meta.isSweeping }
 
     package var byteCount: UInt64 {
         Self.byteCount(of: directory + "/" + Self.fileName)
@@ -185,6 +192,56 @@ package final class SQLiteState: StateStore {
         try storing { machine throws(SQLiteError) in try machine.nextSessionExpiry() }
     }
 
+    package var leaseExpiryHint: ClusterTime? { opened?.leaseExpiryHint }
+
+    package func nextLeaseExpiry() throws(StorageError) -> ClusterTime? {
+        try storing { machine throws(SQLiteError) in try machine.nextLeaseExpiry() }
+    }
+
+    package func get(
+        _ keys: [[UInt8]], at revision: Revision?
+    ) throws(StorageError) -> ReadOutcome<KeysPage> {
+        try storing { machine throws(SQLiteError) in try machine.get(keys, at: revision) }
+    }
+
+    package func count(_ request: CountRequest) throws(StorageError) -> ReadOutcome<CountPage> {
+        try storing { machine throws(SQLiteError) in try machine.count(request) }
+    }
+
+    package func changes(
+        _ request: ChangesRequest
+    ) throws(StorageError) -> ReadOutcome<ChangesPage> {
+        try storing { machine throws(SQLiteError) in try machine.changes(request) }
+    }
+
+    package func history(
+        of key: [UInt8], before: Revision?, limit: Int
+    ) throws(StorageError) -> HistoryPage {
+        try storing { machine throws(SQLiteError) in
+            try machine.history(of: key, before: before, limit: limit)
+        }
+    }
+
+    package func lease(_ id: LeaseID) throws(StorageError) -> LeaseRow? {
+        try storing { machine throws(SQLiteError) in try machine.lease(id) }
+    }
+
+    package func leases(after: LeaseID, limit: Int) throws(StorageError) -> LeasesPage {
+        try storing { machine throws(SQLiteError) in
+            try machine.leases(after: after, limit: limit)
+        }
+    }
+
+    package func keys(of lease: LeaseID, limit: Int) throws(StorageError) -> [[UInt8]] {
+        try storing { machine throws(SQLiteError) in try machine.keys(of: lease, limit: limit) }
+    }
+
+    package func setRecording(_ isOn: Bool) {
+        opened?.recording = isOn ? ChangeRecording() : nil
+    }
+
+    package func takeRecording() -> ChangeRecording? { opened?.recording?.take() }
+
     package func contentHash() throws(StorageError) -> UInt64 {
         if let failure { throw failure }
         return meta.contentHash
@@ -192,6 +249,9 @@ package final class SQLiteState: StateStore {
 
     package func recomputeContentHash() throws(StorageError) -> UInt64 {
         var meta = meta
+        meta.figures = try storing { machine throws(SQLiteError) in
+            try SQLiteMigration.figures(machine.tables.database)
+        }
         meta.rowHash = try storing { machine throws(SQLiteError) in
             var rows = try SQLiteRows(machine.tables.database, includingVersions: true)
             return try KVMachine<SQLiteTables>.rowHash(of: &rows)
@@ -241,13 +301,34 @@ package final class SQLiteState: StateStore {
         return durableIndex
     }
 
+    package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
+        var durable = try checkpoint()
+        // A reader would keep all that the vacuum writes in the WAL.
+        guard !spools.contains(where: \.isReadingDatabase) else { return (durable, false) }
+        for _ in 0..<Self.trimRounds {
+            let free = try storing { machine throws(SQLiteError) in
+                let database = machine.tables.database
+                let free = try database.integer("PRAGMA freelist_count") ?? 0
+                if free > 0 {
+                    try database.execute("PRAGMA incremental_vacuum(\(Self.vacuumPages))")
+                }
+                return free
+            }
+            if free == 0 { return (durable, false) }
+            // Each time: what the vacuum moves is in the WAL, and the WAL must stay small.
+            durable = try checkpoint()
+        }
+        return (durable, true)
+    }
+
     /// Gives free pages back to the file system, a few at a time, when a quarter of the file is
     /// free: less than that will be used again.
     private static func vacuum(_ database: Database) throws(SQLiteError) {
         let free = try database.integer("PRAGMA freelist_count") ?? 0
         let all = try database.integer("PRAGMA page_count") ?? 0
         guard free > max(Int64(4 * vacuumPages), all / 4) else { return }
-        try database.execute("PRAGMA incremental_vacuum(\(vacuumPages))")
+        let pages = free > all / 2 ? 4 * vacuumPages : vacuumPages
+        try database.execute("PRAGMA incremental_vacuum(\(pages))")
     }
 
     // MARK: Snapshots

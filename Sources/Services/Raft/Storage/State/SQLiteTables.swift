@@ -20,25 +20,42 @@ final class SQLiteTables: StateTables {
     /// "aspn"; in the file's header, so that a foreign database is not taken for ours.
     static let applicationID: Int64 = 0x6173_706e
     /// Grows with every change of the schema.
-    static let schemaVersion: Int64 = 1
+    static let schemaVersion: Int64 = 2
 
+    /// What lies before a value can be read without touching its overflow pages.
     static let schema = """
         CREATE TABLE meta(id INTEGER PRIMARY KEY CHECK (id = 1), bytes BLOB NOT NULL);
         CREATE TABLE changes(
             number INTEGER PRIMARY KEY, create_revision INTEGER NOT NULL, version INTEGER NOT NULL,
-            previous INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL);
+            previous INTEGER NOT NULL, lease INTEGER NOT NULL DEFAULT 0, key BLOB NOT NULL,
+            value BLOB NOT NULL);
         CREATE TABLE versions(
             key BLOB NOT NULL, number INTEGER NOT NULL, create_revision INTEGER NOT NULL,
-            version INTEGER NOT NULL, PRIMARY KEY (key, number DESC)) WITHOUT ROWID;
+            version INTEGER NOT NULL, value_bytes INTEGER NOT NULL DEFAULT 0,
+            lease INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (key, number DESC)) WITHOUT ROWID;
         CREATE TABLE sessions(
             id INTEGER PRIMARY KEY, last_active INTEGER NOT NULL,
             acknowledged_below INTEGER NOT NULL, answers BLOB NOT NULL);
         CREATE TABLE answers(
             session INTEGER NOT NULL, number INTEGER NOT NULL, bytes BLOB NOT NULL,
             PRIMARY KEY (session, number)) WITHOUT ROWID;
+        \(leaseSchema)
         PRAGMA application_id = \(applicationID);
         PRAGMA user_version = \(schemaVersion);
         """
+
+    /// What version 2 of the schema has more than version 1, besides columns.
+    static let leaseSchema = """
+        CREATE TABLE leases(
+            id INTEGER PRIMARY KEY, ttl INTEGER NOT NULL, deadline INTEGER NOT NULL,
+            key_count INTEGER NOT NULL);
+        CREATE INDEX leases_by_deadline ON leases(deadline, id);
+        CREATE TABLE attachments(
+            lease INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (lease, key)) WITHOUT ROWID;
+        """
+
+    static let changeColumns = "number, create_revision, version, previous, lease, key, value"
+    static let versionColumns = "number, create_revision, version, value_bytes, lease"
 
     let database: Database
     private let begin: Statement
@@ -46,6 +63,9 @@ final class SQLiteTables: StateTables {
     private let newestVersion: Statement
     private let scanTo: Statement
     private let scanOn: Statement
+    private let scanDownFrom: Statement
+    private let scanDown: Statement
+    private let selectHistory: Statement
     private let selectValue: Statement
     private let selectChange: Statement
     private let selectHeaders: Statement
@@ -62,6 +82,7 @@ final class SQLiteTables: StateTables {
     private let replaceAnswer: Statement
     private let deleteAnswer: Statement
     private let replaceMeta: Statement
+    let leases: LeaseStatements
 
     /// The schema must be there.
     init(_ database: Database) throws(SQLiteError) {
@@ -70,32 +91,52 @@ final class SQLiteTables: StateTables {
         commit = try database.prepare("COMMIT")
         newestVersion = try database.prepare(
             """
-            SELECT number, create_revision, version FROM versions
+            SELECT \(Self.versionColumns) FROM versions
             WHERE key = ?1 AND number <= ?2 ORDER BY number DESC LIMIT 1
+            """)
+        selectHistory = try database.prepare(
+            """
+            SELECT \(Self.versionColumns) FROM versions
+            WHERE key = ?1 AND number <= ?2 ORDER BY number DESC LIMIT ?3
             """)
         scanTo = try database.prepare(
             """
-            SELECT key, number, create_revision, version FROM versions
+            SELECT key, \(Self.versionColumns) FROM versions
             WHERE key >= ?1 AND key < ?2 ORDER BY key, number DESC
             """)
         scanOn = try database.prepare(
             """
-            SELECT key, number, create_revision, version FROM versions
+            SELECT key, \(Self.versionColumns) FROM versions
             WHERE key >= ?1 ORDER BY key, number DESC
+            """)
+        scanDownFrom = try database.prepare(
+            """
+            SELECT key, \(Self.versionColumns) FROM versions
+            WHERE key >= ?1 AND key < ?2 ORDER BY key DESC, number ASC
+            """)
+        scanDown = try database.prepare(
+            """
+            SELECT key, \(Self.versionColumns) FROM versions
+            WHERE key >= ?1 ORDER BY key DESC, number ASC
             """)
         selectValue = try database.prepare("SELECT value FROM changes WHERE number = ?1")
         selectChange = try database.prepare(
             """
-            SELECT number, create_revision, version, previous, key, value FROM changes
-            WHERE number = ?1
+            SELECT \(Self.changeColumns) FROM changes WHERE number = ?1
             """)
         selectHeaders = try database.prepare(
             """
-            SELECT number, create_revision, version, previous, key FROM changes
+            SELECT number, create_revision, version, previous, lease, key FROM changes
             WHERE number > ?1 AND number <= ?2 ORDER BY number LIMIT ?3
             """)
-        insertChange = try database.prepare("INSERT INTO changes VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
-        insertVersion = try database.prepare("INSERT INTO versions VALUES (?1, ?2, ?3, ?4)")
+        insertChange = try database.prepare(
+            """
+            INSERT INTO changes(\(Self.changeColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            """)
+        insertVersion = try database.prepare(
+            """
+            INSERT INTO versions(key, \(Self.versionColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            """)
         deleteChange = try database.prepare("DELETE FROM changes WHERE number = ?1")
         deleteVersion = try database.prepare("DELETE FROM versions WHERE key = ?1 AND number = ?2")
         selectSession = try database.prepare(
@@ -111,6 +152,7 @@ final class SQLiteTables: StateTables {
         deleteAnswer = try database.prepare(
             "DELETE FROM answers WHERE session = ?1 AND number = ?2")
         replaceMeta = try database.prepare("REPLACE INTO meta VALUES (1, ?1)")
+        leases = try LeaseStatements(database)
     }
 
     func beginTransaction() throws(SQLiteError) { try begin.run() }
@@ -135,37 +177,67 @@ final class SQLiteTables: StateTables {
     }
 
     func versions(
-        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int, descending: Bool
     ) throws(SQLiteError) -> [KeyVersion] {
         var found: [KeyVersion] = []
         found.reserveCapacity(min(count, 64))
+        if descending {
+            try versionsDown(from, to, limit, count, &found)
+            return found
+        }
+        var tally = Tally(countMax: count, rowsMax: .max)
         var start: [UInt8]? = from
-        while let from = start, found.count < count {
-            start = try withUnsafeBytes(from) { from throws(SQLiteError) in
-                guard let to else {
-                    scanOn.bind(1, unowned: from)
-                    defer { scanOn.reset() }
-                    return try scan(scanOn, limit, count, &found)
-                }
-                return try withUnsafeBytes(to) { to throws(SQLiteError) in
-                    scanTo.bind(1, unowned: from)
-                    scanTo.bind(2, unowned: to)
-                    defer { scanTo.reset() }
-                    return try scan(scanTo, limit, count, &found)
-                }
-            }
+        while let from = start, tally.count < count {
+            start = try scan(from, to, limit, &tally) { found.append(KeyVersion(key: $0, row: $1)) }
         }
         return found
+    }
+
+    func countVersions(
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, rowsMax: Int
+    ) throws(SQLiteError) -> (count: Int, next: [UInt8]?) {
+        var tally = Tally(countMax: .max, rowsMax: rowsMax)
+        var start: [UInt8]? = from
+        while let from = start, tally.rows < rowsMax {
+            start = try scan(from, to, limit, &tally) { _, _ in }
+        }
+        return (tally.count, start)
+    }
+
+    private func scan(
+        _ from: [UInt8], _ to: [UInt8]?, _ limit: ChangeNumber, _ tally: inout Tally,
+        _ take: ([UInt8], VersionRow) -> Void
+    ) throws(SQLiteError) -> [UInt8]? {
+        try withUnsafeBytes(from) { from throws(SQLiteError) in
+            guard let to else {
+                scanOn.bind(1, unowned: from)
+                defer { scanOn.reset() }
+                return try scan(scanOn, limit, &tally, take)
+            }
+            return try withUnsafeBytes(to) { to throws(SQLiteError) in
+                scanTo.bind(1, unowned: from)
+                scanTo.bind(2, unowned: to)
+                defer { scanTo.reset() }
+                return try scan(scanTo, limit, &tally, take)
+            }
+        }
+    }
+
+    private struct Tally {
+        let countMax: Int
+        let rowsMax: Int
+        var count = 0
+        var rows = 0
     }
 
     /// Old versions that are stepped over one by one before a new search is cheaper.
     private static let stepsBeforeSearch = 16
 
-    /// Adds to `found`; returns where to search again if a key has many versions that are not
-    /// wanted.
+    /// Hands out what it finds; returns where to search again if a key has many versions that are
+    /// not wanted, or if enough rows were looked at.
     private func scan(
-        _ statement: borrowing Statement, _ limit: ChangeNumber, _ count: Int,
-        _ found: inout [KeyVersion]
+        _ statement: borrowing Statement, _ limit: ChangeNumber, _ tally: inout Tally,
+        _ take: ([UInt8], VersionRow) -> Void
     ) throws(SQLiteError) -> [UInt8]? {
         // The key whose remaining versions are older than the one that was wanted.
         var done: [UInt8] = []
@@ -173,6 +245,7 @@ final class SQLiteTables: StateTables {
         var steps = 0
         var newer = 0
         while try statement.step() {
+            tally.rows += 1
             if isDone, statement.withBytes(0, { $0.elementsEqual(done) }) {
                 steps += 1
                 if steps > Self.stepsBeforeSearch { return done + [0] }
@@ -195,11 +268,87 @@ final class SQLiteTables: StateTables {
             isDone = true
             newer = 0
             if !row.isTombstone {
-                found.append(KeyVersion(key: done, row: row))
-                if found.count == count { return nil }
+                take(done, row)
+                tally.count += 1
+                if tally.count == tally.countMax { return nil }
             }
+            if tally.rows >= tally.rowsMax { return done + [0] }
         }
         return nil
+    }
+
+    private func versionsDown(
+        _ from: [UInt8], _ to: [UInt8]?, _ limit: ChangeNumber, _ count: Int,
+        _ found: inout [KeyVersion]
+    ) throws(SQLiteError) {
+        var end = to
+        var isMore = true
+        while isMore, found.count < count {
+            let below = end
+            let stop = try withUnsafeBytes(from) { from throws(SQLiteError) -> [UInt8]? in
+                guard let below else {
+                    scanDown.bind(1, unowned: from)
+                    defer { scanDown.reset() }
+                    return try scanDown(scanDown, limit, count, &found)
+                }
+                return try withUnsafeBytes(below) { below throws(SQLiteError) in
+                    scanDownFrom.bind(1, unowned: from)
+                    scanDownFrom.bind(2, unowned: below)
+                    defer { scanDownFrom.reset() }
+                    return try scanDown(scanDownFrom, limit, count, &found)
+                }
+            }
+            end = stop
+            isMore = stop != nil
+        }
+    }
+
+    /// Keys downwards, the oldest version of each first: the newest wanted is known when the next
+    /// key comes. A key with many versions is looked up instead, and the search goes on below it.
+    private func scanDown(
+        _ statement: borrowing Statement, _ limit: ChangeNumber, _ count: Int,
+        _ found: inout [KeyVersion]
+    ) throws(SQLiteError) -> [UInt8]? {
+        var key: [UInt8] = []
+        var newest: VersionRow?
+        var steps = 0
+        while try statement.step() {
+            if statement.withBytes(0, { !$0.elementsEqual(key) }) || steps == 0 {
+                take(key, newest, &found)
+                if found.count == count { return nil }
+                key = statement.bytes(0)
+                newest = nil
+                steps = 0
+            }
+            steps += 1
+            if steps > Self.stepsBeforeSearch {
+                take(key, try version(of: key, upTo: limit), &found)
+                return key
+            }
+            let row = Self.versionRow(statement, at: 1)
+            if row.change <= limit { newest = row }
+        }
+        take(key, newest, &found)
+        return nil
+    }
+
+    private func take(_ key: [UInt8], _ row: VersionRow?, _ found: inout [KeyVersion]) {
+        guard let row, !row.isTombstone else { return }
+        found.append(KeyVersion(key: key, row: row))
+    }
+
+    func history(
+        of key: [UInt8], upTo limit: ChangeNumber, count: Int
+    ) throws(SQLiteError) -> [VersionRow] {
+        try withUnsafeBytes(key) { key throws(SQLiteError) in
+            selectHistory.bind(1, unowned: key)
+            selectHistory.bind(2, Int64(bitPattern: limit.rawValue))
+            selectHistory.bind(3, Int64(count))
+            defer { selectHistory.reset() }
+            var found: [VersionRow] = []
+            while try selectHistory.step() { found.append(Self.versionRow(selectHistory, at: 0)) }
+            return found
+        }
     }
 
     @inline(__always)
@@ -207,7 +356,9 @@ final class SQLiteTables: StateTables {
         VersionRow(
             change: ChangeNumber(UInt64(bitPattern: statement.integer(column))),
             createRevision: Revision(UInt64(bitPattern: statement.integer(column + 1))),
-            version: UInt64(bitPattern: statement.integer(column + 2)))
+            version: UInt64(bitPattern: statement.integer(column + 2)),
+            valueBytes: Int(statement.integer(column + 3)),
+            lease: LeaseID(UInt64(bitPattern: statement.integer(column + 4))))
     }
 
     // MARK: Changes
@@ -242,14 +393,17 @@ final class SQLiteTables: StateTables {
                 insertChange.bind(2, createRevision)
                 insertChange.bind(3, version)
                 insertChange.bind(4, Int64(bitPattern: header.previous.rawValue))
-                insertChange.bind(5, unowned: key)
-                insertChange.bind(6, unowned: value)
+                insertChange.bind(5, Int64(bitPattern: header.lease.rawValue))
+                insertChange.bind(6, unowned: key)
+                insertChange.bind(7, unowned: value)
                 try insertChange.run()
             }
             insertVersion.bind(1, unowned: key)
             insertVersion.bind(2, number)
             insertVersion.bind(3, createRevision)
             insertVersion.bind(4, version)
+            insertVersion.bind(5, Int64(change.value.count))
+            insertVersion.bind(6, Int64(bitPattern: header.lease.rawValue))
             try insertVersion.run()
         }
     }
@@ -276,14 +430,15 @@ final class SQLiteTables: StateTables {
     static func header(_ statement: borrowing Statement) -> ChangeHeader {
         ChangeHeader(
             number: ChangeNumber(UInt64(bitPattern: statement.integer(0))),
-            key: statement.bytes(4),
+            key: statement.bytes(5),
             createRevision: Revision(UInt64(bitPattern: statement.integer(1))),
             version: UInt64(bitPattern: statement.integer(2)),
-            previous: ChangeNumber(UInt64(bitPattern: statement.integer(3))))
+            previous: ChangeNumber(UInt64(bitPattern: statement.integer(3))),
+            lease: LeaseID(UInt64(bitPattern: statement.integer(4))))
     }
 
     static func change(_ statement: borrowing Statement) -> Change {
-        Change(header: header(statement), value: statement.bytes(5))
+        Change(header: header(statement), value: statement.bytes(6))
     }
 
     // MARK: Sessions
@@ -390,7 +545,7 @@ final class SQLiteTables: StateTables {
 
 /// `Array.withUnsafeBytes` with a typed error.
 @inline(__always)
-private func withUnsafeBytes<Result>(
+func withUnsafeBytes<Result>(
     _ array: [UInt8], _ body: (UnsafeRawBufferPointer) throws(SQLiteError) -> Result
 ) throws(SQLiteError) -> Result {
     var failure: SQLiteError?

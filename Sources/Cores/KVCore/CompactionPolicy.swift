@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+
+/// When history goes, with no command given: a number of revisions is kept, and no more than some
+/// bytes of what only a reader of the past can see, but always a little, so that a watch that was
+/// cut off finds what it missed. Pure: the leader asks it now and then and proposes the answer.
+package struct CompactionPolicy: Equatable, Sendable {
+    /// Revisions kept.
+    package var revisionsKept: UInt64 = 100_000
+    /// Bytes of history (see `StateFigures.historyBytes`) from which on fewer are kept.
+    package var historyBytesMax: UInt64 = 67_108_864
+    /// Kept even if they are larger than that.
+    package var revisionsKeptMin: UInt64 = 1000
+
+    package init() {}
+
+    /// What to propose as `Command.compact`; nil: nothing. It is the revision that was compacted to
+    /// already when only sweeping is behind: each such entry sweeps
+    /// `KVLimits.sweptPerCompact` rows.
+    package func decision(_ meta: StateMeta) -> Revision? {
+        let target = max(byCount(meta), meta.isSweeping ? .zero : byBytes(meta))
+        if target > meta.compacted { return target }
+        return meta.isSweeping ? meta.compacted : nil
+    }
+
+    /// A tenth more than is kept may gather: what is compacted one revision at a time costs an
+    /// entry each.
+    private func byCount(_ meta: StateMeta) -> Revision {
+        let kept = max(revisionsKept, revisionsKeptMin)
+        let span = meta.revision.rawValue - meta.compacted.rawValue
+        guard span > kept + max(1, kept / 10) else { return .zero }
+        return Revision(meta.revision.rawValue - kept)
+    }
+
+    /// As if bytes were spread evenly over revisions; asked again when that is swept.
+    private func byBytes(_ meta: StateMeta) -> Revision {
+        let bytes = meta.figures.historyBytes
+        guard bytes > historyBytesMax else { return .zero }
+        let span = meta.revision.rawValue - meta.compacted.rawValue
+        // Down to three quarters, so that it is not asked again at once.
+        let share = Double(historyBytesMax) * 0.75 / Double(bytes)
+        let kept = max(UInt64(Double(span) * share), revisionsKeptMin)
+        guard span > kept else { return .zero }
+        return Revision(meta.revision.rawValue - kept)
+    }
+}

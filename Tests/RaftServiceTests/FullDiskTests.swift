@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenDisk
+import AspenTypes
+import AspenWire
+import FoundationEssentials
+import Glibc
+import Logging
+import NIOCore
+import RaftStorage
+import Synchronization
+import Testing
+
+@testable import RaftService
+
+/// A directory that counts as a small file system: what is free is its capacity less what is in it
+/// and what others have taken.
+private final class SmallDisk: Sendable {
+    static let capacity = 64 << 20
+    let directory: MemoryDirectory
+    let taken = Mutex(0)
+
+    init() throws { directory = try MemoryDirectory() }
+
+    var space: DiskSpace {
+        var used = 0
+        for name in ["", "log/", "state/"] {
+            let path = directory.path + "/" + name
+            for file in (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? [] {
+                var status = stat()
+                if stat(path + file, &status) == 0, status.st_mode & S_IFMT == S_IFREG {
+                    used += Int(status.st_blocks) * 512
+                }
+            }
+        }
+        let free = Self.capacity - used - taken.withLock { $0 }
+        return DiskSpace(capacity: Self.capacity, available: max(0, free))
+    }
+
+    /// Once the node has kept back what it keeps back on a disk of this size.
+    func fill() {
+        var status = stat()
+        while stat(directory.path + "/" + StorageSpace.fileName, &status) != 0
+            || status.st_size < Self.capacity / 8
+        {}
+        taken.withLock { $0 = Self.capacity }
+    }
+
+    func empty() { taken.withLock { $0 = 0 } }
+
+    func start(_ cluster: TestCluster, _ id: NodeID) async throws {
+        try await cluster.start(
+            id,
+            storage: { settings in
+                var settings = settings
+                settings.backend = .persistent
+                settings.stateDirectory = self.directory.path
+                settings.diskSpace = { self.space }
+                var logger = Logger(label: "full")
+                logger.logLevel = .critical
+                return try OpenedStorage.open(settings, logger: logger)
+            })
+    }
+}
+
+@Suite(.serialized) struct FullDiskTests {
+    private static func isRefused(_ response: WireResponse) -> Bool {
+        response.failure?.code == .resourceExhausted
+            && response.failure?.message.contains("no space left on node") == true
+    }
+
+    /// Until it is, for as long as a test may take.
+    private static func untilPut(
+        _ client: TestClient, isRefused wanted: Bool
+    ) async throws -> Duration {
+        let began = ContinuousClock.now
+        while true {
+            let response = try await client.put("probe", [1]).get()
+            if Self.isRefused(response) == wanted { return ContinuousClock.now - began }
+        }
+    }
+
+    private static func delete(_ client: TestClient, _ key: String) async throws -> WireResponse {
+        var body = Aspen_Client_V1_DeleteKeyRequest()
+        body.key = Data(key.utf8)
+        return try await client.ask(.deleteKey(body))
+    }
+
+    @Test(.timeLimit(.minutes(2)))
+    func deletesFreeWhatPutsHaveFilled() async throws {
+        let cluster = TestCluster(1)
+        let disk = try SmallDisk()
+        try await disk.start(cluster, cluster.ids[0])
+        try await cluster.found()
+        let client = try await cluster.client(of: cluster.ids[0])
+        let value = [UInt8](repeating: 7, count: 500_000)
+        var count = 0
+        while true {
+            let response = try await client.put("k\(count)", value).get()
+            if response.failure != nil {
+                #expect(Self.isRefused(response), "\(response)")
+                break
+            }
+            count += 1
+            try #require(count < 200, "64 MB take more than 100 MB")
+        }
+        #expect(count > 20)
+        #expect(disk.space.available > 0)
+        #expect(try await client.get("k0").failure == nil)
+        for number in 0..<count {
+            let response = try await Self.delete(client, "k\(number)")
+            #expect(response.failure == nil, "\(response)")
+        }
+        #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
+        try await cluster.stop()
+    }
+
+    @Test(.timeLimit(.minutes(2)))
+    func aFullFollowerDoesNotStopTheOthers() async throws {
+        let cluster = TestCluster(3)
+        let disks = try (0..<3).map { _ in try SmallDisk() }
+        for (id, disk) in zip(cluster.ids, disks) { try await disk.start(cluster, id) }
+        try await cluster.found()
+        let leader = try await cluster.leader()
+        let place = try #require(cluster.ids.firstIndex { $0 != leader })
+        let full = cluster.ids[place]
+        let client = try await cluster.client(of: leader)
+        disks[place].fill()
+        // The reserve is there, so that it still follows.
+        for number in 0..<20 {
+            let response = try await client.put("k\(number)", [1, 2, 3]).get()
+            #expect(response.failure == nil, "\(response)")
+        }
+        let other = try await cluster.client(of: full)
+        #expect(try await other.get("k19").failure == nil)
+        // With two that are full nobody could take a put; a delete is small.
+        let second = try #require(cluster.ids.firstIndex { $0 != leader && $0 != full })
+        disks[second].fill()
+        _ = try await Self.untilPut(client, isRefused: true)
+        _ = try await Self.untilPut(other, isRefused: true)
+        #expect(try await Self.delete(other, "k3").failure == nil)
+        disks[second].empty()
+        disks[place].empty()
+        #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
+        #expect(try await Self.untilPut(other, isRefused: false) < .seconds(5))
+        try await cluster.stop()
+    }
+
+    @Test(.timeLimit(.minutes(2)))
+    func aFullLeaderHandsOver() async throws {
+        let cluster = TestCluster(3)
+        let disks = try (0..<3).map { _ in try SmallDisk() }
+        for (id, disk) in zip(cluster.ids, disks) { try await disk.start(cluster, id) }
+        try await cluster.found()
+        let leader = try await cluster.leader()
+        let place = try #require(cluster.ids.firstIndex(of: leader))
+        disks[place].fill()
+        let client = try await cluster.client(of: leader)
+        // It hands over when it looks at its disk next.
+        // In between there is none.
+        while true {
+            if let now = try? await cluster.leader(), now != leader { break }
+            await Task.yield()
+        }
+        #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
+        disks[place].empty()
+        try await cluster.stop()
+    }
+
+    @Test(.timeLimit(.minutes(2)))
+    func aNodeStartsOnAFullDisk() async throws {
+        let disk = try SmallDisk()
+        let cluster = TestCluster(1)
+        try await disk.start(cluster, cluster.ids[0])
+        try await cluster.found()
+        var client = try await cluster.client(of: cluster.ids[0])
+        for number in 0..<10 { _ = try await client.put("k\(number)", [1]).get() }
+        disk.fill()
+        _ = try await Self.untilPut(client, isRefused: true)
+        try await cluster.kill(cluster.ids[0])
+        try await disk.start(cluster, cluster.ids[0])
+        client = try await cluster.client(of: cluster.ids[0])
+        #expect(try await client.get("k9").failure == nil)
+        #expect(try await Self.delete(client, "k9").failure == nil)
+        #expect(Self.isRefused(try await client.put("k9", [1]).get()))
+        disk.empty()
+        #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
+        try await cluster.stop()
+    }
+}
