@@ -11,7 +11,7 @@ package enum NetLimits {
     package static let streamsMax = 2000
     /// Streams of clients among them; the rest is kept free for members.
     package static let clientStreamsMax = 1600
-    /// Bytes that wait in memory on behalf of clients, over all their streams. From there on, the
+    /// Memory for what waits on behalf of clients, over all their streams. From there on, the
     /// streams that hold most are reset: their clients, or their service, do not read.
     package static let clientBytesMax = 64 << 20
     /// Connections of strangers that have not proved the cookie yet.

@@ -62,11 +62,12 @@ final class Splice: ChannelInboundHandler {
         context?.close(promise: nil)
     }
 
-    /// Bytes that wait in memory for one of the sides.
+    /// Memory of the bytes that wait for one of the sides. Buffers come in powers of two, so that they
+    /// may take up twice what is in them; that is what is counted.
     var heldBytes: Int {
         guard let stream else { return 0 }
         let local = try? context?.channel.syncOptions?.getOption(.bufferedWritableBytes)
-        return stream.heldBytes + stream.undeliveredBytes + (local ?? 0)
+        return 2 * (stream.heldBytes + stream.undeliveredBytes + (local ?? 0))
     }
 
     private func finish() {
