@@ -71,6 +71,7 @@ let cores: [Target] = [
         "RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
     module("KVCore", "Cores/KVCore", ["AspenMachine", "AspenBytes"], settings: pure),
     module("LinkCore", "Cores/LinkCore", ["AspenMachine", "AspenBytes"], settings: pure),
+    module("TokenCore", "Cores/TokenCore", ["AspenTypes", "AspenBytes"], settings: pure),
 ]
 
 let wire: [Target] = [
@@ -115,7 +116,7 @@ let services: [Target] = [
         "NetService", "Services/Net/Service",
         nio + [
             "AspenTypes", "AspenBytes", "AspenMachine", "AspenWire", "Configuration", "ServiceKit",
-            "LinkCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
+            "LinkCore", "TokenCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
@@ -127,21 +128,26 @@ let services: [Target] = [
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
-            "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire", "AspenDisk",
-            "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", "CAspenVFS", logging,
+            "RaftStorage", "RaftCore", "KVCore", "TokenCore", "CSodium", "NetClient", "AspenWire",
+            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", "CAspenVFS",
+            logging,
             collections, protobuf,
         ]),
     module(
         "AspenClient", "Services/Raft/Client",
         nio + [
-            "AspenWire", "QUIC", "ServiceKit", "AspenTypes", "AspenBytes", protobuf, collections,
+            "AspenWire", "QUIC", "TokenCore", "ServiceKit", "AspenTypes", "AspenBytes", protobuf,
+            collections,
         ]),
 ]
 
 let tools: [Target] = [
     module(
         "AspenCLI", "Tools/CLI",
-        ["AspenClient", "AspenWire", "AspenTypes", "AspenBytes", "Configuration", arguments]),
+        [
+            "AspenClient", "TokenCore", "AspenWire", "AspenTypes", "AspenBytes", "Configuration",
+            arguments,
+        ]),
     module("GeneratorTool", "Tools/Generator", ["Configuration", "AspenTypes"]),
     module(
         "AspenBench", "Tools/Bench",
@@ -172,6 +178,7 @@ let executables: [Target] = [
     program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
+    program("aspen-token", ["AspenCLI"]),
     program("aspen-sim", ["SimTool"]),
     program("aspen-bench", ["AspenBench"]),
     program("aspen-generator", ["GeneratorTool"]),
@@ -194,11 +201,15 @@ let checks: [Target] = [
             "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
             "AspenTypes", "AspenBytes", "AspenMachine",
         ], settings: pure, exclude: ["Fixtures"]),
+    tests(
+        "TokenCoreTests",
+        ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
         nio + [
-            "NetService", "NetClient", "QUIC", "AspenBytes", "AspenMachine", "LinkCore",
+            "NetService", "NetClient", "TokenCore", "QUIC", "AspenBytes", "AspenMachine",
+            "LinkCore",
             "CAspenSystem", "ServiceKit", "aspend-net", logging,
         ]),
     tests(
@@ -215,9 +226,9 @@ let checks: [Target] = [
     tests(
         "RaftServiceTests",
         nio + [
-            "RaftService", "RaftStorage", "RaftCore", "KVCore", "NetClient", "AspenWire",
-            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", logging,
-            protobuf,
+            "RaftService", "RaftStorage", "RaftCore", "KVCore", "TokenCore", "QUIC", "NetClient",
+            "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
+            logging, protobuf,
         ]),
     tests(
         "AspenClientTests",
@@ -226,8 +237,8 @@ let checks: [Target] = [
     tests(
         "FuzzTests",
         nio + [
-            "NetService", "RaftService", "RaftCore", "KVCore", "LinkCore", "AspenWire",
-            "AspenBytes", "AspenMachine", "AspenTypes", protobuf,
+            "NetService", "RaftService", "RaftCore", "KVCore", "LinkCore", "TokenCore",
+            "AspenWire", "AspenBytes", "AspenMachine", "AspenTypes", protobuf,
         ], settings: pure, exclude: ["Corpus"]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]

@@ -10,6 +10,7 @@ import NIOCore
 import RaftCore
 import SwiftProtobuf
 import Testing
+import TokenCore
 
 @testable import NetService
 @testable import RaftService
@@ -27,6 +28,7 @@ struct Decoder: Sendable, CustomTestStringConvertible {
     static let all: [Decoder] = [
         controlMessage, streamHeader, netRequest, netReply, principal, ticket, peerFrame,
         raftMessage, membership, command, result, scanToken, clientRequest, clientResponse,
+        tokenChain,
     ]
 
     static func named(_ name: String) -> Decoder? { all.first { $0.name == name } }
@@ -54,11 +56,35 @@ extension Decoder {
 
     static let streamHeader = Decoder(name: "stream-header") { bytes in
         var buffer = ByteBuffer(bytes: bytes)
-        guard let service = try? StreamHeader.read(from: &buffer) else { return false }
-        check(Array(buffer: StreamHeader.bytes(for: service)) == Array(bytes.prefix(2)))
+        guard let header = try? StreamHeader.read(from: &buffer) else { return false }
+        let encoded = Array(buffer: header.encoded())
+        check(encoded == Array(bytes.prefix(encoded.count)))
         return true
     } examples: {
         [ServiceName.raft, .gossip, .cookie].map { Array(buffer: StreamHeader.bytes(for: $0)) }
+            + [Array(buffer: StreamHeader(service: .raft, tokenChain: bytes(40)).encoded())]
+    }
+
+    static let tokenChain = Decoder(name: "token-chain") { bytes in
+        guard let chain = try? TokenChain(decoding: bytes) else { return false }
+        check(chain.encoded() == bytes)
+        check((try? TokenChain(parsing: chain.text())) == chain)
+        // Judged with signatures that all hold: whatever else it says must not trap.
+        _ = try? chain.check(client: chain.audience, now: 2000) { _, _, _ in true }
+        return true
+    } examples: {
+        let rights = try [
+            "cluster:read", "cluster:admin", "kv:read:app/*", "kv:write:app/x", "kv:read:*",
+        ].map { text in try Capability(parsing: text) }
+        func link(_ id: UInt128, _ count: Int) -> TokenLink? {
+            TokenLink(
+                id: TokenID(id), audience: endpoint, notBefore: 1000, expires: 5000,
+                capabilities: Array(rights.prefix(count)))
+        }
+        guard let first = link(1, 5), let second = link(2, 2) else { return [] }
+        let sign = { (_: [UInt8]) in [UInt8](repeating: 7, count: 64) }
+        let chain = try TokenChain(root: endpoint, first, sign: sign)
+        return [chain.encoded(), try chain.delegating(second, sign: sign).encoded()]
     }
 
     static let principal = Decoder(name: "principal") { bytes in

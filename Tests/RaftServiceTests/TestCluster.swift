@@ -91,6 +91,13 @@ final class TestClient: Sendable {
         return promise.futureResult
     }
 
+    /// The first frame of a stream that comes from another machine.
+    func introduce(_ principal: Principal) {
+        channel.eventLoop.execute { [frames] in
+            frames.value.send { $0.writeBytes(principal.encoded()) }
+        }
+    }
+
     /// A request with several answers, up to the one that `isLast` says is the last.
     func stream(
         _ request: WireRequest.OneOf_Request,
@@ -243,6 +250,21 @@ final class TestCluster: Sendable {
         let server = node.server
         return try await TestClient.connect(
             on: group.next(), accept: { try server.acceptClient($0) }, serverLoop: node.loop)
+    }
+
+    /// A client on another machine, as aspend-net hands it over.
+    func remoteClient(
+        of id: NodeID, endpoint: EndpointID, token: [UInt8]
+    ) async throws -> TestClient {
+        let node = try running(id)
+        let server = node.server
+        let client = try await TestClient.connect(
+            on: group.next(), accept: { try server.acceptStream($0) }, serverLoop: node.loop)
+        client.introduce(
+            Principal(
+                endpoint: endpoint, alpn: .client, hasProvedCookie: false, tokenChain: token,
+                remoteAddress: "192.0.2.7:1"))
+        return client
     }
 
     /// As `kill -9` of its daemon would.

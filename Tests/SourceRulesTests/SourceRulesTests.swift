@@ -47,7 +47,7 @@ import Testing
     // MARK: - Layers
 
     static let foundations = ["AspenTypes", "AspenBytes"]
-    static let cores = ["AspenMachine", "RaftCore", "KVCore", "LinkCore"]
+    static let cores = ["AspenMachine", "RaftCore", "KVCore", "LinkCore", "TokenCore"]
 
     @Test func foundationsAndCoresImportNothingFromTheWorld() {
         let allowed = Set(Self.foundations + Self.cores + ["DequeModule"])

@@ -238,6 +238,12 @@ class Cluster:
                         other.write("/root/cookie", done.out, mode=0o600)
                 if line.endswith("cluster endpoint"):
                     endpoints[name.upper()] = done.out.strip()
+                if line.endswith("client-key"):
+                    endpoints["CLIENT"] = done.out.strip()
+                if line.startswith("sudo aspen-token delegate"):
+                    endpoints["TOKEN"] = done.out.strip()
+                if line.endswith("cluster ticket"):
+                    endpoints["TICKET"] = done.out.strip()
                 if line.endswith("kv get greeting"):
                     assert done.out == "hello world\n", done.out
         for machine in self.machines:

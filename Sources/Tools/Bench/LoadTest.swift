@@ -100,7 +100,7 @@ extension Endpoint {
     fileprivate var target: AspenClient.Target {
         switch self {
         case .socket(let path): .socket(path)
-        case .node(let id, let addresses):
+        case .node(let id, let addresses, _):
             .ticket(
                 Ticket(
                     cluster: ClusterID(0),

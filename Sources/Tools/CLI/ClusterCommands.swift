@@ -12,8 +12,8 @@ struct ClusterArea: ParsableCommand, CommandArea {
             ClusterEndpoint.self, ClusterInitVerb.self, ClusterAddLearner.self,
             ClusterPromote.self, ClusterChangeMembership.self, ClusterTransfer.self,
             ClusterLeave.self, ClusterRemove.self, ClusterMembers.self, ClusterMetrics.self,
-            ClusterPrometheus.self, ClusterBackup.self,
-            ClusterRestore.self, ClusterRecover.self, ClusterSnapshot.self,
+            ClusterPrometheus.self, ClusterBackup.self, ClusterRestore.self, ClusterRecover.self,
+            ClusterSnapshot.self, ClusterTrustRoot.self,
         ])
 }
 

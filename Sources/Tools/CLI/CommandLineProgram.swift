@@ -16,7 +16,7 @@ package enum CommandLineProgram {
             let verb = try? AspenCommand.parseAsRoot(arguments) as? any LocalCommand
         else { return nil }
         let output = Output()
-        return end(runLocally(verb, output), output)
+        return end(runLocally(verb, output, AspenCommand.self), output, AspenCommand.self)
     }
 
     private static let localAreas = [
@@ -24,60 +24,74 @@ package enum CommandLineProgram {
     ]
 
     package static func run() async -> Int32 {
-        let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
-        let output = Output()
-        return end(await run(arguments, output), output)
+        await run(AspenCommand.self, hoistGlobalOptions(ArgumentBytes.ofProcess()))
     }
 
-    private static func end(_ status: ExitStatus, _ output: Output) -> Int32 {
+    /// The same for a program with other commands.
+    static func run(_ root: any ParsableCommand.Type, _ arguments: [String]) async -> Int32 {
+        let output = Output()
+        return end(await run(root, arguments, output), output, root)
+    }
+
+    private static func end(
+        _ status: ExitStatus, _ output: Output, _ root: any ParsableCommand.Type
+    ) -> Int32 {
         do {
             try output.flush()
         } catch {
-            report(.failed("cannot write the output: \(error)"), asJSON: false)
+            report(.failed("cannot write the output: \(error)"), asJSON: false, root)
             return ExitStatus.failed.rawValue
         }
         return status.rawValue
     }
 
-    private static func run(_ arguments: [String], _ output: Output) async -> ExitStatus {
+    private static func run(
+        _ root: any ParsableCommand.Type, _ arguments: [String], _ output: Output
+    ) async -> ExitStatus {
         var command: any ParsableCommand
         do {
-            command = try AspenCommand.parseAsRoot(arguments)
+            command = try root.parseAsRoot(arguments)
         } catch {
-            return finishParsing(error, output)
+            return finishParsing(error, output, root)
         }
-        if let verb = command as? any LocalCommand { return runLocally(verb, output) }
+        if let verb = command as? any LocalCommand { return runLocally(verb, output, root) }
         guard let verb = command as? any ClientCommand else {
-            return runWithoutCluster(&command, output)
+            return runWithoutCluster(&command, output, root)
         }
-        if let local = verb.local { return runLocally(local, output) }
+        if let local = verb.local { return runLocally(local, output, root) }
         do {
             return try await run(verb, output)
         } catch {
             let failure = CommandFailure(error)
             // Half a page may stand there already; what went wrong comes after it.
             try? output.flush()
-            report(failure, asJSON: verb.global.isJSON)
+            report(failure, asJSON: verb.global.isJSON, root)
             return failure.status
         }
     }
 
-    private static func runLocally(_ verb: any LocalCommand, _ output: Output) -> ExitStatus {
+    private static func runLocally(
+        _ verb: any LocalCommand, _ output: Output, _ root: any ParsableCommand.Type
+    ) -> ExitStatus {
         do {
             return try verb.run(output)
         } catch {
             let failure = CommandFailure(error)
             try? output.flush()
-            report(failure, asJSON: verb.isJSON)
+            report(failure, asJSON: verb.isJSON, root)
             return failure.status
         }
     }
 
     private static func run(_ verb: any ClientCommand, _ output: Output) async throws -> ExitStatus
     {
-        let target = try verb.global.target(environment: { getenv($0).map { String(cString: $0) } })
+        let environment = { (name: String) in getenv(name).map { String(cString: $0) } }
+        let target = try verb.global.target(environment: environment)
         try verb.prepare()
         var options = AspenClient.Options()
+        if case .ticket = target {
+            options.credential = try verb.global.credential(environment: environment)
+        }
         options.timeout = verb.global.timeout.duration
         let client = try await AspenClient.connect(target, options: options)
         let result: Result<ExitStatus, any Error>
@@ -94,23 +108,25 @@ package enum CommandLineProgram {
     /// Help and completion scripts go to stdout with status 0; an area without a verb and anything
     /// that was not understood go to stderr with status 2.
     private static func runWithoutCluster(
-        _ command: inout any ParsableCommand, _ output: Output
+        _ command: inout any ParsableCommand, _ output: Output, _ root: any ParsableCommand.Type
     ) -> ExitStatus {
         if let area = command as? any CommandArea {
-            writeError(AspenCommand.helpMessage(for: type(of: area)) + "\n")
+            writeError(root.helpMessage(for: type(of: area)) + "\n")
             return .usage
         }
         do {
             try command.run()
             return .done
         } catch {
-            return finishParsing(error, output)
+            return finishParsing(error, output, root)
         }
     }
 
-    private static func finishParsing(_ error: any Error, _ output: Output) -> ExitStatus {
-        let text = AspenCommand.fullMessage(for: error)
-        guard AspenCommand.exitCode(for: error) != .success else {
+    private static func finishParsing(
+        _ error: any Error, _ output: Output, _ root: any ParsableCommand.Type
+    ) -> ExitStatus {
+        let text = root.fullMessage(for: error)
+        guard root.exitCode(for: error) != .success else {
             output.write(text + "\n")
             return .done
         }
@@ -119,11 +135,17 @@ package enum CommandLineProgram {
             hint = "A key or value that begins with '-' goes after '--'.\n"
         }
         let body = text.droppingPrefix("Error: ")
-        writeError("aspen-cli: \(body)\n\(hint)")
+        writeError("\(name(root)): \(body)\n\(hint)")
         return .usage
     }
 
-    private static func report(_ failure: CommandFailure, asJSON: Bool) {
+    private static func name(_ root: any ParsableCommand.Type) -> String {
+        root.configuration.commandName ?? "aspen-cli"
+    }
+
+    private static func report(
+        _ failure: CommandFailure, asJSON: Bool, _ root: any ParsableCommand.Type
+    ) {
         if asJSON, let error = failure.error {
             writeError(
                 JSON.object([
@@ -137,8 +159,8 @@ package enum CommandLineProgram {
                     ),
                 ]).text + "\n")
         } else {
-            let hint = failure.status == .usage ? "See 'aspen-cli --help'.\n" : ""
-            writeError("aspen-cli: \(failure.text)\n\(hint)")
+            let hint = failure.status == .usage ? "See '\(name(root)) --help'.\n" : ""
+            writeError("\(name(root)): \(failure.text)\n\(hint)")
         }
     }
 
@@ -171,7 +193,7 @@ struct AspenCommand: ParsableCommand, CommandArea {
         abstract: "Administer and use an Aspen cluster.",
         discussion: """
             On a node it finds the local daemon by itself; elsewhere name the cluster with --ticket or \
-            ASPEN_TICKET.
+            ASPEN_TICKET, and show what you may do with --token or ASPEN_TOKEN.
 
             EXAMPLES
               aspen-cli cluster status
@@ -188,6 +210,7 @@ struct AspenCommand: ParsableCommand, CommandArea {
 
             ENVIRONMENT
               ASPEN_TICKET           the cluster, when --ticket is not given
+              ASPEN_TOKEN            a capability token, or @FILE, when --token is not given
               ASPEN_SOCKET           the local daemon's socket, when --socket is not given
               ASPEN_CONFIG_DIR       the configuration's directory, when --config is not given
               NO_COLOR               never use colours

@@ -20,7 +20,9 @@ struct GlobalOptions: ParsableArguments {
     @Option(help: "The local daemon's socket.")
     var socket: String?
 
-    @Option(help: "A capability token; reserved, not supported yet.")
+    @Option(
+        help: ArgumentHelp(
+            "A capability token, or the file that holds it.", valueName: "token|@file"))
     var token: String?
 
     @Option(help: ArgumentHelp("How long to try: 500ms, 10s, 1m.", valueName: "time"))
@@ -36,11 +38,6 @@ struct GlobalOptions: ParsableArguments {
 
     /// Flags before environment; a ticket before a socket.
     func target(environment: (String) -> String?) throws -> AspenClient.Target {
-        guard token == nil else {
-            throw CommandFailure.usage(
-                "--token is reserved: this version of Aspen has no tokens yet, so none is needed; "
-                    + "leave it out")
-        }
         if ticket != nil, socket != nil {
             throw CommandFailure.usage("--ticket and --socket name two places: give one of them")
         }
@@ -51,6 +48,19 @@ struct GlobalOptions: ParsableArguments {
         }
         if let socket = environment("ASPEN_SOCKET"), !socket.isEmpty { return .socket(socket) }
         return .socket(Self.defaultSocket)
+    }
+
+    /// Flags before environment. Only a cluster reached by a ticket asks for a token: on a node the
+    /// system says who the caller is.
+    func credential(environment: (String) -> String?) throws -> ClientCredential? {
+        guard let given = token ?? environment("ASPEN_TOKEN"), !given.isEmpty else { return nil }
+        let word = try TokenArgument.read(given)
+        do {
+            return try ClientCredential(token: word)
+        } catch {
+            if error.code == .invalidArgument { throw CommandFailure.usage(error.message) }
+            throw error
+        }
     }
 
     private static func target(ofTicket text: String) throws -> AspenClient.Target {

@@ -41,6 +41,8 @@ package enum ServiceName: UInt8, Sendable, CaseIterable {
 /// The version table: what this program speaks, and the oldest it still understands.
 package enum ProtocolVersion {
     package static let stream: UInt8 = 1
+    /// A stream whose header carries a token; over `aspen-client` only.
+    package static let streamWithToken: UInt8 = 2
     package static let netSocket: UInt8 = 1
     package static let raftPeer: UInt16 = 1
     package static let ticket: UInt8 = 1
@@ -62,4 +64,6 @@ package enum StreamErrorCode: UInt64, Sendable {
     case malformed = 5
     case resourceExhausted = 6
     case shuttingDown = 7
+    /// No token was shown, or one that does not hold; CONNECTION_CLOSE says why in words.
+    case unauthenticated = 8
 }

@@ -5,6 +5,7 @@ import AspenTypes
 import AspenWire
 import LinkCore
 import NIOCore
+import TokenCore
 
 /// What the nets of two nodes say to each other, on the first stream of each `aspen-raft`
 /// connection, which the dialler opens and which stays open as long as the connection.
@@ -57,22 +58,51 @@ enum ControlMessage: Equatable, Sendable {
     }
 }
 
-/// The first two bytes of every stream, from whoever opened it.
-enum StreamHeader {
+/// How every stream begins, from whoever opened it: version and service; in version 2 a token chain
+/// (u32 length, bytes) follows.
+struct StreamHeader: Equatable {
     static let byteCount = 2
+
+    var service: ServiceName
+    /// Version 2 only.
+    var tokenChain: [UInt8]?
 
     static func bytes(for service: ServiceName) -> ByteBuffer {
         ByteBuffer(bytes: [ProtocolVersion.stream, service.rawValue])
     }
 
+    func encoded() -> ByteBuffer {
+        guard let tokenChain else { return Self.bytes(for: service) }
+        var buffer = ByteBuffer(bytes: [ProtocolVersion.streamWithToken, service.rawValue])
+        buffer.writeInteger(UInt32(tokenChain.count), endianness: .little)
+        buffer.writeBytes(tokenChain)
+        return buffer
+    }
+
     /// Takes the header off the front of `buffer`.
     /// - Returns: nil when it is not complete yet.
-    static func read(from buffer: inout ByteBuffer) throws(DecodeError) -> ServiceName? {
-        guard let bytes = buffer.readBytes(length: byteCount) else { return nil }
-        guard bytes[0] == ProtocolVersion.stream else { throw .unknown(field: "version") }
-        guard let service = ServiceName(rawValue: bytes[1]) else {
-            throw .unknown(field: "service")
+    static func read(from buffer: inout ByteBuffer) throws(DecodeError) -> StreamHeader? {
+        let start = buffer.readerIndex
+        guard buffer.readableBytes >= byteCount,
+            let version = buffer.getInteger(at: start, as: UInt8.self),
+            let raw = buffer.getInteger(at: start + 1, as: UInt8.self)
+        else { return nil }
+        guard let service = ServiceName(rawValue: raw) else { throw .unknown(field: "service") }
+        switch version {
+        case ProtocolVersion.stream:
+            buffer.moveReaderIndex(forwardBy: byteCount)
+            return StreamHeader(service: service)
+        case ProtocolVersion.streamWithToken:
+            guard
+                let length = buffer.getInteger(
+                    at: start + byteCount, endianness: .little, as: UInt32.self)
+            else { return nil }
+            guard length <= TokenLimits.bytesMax else { throw .outOfRange(field: "token") }
+            guard buffer.readableBytes >= byteCount + 4 + Int(length) else { return nil }
+            buffer.moveReaderIndex(forwardBy: byteCount + 4)
+            return StreamHeader(
+                service: service, tokenChain: buffer.readBytes(length: Int(length)) ?? [])
+        default: throw .unknown(field: "version")
         }
-        return service
     }
 }

@@ -16,6 +16,12 @@ package enum NetLimits {
     package static let clientBytesMax = 64 << 20
     /// Connections of strangers that have not proved the cookie yet.
     package static let unprovedMax = 64
+    /// Connections of clients that have not shown a token yet, where one is required.
+    package static let clientsWithoutTokenMax = 64
+    /// Streams that such a client may have opened.
+    package static let streamsBeforeTokenMax = 4
+    /// Streams of clients whose header, with up to 64 KiB of token, is being read.
+    package static let clientHeadersMax = 512
     /// Connections of local people and daemons to `net.sock`.
     package static let localConnectionsMax = Limits.connectionsMax
     /// Streams that a peer may have opened before its cookie is proved to us.
@@ -30,6 +36,8 @@ package enum NetLimits {
 
     /// Time for both sides to prove the cookie.
     package static let proofTimeout = Duration.seconds(2)
+    /// Time for a client to show its token, and for any stream of a client to say what it is for.
+    package static let tokenTimeout = Duration.seconds(2)
     /// What clients hold is added up whenever this part of the budget has come in since the last
     /// time, so that it is overdrawn by no more than that…
     static let clientLooksPerBudget = 8

@@ -30,6 +30,10 @@ package final class NetService: @unchecked Sendable {
     var joined: [ObjectIdentifier: JoinedStream] = [:]
     var joinedClientStreams = 0
     var inboundClients = 0
+    /// Those among them that have to show a token first; see ClientDoor.
+    var clientsWithoutToken = 0
+    /// Streams of clients whose beginning is being read.
+    var clientHeaders = 0
     var clientWatch: Scheduled<Void>?
     /// Since the last look at what clients hold.
     var clientBytesTaken = 0
@@ -298,8 +302,9 @@ package final class NetService: @unchecked Sendable {
             return machine.isClosed
                 ? "not a member of this cluster" : "more than \(Limits.peersMax) strangers"
         case .client:
-            if configuration.areTokensRequired {
-                return "clients must show a token, which this version cannot judge yet"
+            // Its token comes with its first stream: here there is only its key.
+            if clientsWithoutToken >= NetLimits.clientsWithoutTokenMax {
+                return "too many clients that have not shown a token yet"
             }
             return inboundClients < NetLimits.clientConnectionsMax ? nil : "too many clients"
         default: return "nobody here speaks \(alpn)"

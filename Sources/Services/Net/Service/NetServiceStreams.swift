@@ -30,7 +30,8 @@ final class JoinedStream {
 /// On whose behalf a stream comes.
 enum StreamOrigin {
     case member(PeerSession)
-    case client(QUICConnection)
+    /// With the token chain that it showed; checked, but for what only the service knows.
+    case client(QUICConnection, token: [UInt8])
 
     var principal: Principal {
         switch self {
@@ -38,10 +39,10 @@ enum StreamOrigin {
             Principal(
                 endpoint: session.endpoint, alpn: .raft, hasProvedCookie: true,
                 remoteAddress: NetAddress.text(session.connection.remoteAddress))
-        case .client(let connection):
+        case .client(let connection, let token):
             Principal(
                 endpoint: connection.remoteEndpoint, alpn: .client, hasProvedCookie: false,
-                remoteAddress: NetAddress.text(connection.remoteAddress))
+                tokenChain: token, remoteAddress: NetAddress.text(connection.remoteAddress))
         }
     }
 
@@ -50,20 +51,6 @@ enum StreamOrigin {
 
 extension NetService {
     // MARK: - Streams from other machines
-
-    func acceptClient(_ connection: QUICConnection) {
-        inboundClients += 1
-        connection.onClosed = { [self] _ in inboundClients -= 1 }
-        connection.onStream = { [self] stream in
-            InboundHeader.read(stream) { [self] result in
-                switch result {
-                case .success((let service, let rest)):
-                    join(stream, to: service, rest: rest, for: .client(connection), carried: {})
-                case .failure: stream.reset(code: StreamErrorCode.malformed.rawValue)
-                }
-            }
-        }
-    }
 
     /// - Parameter carried: called when the stream is over.
     func join(

@@ -201,7 +201,8 @@ final class PeerSession {
         InboundHeader.read(stream) { [self] result in
             guard !isOver else { return }
             switch result {
-            case .success((.cookie, let rest)):
+            case .success((let header, let rest))
+            where header == StreamHeader(service: .cookie):
                 adopt(stream)
                 receivedControl(rest)
             case .success: end(.malformed("the first stream must prove the cookie"))
@@ -214,8 +215,10 @@ final class PeerSession {
         InboundHeader.read(stream) { [self] result in
             guard !isOver else { return }
             switch result {
-            case .success((let service, let rest)): onStream(self, stream, service, rest)
-            case .failure: stream.reset(code: StreamErrorCode.malformed.rawValue)
+            // Who has proved the cookie shows no token.
+            case .success((let header, let rest)) where header.tokenChain == nil:
+                onStream(self, stream, header.service, rest)
+            case .success, .failure: stream.reset(code: StreamErrorCode.malformed.rawValue)
             }
         }
     }
@@ -256,11 +259,11 @@ final class PeerSession {
 
 /// Reads the header of a stream that the peer opened.
 enum InboundHeader {
-    /// - Parameter done: called once, with the service and what came after the header; the stream
-    ///   is paused then. Not called when the stream is reset before.
+    /// - Parameter done: called once, with the header and what came after it; the stream is paused
+    ///   then. Not called when the stream is reset before.
     static func read(
         _ stream: QUICStream,
-        done: @escaping (Result<(ServiceName, ByteBuffer), DecodeError>) -> Void
+        done: @escaping (Result<(StreamHeader, ByteBuffer), DecodeError>) -> Void
     ) {
         var buffer = ByteBuffer()
         stream.onReset = { _ in clear(stream) }
@@ -272,10 +275,10 @@ enum InboundHeader {
             var data = data
             buffer.writeBuffer(&data)
             do throws(DecodeError) {
-                guard let service = try StreamHeader.read(from: &buffer) else { return }
+                guard let header = try StreamHeader.read(from: &buffer) else { return }
                 stream.pauseReading()
                 clear(stream)
-                done(.success((service, buffer)))
+                done(.success((header, buffer)))
             } catch {
                 clear(stream)
                 done(.failure(error))

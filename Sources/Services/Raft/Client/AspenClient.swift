@@ -40,12 +40,16 @@ public final class AspenClient: Sendable {
             .ticket(try Ticket(ticket))
         }
 
-        package var endpoints: [Endpoint] {
+        package var endpoints: [Endpoint] { endpoints(nil) }
+
+        func endpoints(_ credential: ClientCredential?) -> [Endpoint] {
             switch self {
             case .socket(let path): [.socket(path: path)]
             case .sockets(let paths): paths.map { .socket(path: $0) }
             case .ticket(let ticket):
-                ticket.endpoints.map { .node($0.endpoint, addresses: $0.addresses) }
+                ticket.endpoints.map {
+                    .node($0.endpoint, addresses: $0.addresses, credential: credential)
+                }
             }
         }
     }
@@ -57,6 +61,9 @@ public final class AspenClient: Sendable {
         /// without being applied twice. Without it such a write fails with `unknownOutcome`.
         /// The session costs one write when the first write is made.
         public var usesSessions = true
+
+        /// What a cluster reached by a ticket wants to see; local sockets go by who the caller is.
+        public var credential: ClientCredential?
 
         public init() {}
     }
@@ -85,7 +92,7 @@ public final class AspenClient: Sendable {
     public static func connect(
         _ target: Target, options: Options = Options()
     ) async throws(AspenError) -> AspenClient {
-        let endpoints = target.endpoints
+        let endpoints = target.endpoints(options.credential)
         guard !endpoints.isEmpty else {
             throw AspenError(.invalidArgument, "the target names no endpoint")
         }

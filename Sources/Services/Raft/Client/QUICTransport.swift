@@ -24,28 +24,45 @@ final class QUICTransport: FrameTransport {
 
     private init(
         _ connection: QUICConnection, _ stream: QUICStream, _ socket: ClientSocket,
-        loop: any EventLoop
+        token: [UInt8]?, loop: any EventLoop
     ) {
         self.connection = connection
         self.stream = stream
         self.socket = socket
         self.loop = loop
-        stream.write(ByteBuffer(bytes: [ProtocolVersion.stream, ServiceName.raft.rawValue]))
+        stream.write(Self.header(token))
         stream.onData = { [weak self] in self?.received($0) }
         stream.onEnd = { [weak self] in self?.finish(.lost("the node ended the stream")) }
-        stream.onReset = { [weak self] in self?.finish(Self.end(code: $0)) }
-        connection.onClosed = { [weak self] in self?.finish(.lost("\($0)")) }
+        stream.onReset = { [weak self] code in
+            // The connection says in a moment why.
+            guard code != QUICStream.connectionLostCode else { return }
+            self?.finish(Self.end(code: code))
+        }
+        connection.onClosed = { [weak self] in self?.finish(Self.end($0)) }
+    }
+
+    /// Version and service; with a token, that follows.
+    private static func header(_ token: [UInt8]?) -> ByteBuffer {
+        guard let token else {
+            return ByteBuffer(bytes: [ProtocolVersion.stream, ServiceName.raft.rawValue])
+        }
+        var buffer = ByteBuffer(
+            bytes: [ProtocolVersion.streamWithToken, ServiceName.raft.rawValue])
+        buffer.writeInteger(UInt32(token.count), endianness: .little)
+        buffer.writeBytes(token)
+        return buffer
     }
 
     deinit { socket.release() }
 
     /// Fails with a `ConnectFailure`.
     static func connect(
-        to endpoint: EndpointID, addresses: [String], on loop: any EventLoop
+        to endpoint: EndpointID, addresses: [String], _ credential: ClientCredential?,
+        on loop: any EventLoop
     ) -> EventLoopFuture<NIOLoopBound<any FrameTransport>> {
         loop.flatSubmit {
             let dialled = addresses.compactMap(socketAddress)
-            let socket = ClientSocket.shared(on: loop)
+            let socket = ClientSocket.shared(on: loop, key: credential?.key)
             return socket.bound.flatMap {
                 socket.endpoint.connect(
                     to: endpoint, addresses: dialled, alpn: ALPN.client.rawValue)
@@ -58,7 +75,8 @@ final class QUICTransport: FrameTransport {
                     connection.close(code: StreamErrorCode.none.rawValue, reason: "")
                     throw error
                 }
-                let transport = QUICTransport(connection, stream, socket, loop: loop)
+                let transport = QUICTransport(
+                    connection, stream, socket, token: credential?.chain, loop: loop)
                 return NIOLoopBound(transport as any FrameTransport, eventLoop: loop)
             }.flatMapErrorThrowing { error in
                 socket.release()
@@ -91,9 +109,8 @@ final class QUICTransport: FrameTransport {
             return ConnectFailure(
                 error: AspenError(
                     .unauthenticated,
-                    "\(name) refuses this client (\(reason)). Most likely it wants a token from clients "
-                        + "on other machines, and tokens are not supported yet: run this on a node. "
-                        + "Its journal says why (`journalctl -u aspend-net`)"),
+                    "\(name) refuses this client (\(reason)); its journal says why "
+                        + "(`journalctl -u aspend-net`)"),
                 isLasting: true)
         case .identityMismatch(_, let found):
             return ConnectFailure(
@@ -129,6 +146,25 @@ final class QUICTransport: FrameTransport {
         case .shuttingDown: .lost("the node is shutting down")
         default: .lost("the stream was reset (code \(code))")
         }
+    }
+
+    private static func end(_ error: QUICError) -> TransportEnd {
+        guard case .closedByPeer(StreamErrorCode.unauthenticated.rawValue, let reason) = error
+        else { return .lost("\(error)") }
+        return .refused(
+            AspenError(
+                .unauthenticated,
+                "the node does not let this client in: \(printable(reason)). Ask an administrator "
+                    + "for a token for your client key (`aspen-token client-key` prints it), and give "
+                    + "it with --token or ASPEN_TOKEN"))
+    }
+
+    /// What another machine says is shown on a terminal.
+    private static func printable(_ text: String) -> String {
+        String(
+            text.unicodeScalars.map {
+                $0.isASCII && $0.value >= 32 && $0.value != 127 ? Character($0) : "?"
+            })
     }
 
     // MARK: - Frames
@@ -190,19 +226,26 @@ final class QUICTransport: FrameTransport {
     }
 }
 
-/// The UDP socket of one event loop's clients, with a key made for this process. It is opened with
-/// the first connection and closed after the last.
+/// The UDP socket of one event loop's clients of one key; without one, of a key made for this
+/// process. It is opened with the first connection and closed after the last.
 private final class ClientSocket: Sendable {
-    private static let key = NodeKey.generate()
-    private static let sockets = Mutex<[ObjectIdentifier: ClientSocket]>([:])
+    private struct Place: Hashable {
+        var loop: ObjectIdentifier
+        var client: EndpointID
+    }
 
+    private static let ownKey = NodeKey.generate()
+    private static let sockets = Mutex<[Place: ClientSocket]>([:])
+
+    private let place: Place
     let endpoint: QUICEndpoint
     let bound: EventLoopFuture<Void>
     private let users = Mutex(0)
 
-    private init(on loop: any EventLoop) {
+    private init(_ place: Place, _ key: NodeKey, on loop: any EventLoop) {
+        self.place = place
         let endpoint = QUICEndpoint(
-            eventLoop: loop, key: Self.key, configuration: QUICConfiguration())
+            eventLoop: loop, key: key, configuration: QUICConfiguration())
         self.endpoint = endpoint
         // A kernel without IPv6 has no "::".
         bound = endpoint.bind(host: "::", port: 0).flatMapError { _ in
@@ -211,10 +254,12 @@ private final class ClientSocket: Sendable {
     }
 
     /// For one user, who has to `release` it.
-    static func shared(on loop: any EventLoop) -> ClientSocket {
-        sockets.withLock { sockets in
-            let socket = sockets[ObjectIdentifier(loop)] ?? ClientSocket(on: loop)
-            sockets[ObjectIdentifier(loop)] = socket
+    static func shared(on loop: any EventLoop, key: NodeKey?) -> ClientSocket {
+        let key = key ?? ownKey
+        let place = Place(loop: ObjectIdentifier(loop), client: key.endpoint)
+        return sockets.withLock { sockets in
+            let socket = sockets[place] ?? ClientSocket(place, key, on: loop)
+            sockets[place] = socket
             socket.users.withLock { $0 += 1 }
             return socket
         }
@@ -228,7 +273,7 @@ private final class ClientSocket: Sendable {
                 return users == 0
             }
             guard isLast else { return }
-            sockets[ObjectIdentifier(endpoint.eventLoop)] = nil
+            sockets[place] = nil
             _ = bound.flatMap { [endpoint] in endpoint.close() }
         }
     }

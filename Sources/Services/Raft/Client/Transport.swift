@@ -33,13 +33,14 @@ package enum TransportEnd: Sendable {
 /// One place where a cluster can be reached.
 package enum Endpoint: Sendable, Equatable {
     case socket(path: String)
-    case node(EndpointID, addresses: [String])
+    /// Without a credential, the client has a key made for this process, and no token.
+    case node(EndpointID, addresses: [String], credential: ClientCredential? = nil)
 
     /// As it stands in error texts.
     package var name: String {
         switch self {
         case .socket(let path): path
-        case .node(let id, let addresses):
+        case .node(let id, let addresses, _):
             "node \(Base32.encode(id.bytes).prefix(10))… at "
                 + (addresses.isEmpty ? "no known address" : addresses.joined(separator: ", "))
         }
@@ -50,8 +51,8 @@ package enum Endpoint: Sendable, Equatable {
     > {
         switch self {
         case .socket(let path): SocketTransport.connect(path: path, on: loop)
-        case .node(let id, let addresses):
-            QUICTransport.connect(to: id, addresses: addresses, on: loop)
+        case .node(let id, let addresses, let credential):
+            QUICTransport.connect(to: id, addresses: addresses, credential, on: loop)
         }
     }
 }

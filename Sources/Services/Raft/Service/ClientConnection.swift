@@ -48,6 +48,8 @@ final class ClientConnection: ReplySink {
     private let permission: Permission
     /// What is said to those who may do nothing.
     private let denial: AspenError
+    /// Of a client from elsewhere that has shown a token: it, and not `permission`, counts.
+    let bearer: TokenBearer?
     private var inFlight = 0
     private var isReading = true
     private var unsentBytes = 0
@@ -57,11 +59,13 @@ final class ClientConnection: ReplySink {
     private var unflushedBytes = 0
 
     init(
-        _ frames: FrameChannel, permission: Permission, denial: AspenError, service: ClientService
+        _ frames: FrameChannel, permission: Permission, denial: AspenError, bearer: TokenBearer?,
+        service: ClientService
     ) {
         self.frames = frames
         self.permission = permission
         self.denial = denial
+        self.bearer = bearer
         self.service = service
     }
 
@@ -101,7 +105,7 @@ final class ClientConnection: ReplySink {
         service.handle(
             request,
             RequestOrigin(sink: self, id: id, deadline: deadline, isFromPeer: false),
-            permission: permission, denial: denial)
+            permission: permission, denial: denial, bearer: bearer)
     }
 
     private func malformed(_ reason: String) {
@@ -114,12 +118,22 @@ final class ClientConnection: ReplySink {
     func reply(_ response: WireResponse, to id: UInt64) {
         inFlight -= 1
         service.node.metrics.answered(response)
-        write(response, id)
+        send(response, to: id)
     }
 
-    func part(_ response: WireResponse, to id: UInt64) { write(response, id) }
+    func part(_ response: WireResponse, to id: UInt64) { send(response, to: id) }
     var isOpen: Bool { !isClosed }
     var isWritable: Bool { frames.isWritable }
+
+    /// In the names that this client knows.
+    private func send(_ response: WireResponse, to id: UInt64) {
+        guard let bearer else { return write(response, id) }
+        var veiled = response
+        if let veil = bearer.veil { veiled.veil(veil) }
+        write(veiled, id)
+        // It will not become better: another token needs another connection.
+        if response.failure?.code == .unauthenticated { close() }
+    }
 
     private func write(_ response: WireResponse, _ id: UInt64) {
         guard !isClosed else { return }
@@ -147,7 +161,7 @@ final class ClientConnection: ReplySink {
     func streamBegan() { inFlight -= 1 }
 
     /// Something that is said under an id that is a stream's, whatever waits already.
-    func push(_ response: WireResponse, to id: UInt64) { write(response, id) }
+    func push(_ response: WireResponse, to id: UInt64) { send(response, to: id) }
 
     var canStream: Bool { !isClosed && frames.isWritable }
 
@@ -180,9 +194,11 @@ final class ClientConnection: ReplySink {
         try? frames.channel?.syncOptions?.setOption(.autoRead, value: isOn)
     }
 
-    /// Sends what is waiting, then closes.
+    /// Sends what is waiting, then closes. Watches and backups end at once: a client that does not
+    /// read would keep them otherwise.
     func close() {
         isClosed = true
+        service.watches.closed(self)
         frames.close()
     }
 

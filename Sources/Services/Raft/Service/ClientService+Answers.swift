@@ -118,6 +118,8 @@ extension ClientService {
             body.lease = info(row, appliedTime: time)
             body.keys = keys.map { Data($0) }
             return WireResponse(.leaseTimeToLive(body))
+        case (.tokenRoots, .value): return listedRoots
+        case (.revokedTokens, .value): return listedRevocations
         case (.leases, .leases(let page, let time)):
             var body = Aspen_Client_V1_ListLeasesResponse()
             body.leases = page.leases.map { info($0, appliedTime: time) }

@@ -20,6 +20,9 @@ struct PendingRead {
         case history
         case lease(LeaseID)
         case leases
+        /// What this node knows by then.
+        case tokenRoots
+        case revokedTokens
     }
 
     var origin: RequestOrigin

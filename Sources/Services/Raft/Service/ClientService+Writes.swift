@@ -170,6 +170,7 @@ extension ClientService {
     }
 
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
+        if let trust = batch.trust { setTrust(trust) }
         var isHousekeeping = false
         for answer in answers {
             guard let write = writes[answer.number] else { continue }
@@ -231,6 +232,7 @@ extension ClientService {
 
     /// A snapshot has skipped entries, and with them perhaps answers.
     func skipped() {
+        loadTrust()
         watches.skipped()
         for number in writes.keys.sorted() {
             guard let write = writes[number], !write.isDone else { continue }

@@ -58,6 +58,10 @@ final class ClientService: @unchecked Sendable {
     var statusText = ""
     var isStatusScheduled = false
     var housekeeping = Housekeeping()
+    // Tokens: see ClientService+Tokens.
+    var trust: TokenTrust?
+    var trustGeneration: UInt64 = 0
+    var isSweepingTokens = false
     /// For whoever waits for a successor.
     var onStandingChange: (RaftStanding) -> Void = { _ in }
 
@@ -82,21 +86,30 @@ final class ClientService: @unchecked Sendable {
     // MARK: - Connections
 
     /// Serves a client on `frames`. Refused beyond `Limits.connectionsMax`.
-    func accept(_ frames: FrameChannel, permission: Permission, denial: AspenError) {
+    func accept(
+        _ frames: FrameChannel, permission: Permission, denial: AspenError,
+        bearer: TokenBearer? = nil
+    ) {
         guard connections.count < Limits.connectionsMax, !isDraining else {
             clientIsWrong("more than \(Limits.connectionsMax) connections")
             return frames.close()
         }
         let connection = ClientConnection(
-            frames, permission: permission, denial: denial, service: self)
+            frames, permission: permission, denial: denial, bearer: bearer, service: self)
         connections[ObjectIdentifier(connection)] = connection
         connection.start()
+        if bearer != nil { sweepTokens() }
     }
 
     var connectionCount: Int { connections.count }
 
     func ended(_ connection: ClientConnection) {
         connections[ObjectIdentifier(connection)] = nil
+    }
+
+    /// Clients with tokens.
+    var bearers: [(ClientConnection, TokenBearer)] {
+        connections.values.compactMap { connection in connection.bearer.map { (connection, $0) } }
     }
 
     func closeConnections() { for connection in connections.values { connection.close() } }
@@ -111,23 +124,24 @@ final class ClientService: @unchecked Sendable {
 
     func handle(
         _ request: WireRequest, _ origin: RequestOrigin, permission: Permission,
-        denial: AspenError
+        denial: AspenError, bearer: TokenBearer? = nil
     ) {
-        guard let body = request.request else {
+        guard let named = request.request else {
             return origin.fail(
                 AspenError(
                     .invalidArgument,
                     "the request names nothing to do, or something this version does not know"))
         }
-        let rule = Self.requestTable[body.row]
-        node.metrics.asked(row: body.row)
-        guard permission >= rule.permission else {
-            guard permission > .none else { return origin.fail(denial) }
-            return origin.fail(
-                AspenError(
-                    .permissionDenied,
-                    "\(rule.name) needs the right to \(rule.permission.name); "
-                        + "you have that to \(permission.name)"))
+        let rule = Self.requestTable[named.row]
+        node.metrics.asked(row: named.row)
+        if let refusal = refusal(of: named, rule, permission, denial, bearer) {
+            return origin.fail(refusal)
+        }
+        var body = named
+        if let veil = bearer?.veil {
+            var translated = request
+            translated.unveil(veil)
+            body = translated.request ?? named
         }
         if isDraining {
             return origin.fail(
@@ -138,7 +152,8 @@ final class ClientService: @unchecked Sendable {
             leave.nodeID = options.raft.node.rawValue
             var named = request
             named.leaveCluster = leave
-            return handle(named, origin, permission: permission, denial: denial)
+            return handle(
+                named, origin, permission: permission, denial: denial, bearer: bearer)
         }
         if hasLeft, !isAnsweredAlone(body) { return origin.fail(Self.hasLeftCluster) }
         if rule.isForLeader, !isLeader {

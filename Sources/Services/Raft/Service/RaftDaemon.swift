@@ -11,6 +11,7 @@ import RaftCore
 import RaftStorage
 import ServiceKit
 import SwiftProtobuf
+import TokenCore
 
 /// `aspend-raft` as a whole.
 package enum RaftDaemon {
@@ -191,6 +192,7 @@ package final class RaftServer: @unchecked Sendable {
 
     package func start() {
         node.start()
+        service.loadTrust()
         service.updateStatus()
     }
 
@@ -243,15 +245,29 @@ package final class RaftServer: @unchecked Sendable {
                     low: OutgoingLane.controlBytesMax / 2, high: OutgoingLane.controlBytesMax))
             links.accept(frames, principal)
         case .client:
-            // Without tokens, being able to reach the node is being its administrator: make
-            // cluster binds loopback only and says so.
-            let permission: Permission = options.areTokensRequired ? .none : .admin
-            service.accept(frames, permission: permission, denial: Self.remoteDenial)
+            acceptRemote(frames, principal)
         default:
             service.clientIsWrong("a stream of \(principal.alpn.rawValue)")
             frames.close()
         }
     }
+
+    /// A client on another machine. aspend-net has looked at its token; nothing of that is believed.
+    private func acceptRemote(_ frames: FrameChannel, _ principal: Principal) {
+        guard !principal.tokenChain.isEmpty else {
+            // Without tokens, being able to reach the node is being its administrator: net is bound
+            // to loopback only then.
+            let permission: Permission = options.areTokensRequired ? .none : .admin
+            return service.accept(frames, permission: permission, denial: Self.remoteDenial)
+        }
+        let chain = try? TokenChain(decoding: principal.tokenChain)
+        service.accept(
+            frames, permission: .none, denial: Self.damagedToken,
+            bearer: chain.map { TokenBearer(client: principal.endpoint, chain: $0) })
+    }
+
+    private static let damagedToken = AspenError(
+        .unauthenticated, "the token is damaged: copy it again")
 
     private static let localDenial = AspenError(
         .permissionDenied,
@@ -259,8 +275,8 @@ package final class RaftServer: @unchecked Sendable {
             + "administer")
     private static let remoteDenial = AspenError(
         .unauthenticated,
-        "this cluster wants a token from clients on other machines, and tokens are not supported "
-            + "yet: use the socket on a node, or start the nodes with --tokens-required false")
+        "this cluster wants a token from clients on other machines: ask an administrator for one for "
+            + "your client key (`aspen-token client-key` prints it), and set ASPEN_TOKEN")
 
     // MARK: - Stopping
 

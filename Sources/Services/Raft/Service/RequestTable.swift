@@ -85,6 +85,11 @@ extension WireRequest.OneOf_Request {
         case .why: 32
         case .getMetrics: 33
         case .getRaftMetrics: 34
+        case .addTokenRoot: 35
+        case .removeTokenRoot: 36
+        case .listTokenRoots: 37
+        case .revokeToken: 38
+        case .listRevokedTokens: 39
         }
     }
 }
@@ -197,6 +202,21 @@ extension ClientService {
         RequestRule("GetMetrics", .read) { service, _, origin in service.getMetrics(origin) },
         RequestRule("GetRaftMetrics", .read) { service, _, origin in
             service.getRaftMetrics(origin)
+        },
+        RequestRule("AddTokenRoot", .admin) { service, request, origin in
+            if case .addTokenRoot(let body) = request { service.addTokenRoot(body, origin) }
+        },
+        RequestRule("RemoveTokenRoot", .admin) { service, request, origin in
+            if case .removeTokenRoot(let body) = request { service.removeTokenRoot(body, origin) }
+        },
+        RequestRule("ListTokenRoots", .read) { service, _, origin in
+            service.listTokens(.tokenRoots, origin)
+        },
+        RequestRule("RevokeToken", .admin) { service, request, origin in
+            if case .revokeToken(let body) = request { service.revokeToken(body, origin) }
+        },
+        RequestRule("ListRevokedTokens", .read) { service, _, origin in
+            service.listTokens(.revokedTokens, origin)
         },
     ]
 }

@@ -206,7 +206,8 @@ final class SpaceWatch {
 
     func refusal(of write: PendingWrite) -> AspenError? {
         switch write.kind {
-        case .writeKey, .deleteKey, .transaction: refusal(grows: write.grows)
+        case .writeKey, .deleteKey, .transaction, .addTokenRoot, .removeTokenRoot, .revokeToken:
+            refusal(grows: write.grows)
         default: nil
         }
     }

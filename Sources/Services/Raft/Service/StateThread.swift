@@ -48,6 +48,8 @@ struct AppliedBatch: Sendable {
     var membershipIndex: LogIndex?
     /// What it changed; nil when nobody follows that.
     var changes: ChangeRecording?
+    /// Which tokens are believed after the batch, if it may have changed that.
+    var trust: TokenTrust?
 }
 
 enum StateJob: Sendable {
@@ -184,8 +186,10 @@ final class StateThread: @unchecked Sendable {
         precondition(results.count == entries.count, "one result an entry")
         var answers: [AppliedAnswer] = []
         var membershipIndex: LogIndex?
+        var isTrustTouched = false
         for (entry, result) in zip(entries, results) {
             if entry.kind == .membership { membershipIndex = entry.index }
+            if TokenTrust.mayBeChanged(by: entry) { isTrustTouched = true }
             guard let origin = entry.origin, origin.node == node,
                 origin.incarnation == incarnation
             else { continue }
@@ -198,7 +202,8 @@ final class StateThread: @unchecked Sendable {
                 AppliedBatch(
                     index: last.index, term: last.term, revision: store.revision, answers: answers,
                     facts: HousekeepingFacts(store, compaction), membershipIndex: membershipIndex,
-                    changes: store.takeRecording())))
+                    changes: store.takeRecording(),
+                    trust: isTrustTouched ? try TokenTrust(reading: store) : nil)))
         entries.removeAll(keepingCapacity: true)
     }
 

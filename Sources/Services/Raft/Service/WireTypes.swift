@@ -149,6 +149,9 @@ enum WriteKind: Sendable {
     case promoteLearner
     case leaveCluster
     case recoverQuorum
+    case addTokenRoot
+    case removeTokenRoot
+    case revokeToken
     /// Nobody waits for it.
     case housekeeping
 }
@@ -204,6 +207,20 @@ extension WriteKind {
         case (.initCluster, _), (.addLearner, _), (.changeMembership, _), (.promoteLearner, _),
             (.leaveCluster, _), (.recoverQuorum, _):
             return administrative(answer, node, membership)
+        case (.addTokenRoot, .transaction(let succeeded, _, _)):
+            var body = Aspen_Client_V1_AddTokenRootResponse()
+            body.added = succeeded
+            body.logID = Aspen_Client_V1_LogID(answer)
+            return WireResponse(.addTokenRoot(body))
+        case (.removeTokenRoot, .transaction(_, _, let results)):
+            var body = Aspen_Client_V1_RemoveTokenRootResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            if case .deleted(let count)? = results.first { body.removed = count > 0 }
+            return WireResponse(.removeTokenRoot(body))
+        case (.revokeToken, .transaction):
+            var body = Aspen_Client_V1_RevokeTokenResponse()
+            body.logID = Aspen_Client_V1_LogID(answer)
+            return WireResponse(.revokeToken(body))
         default:
             return WireResponse(
                 AspenError(.internal, "the state machine gave another answer than was asked for"))

@@ -359,6 +359,46 @@ package nonisolated struct Aspen_Client_V1_ClientRequest: Sendable {
     set {request = .getRaftMetrics(newValue)}
   }
 
+  package var addTokenRoot: Aspen_Client_V1_AddTokenRootRequest {
+    get {
+      if case .addTokenRoot(let v)? = request {return v}
+      return Aspen_Client_V1_AddTokenRootRequest()
+    }
+    set {request = .addTokenRoot(newValue)}
+  }
+
+  package var removeTokenRoot: Aspen_Client_V1_RemoveTokenRootRequest {
+    get {
+      if case .removeTokenRoot(let v)? = request {return v}
+      return Aspen_Client_V1_RemoveTokenRootRequest()
+    }
+    set {request = .removeTokenRoot(newValue)}
+  }
+
+  package var listTokenRoots: Aspen_Client_V1_ListTokenRootsRequest {
+    get {
+      if case .listTokenRoots(let v)? = request {return v}
+      return Aspen_Client_V1_ListTokenRootsRequest()
+    }
+    set {request = .listTokenRoots(newValue)}
+  }
+
+  package var revokeToken: Aspen_Client_V1_RevokeTokenRequest {
+    get {
+      if case .revokeToken(let v)? = request {return v}
+      return Aspen_Client_V1_RevokeTokenRequest()
+    }
+    set {request = .revokeToken(newValue)}
+  }
+
+  package var listRevokedTokens: Aspen_Client_V1_ListRevokedTokensRequest {
+    get {
+      if case .listRevokedTokens(let v)? = request {return v}
+      return Aspen_Client_V1_ListRevokedTokensRequest()
+    }
+    set {request = .listRevokedTokens(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Request: Equatable, Sendable {
@@ -397,6 +437,11 @@ package nonisolated struct Aspen_Client_V1_ClientRequest: Sendable {
     case why(Aspen_Client_V1_WhyRequest)
     case getMetrics(Aspen_Client_V1_GetMetricsRequest)
     case getRaftMetrics(Aspen_Client_V1_GetRaftMetricsRequest)
+    case addTokenRoot(Aspen_Client_V1_AddTokenRootRequest)
+    case removeTokenRoot(Aspen_Client_V1_RemoveTokenRootRequest)
+    case listTokenRoots(Aspen_Client_V1_ListTokenRootsRequest)
+    case revokeToken(Aspen_Client_V1_RevokeTokenRequest)
+    case listRevokedTokens(Aspen_Client_V1_ListRevokedTokensRequest)
 
   }
 
@@ -700,6 +745,46 @@ package nonisolated struct Aspen_Client_V1_ClientResponse: Sendable {
     set {response = .getRaftMetrics(newValue)}
   }
 
+  package var addTokenRoot: Aspen_Client_V1_AddTokenRootResponse {
+    get {
+      if case .addTokenRoot(let v)? = response {return v}
+      return Aspen_Client_V1_AddTokenRootResponse()
+    }
+    set {response = .addTokenRoot(newValue)}
+  }
+
+  package var removeTokenRoot: Aspen_Client_V1_RemoveTokenRootResponse {
+    get {
+      if case .removeTokenRoot(let v)? = response {return v}
+      return Aspen_Client_V1_RemoveTokenRootResponse()
+    }
+    set {response = .removeTokenRoot(newValue)}
+  }
+
+  package var listTokenRoots: Aspen_Client_V1_ListTokenRootsResponse {
+    get {
+      if case .listTokenRoots(let v)? = response {return v}
+      return Aspen_Client_V1_ListTokenRootsResponse()
+    }
+    set {response = .listTokenRoots(newValue)}
+  }
+
+  package var revokeToken: Aspen_Client_V1_RevokeTokenResponse {
+    get {
+      if case .revokeToken(let v)? = response {return v}
+      return Aspen_Client_V1_RevokeTokenResponse()
+    }
+    set {response = .revokeToken(newValue)}
+  }
+
+  package var listRevokedTokens: Aspen_Client_V1_ListRevokedTokensResponse {
+    get {
+      if case .listRevokedTokens(let v)? = response {return v}
+      return Aspen_Client_V1_ListRevokedTokensResponse()
+    }
+    set {response = .listRevokedTokens(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Response: Equatable, Sendable {
@@ -738,6 +823,11 @@ package nonisolated struct Aspen_Client_V1_ClientResponse: Sendable {
     case why(Aspen_Client_V1_WhyResponse)
     case getMetrics(Aspen_Client_V1_GetMetricsResponse)
     case getRaftMetrics(Aspen_Client_V1_GetRaftMetricsResponse)
+    case addTokenRoot(Aspen_Client_V1_AddTokenRootResponse)
+    case removeTokenRoot(Aspen_Client_V1_RemoveTokenRootResponse)
+    case listTokenRoots(Aspen_Client_V1_ListTokenRootsResponse)
+    case revokeToken(Aspen_Client_V1_RevokeTokenResponse)
+    case listRevokedTokens(Aspen_Client_V1_ListRevokedTokensResponse)
 
   }
 
@@ -2577,6 +2667,178 @@ package nonisolated struct Aspen_Client_V1_GetRaftMetricsResponse: Sendable {
   package init() {}
 }
 
+/// Capability tokens (Tokens.md). The cluster believes chains that begin with one of these keys.
+package nonisolated struct Aspen_Client_V1_AddTokenRootRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// 32 bytes, Ed25519.
+  package var root: Data = Data()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_AddTokenRootResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// False: it was trusted before.
+  package var added: Bool = false
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_RemoveTokenRootRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var root: Data = Data()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_RemoveTokenRootResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// False: it was not trusted.
+  package var removed: Bool = false
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_ListTokenRootsRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_ListTokenRootsResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// At most 64, in the order of their bytes.
+  package var roots: [Data] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_RevokeTokenRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// 16 bytes: of the link that shall no longer be believed, and with it all that follow.
+  package var id: Data = Data()
+
+  /// Seconds since 1970: when that link would have expired; the revocation may be forgotten
+  /// afterwards. 0: never.
+  package var expires: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_RevokeTokenResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var logID: Aspen_Client_V1_LogID {
+    get {_logID ?? Aspen_Client_V1_LogID()}
+    set {_logID = newValue}
+  }
+  /// Returns true if `logID` has been explicitly set.
+  package var hasLogID: Bool {self._logID != nil}
+  /// Clears the value of `logID`. Subsequent reads from it will return its default value.
+  package mutating func clearLogID() {self._logID = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _logID: Aspen_Client_V1_LogID? = nil
+}
+
+package nonisolated struct Aspen_Client_V1_ListRevokedTokensRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Aspen_Client_V1_ListRevokedTokensResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// At most 10,000, in the order of their bytes.
+  package var tokens: [Aspen_Client_V1_ListRevokedTokensResponse.Revoked] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package nonisolated struct Revoked: Sendable {
+    // SwiftProtobuf.Message conformance is added in an extension below. See the
+    // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+    // methods supported on all messages.
+
+    package var id: Data = Data()
+
+    package var expires: UInt64 = 0
+
+    package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+    package init() {}
+  }
+
+  package init() {}
+}
+
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 fileprivate nonisolated let _protobuf_package = "aspen.client.v1"
@@ -2587,7 +2849,7 @@ nonisolated extension Aspen_Client_V1_Consistency: SwiftProtobuf._ProtoNameProvi
 
 nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ClientRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}timeout_ms\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0\u{3}grant_lease\0\u{3}revoke_lease\0\u{3}keep_lease_alive\0\u{3}lease_time_to_live\0\u{3}list_leases\0\u{1}watch\0\u{3}cancel_watch\0\u{3}batch_read\0\u{3}key_history\0\u{4}\u{5}promote_learner\0\u{3}transfer_leadership\0\u{3}leave_cluster\0\u{1}backup\0\u{3}restore_chunk\0\u{3}recover_quorum\0\u{1}why\0\u{3}get_metrics\0\u{3}get_raft_metrics\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}timeout_ms\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0\u{3}grant_lease\0\u{3}revoke_lease\0\u{3}keep_lease_alive\0\u{3}lease_time_to_live\0\u{3}list_leases\0\u{1}watch\0\u{3}cancel_watch\0\u{3}batch_read\0\u{3}key_history\0\u{4}\u{5}promote_learner\0\u{3}transfer_leadership\0\u{3}leave_cluster\0\u{1}backup\0\u{3}restore_chunk\0\u{3}recover_quorum\0\u{1}why\0\u{3}get_metrics\0\u{3}get_raft_metrics\0\u{4}\u{c}add_token_root\0\u{3}remove_token_root\0\u{3}list_token_roots\0\u{3}revoke_token\0\u{3}list_revoked_tokens\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3051,6 +3313,71 @@ nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, Swif
           self.request = .getRaftMetrics(v)
         }
       }()
+      case 60: try {
+        var v: Aspen_Client_V1_AddTokenRootRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .addTokenRoot(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .addTokenRoot(v)
+        }
+      }()
+      case 61: try {
+        var v: Aspen_Client_V1_RemoveTokenRootRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .removeTokenRoot(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .removeTokenRoot(v)
+        }
+      }()
+      case 62: try {
+        var v: Aspen_Client_V1_ListTokenRootsRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .listTokenRoots(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .listTokenRoots(v)
+        }
+      }()
+      case 63: try {
+        var v: Aspen_Client_V1_RevokeTokenRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .revokeToken(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .revokeToken(v)
+        }
+      }()
+      case 64: try {
+        var v: Aspen_Client_V1_ListRevokedTokensRequest?
+        var hadOneofValue = false
+        if let current = self.request {
+          hadOneofValue = true
+          if case .listRevokedTokens(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.request = .listRevokedTokens(v)
+        }
+      }()
       default: break
       }
     }
@@ -3205,6 +3532,26 @@ nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, Swif
       guard case .getRaftMetrics(let v)? = self.request else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 48)
     }()
+    case .addTokenRoot?: try {
+      guard case .addTokenRoot(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 60)
+    }()
+    case .removeTokenRoot?: try {
+      guard case .removeTokenRoot(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 61)
+    }()
+    case .listTokenRoots?: try {
+      guard case .listTokenRoots(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 62)
+    }()
+    case .revokeToken?: try {
+      guard case .revokeToken(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 63)
+    }()
+    case .listRevokedTokens?: try {
+      guard case .listRevokedTokens(let v)? = self.request else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 64)
+    }()
     case nil: break
     }
     try unknownFields.traverse(visitor: &visitor)
@@ -3220,7 +3567,7 @@ nonisolated extension Aspen_Client_V1_ClientRequest: SwiftProtobuf.Message, Swif
 
 nonisolated extension Aspen_Client_V1_ClientResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ClientResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0\u{3}grant_lease\0\u{3}revoke_lease\0\u{3}keep_lease_alive\0\u{3}lease_time_to_live\0\u{3}list_leases\0\u{1}watch\0\u{3}cancel_watch\0\u{3}batch_read\0\u{3}key_history\0\u{4}\u{5}promote_learner\0\u{3}transfer_leadership\0\u{3}leave_cluster\0\u{1}backup\0\u{3}restore_chunk\0\u{3}recover_quorum\0\u{1}why\0\u{3}get_metrics\0\u{3}get_raft_metrics\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{4}\u{9}get_health\0\u{3}get_cluster_status\0\u{3}get_leader\0\u{3}get_node_info\0\u{3}get_cluster_ticket\0\u{3}init_cluster\0\u{3}add_learner\0\u{3}change_membership\0\u{3}write_key\0\u{3}read_key\0\u{3}delete_key\0\u{3}scan_keys\0\u{3}open_session\0\u{3}keep_session_alive\0\u{3}close_session\0\u{1}transaction\0\u{3}trigger_snapshot\0\u{3}grant_lease\0\u{3}revoke_lease\0\u{3}keep_lease_alive\0\u{3}lease_time_to_live\0\u{3}list_leases\0\u{1}watch\0\u{3}cancel_watch\0\u{3}batch_read\0\u{3}key_history\0\u{4}\u{5}promote_learner\0\u{3}transfer_leadership\0\u{3}leave_cluster\0\u{1}backup\0\u{3}restore_chunk\0\u{3}recover_quorum\0\u{1}why\0\u{3}get_metrics\0\u{3}get_raft_metrics\0\u{4}\u{c}add_token_root\0\u{3}remove_token_root\0\u{3}list_token_roots\0\u{3}revoke_token\0\u{3}list_revoked_tokens\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3684,6 +4031,71 @@ nonisolated extension Aspen_Client_V1_ClientResponse: SwiftProtobuf.Message, Swi
           self.response = .getRaftMetrics(v)
         }
       }()
+      case 60: try {
+        var v: Aspen_Client_V1_AddTokenRootResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .addTokenRoot(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .addTokenRoot(v)
+        }
+      }()
+      case 61: try {
+        var v: Aspen_Client_V1_RemoveTokenRootResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .removeTokenRoot(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .removeTokenRoot(v)
+        }
+      }()
+      case 62: try {
+        var v: Aspen_Client_V1_ListTokenRootsResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .listTokenRoots(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .listTokenRoots(v)
+        }
+      }()
+      case 63: try {
+        var v: Aspen_Client_V1_RevokeTokenResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .revokeToken(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .revokeToken(v)
+        }
+      }()
+      case 64: try {
+        var v: Aspen_Client_V1_ListRevokedTokensResponse?
+        var hadOneofValue = false
+        if let current = self.response {
+          hadOneofValue = true
+          if case .listRevokedTokens(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.response = .listRevokedTokens(v)
+        }
+      }()
       default: break
       }
     }
@@ -3837,6 +4249,26 @@ nonisolated extension Aspen_Client_V1_ClientResponse: SwiftProtobuf.Message, Swi
     case .getRaftMetrics?: try {
       guard case .getRaftMetrics(let v)? = self.response else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 48)
+    }()
+    case .addTokenRoot?: try {
+      guard case .addTokenRoot(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 60)
+    }()
+    case .removeTokenRoot?: try {
+      guard case .removeTokenRoot(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 61)
+    }()
+    case .listTokenRoots?: try {
+      guard case .listTokenRoots(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 62)
+    }()
+    case .revokeToken?: try {
+      guard case .revokeToken(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 63)
+    }()
+    case .listRevokedTokens?: try {
+      guard case .listRevokedTokens(let v)? = self.response else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 64)
     }()
     case nil: break
     }
@@ -7342,6 +7774,346 @@ nonisolated extension Aspen_Client_V1_GetRaftMetricsResponse.Progress: SwiftProt
     if lhs.isVoter != rhs.isVoter {return false}
     if lhs.isLinked != rhs.isLinked {return false}
     if lhs.lag != rhs.lag {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_AddTokenRootRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".AddTokenRootRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}root\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.root) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.root.isEmpty {
+      try visitor.visitSingularBytesField(value: self.root, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_AddTokenRootRequest, rhs: Aspen_Client_V1_AddTokenRootRequest) -> Bool {
+    if lhs.root != rhs.root {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_AddTokenRootResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".AddTokenRootResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}added\0\u{3}log_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBoolField(value: &self.added) }()
+      case 2: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.added != false {
+      try visitor.visitSingularBoolField(value: self.added, fieldNumber: 1)
+    }
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_AddTokenRootResponse, rhs: Aspen_Client_V1_AddTokenRootResponse) -> Bool {
+    if lhs.added != rhs.added {return false}
+    if lhs._logID != rhs._logID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RemoveTokenRootRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RemoveTokenRootRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}root\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.root) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.root.isEmpty {
+      try visitor.visitSingularBytesField(value: self.root, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RemoveTokenRootRequest, rhs: Aspen_Client_V1_RemoveTokenRootRequest) -> Bool {
+    if lhs.root != rhs.root {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RemoveTokenRootResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RemoveTokenRootResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}removed\0\u{3}log_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBoolField(value: &self.removed) }()
+      case 2: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.removed != false {
+      try visitor.visitSingularBoolField(value: self.removed, fieldNumber: 1)
+    }
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RemoveTokenRootResponse, rhs: Aspen_Client_V1_RemoveTokenRootResponse) -> Bool {
+    if lhs.removed != rhs.removed {return false}
+    if lhs._logID != rhs._logID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_ListTokenRootsRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ListTokenRootsRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_ListTokenRootsRequest, rhs: Aspen_Client_V1_ListTokenRootsRequest) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_ListTokenRootsResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ListTokenRootsResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}roots\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedBytesField(value: &self.roots) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.roots.isEmpty {
+      try visitor.visitRepeatedBytesField(value: self.roots, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_ListTokenRootsResponse, rhs: Aspen_Client_V1_ListTokenRootsResponse) -> Bool {
+    if lhs.roots != rhs.roots {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RevokeTokenRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RevokeTokenRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}expires\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.expires) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.id.isEmpty {
+      try visitor.visitSingularBytesField(value: self.id, fieldNumber: 1)
+    }
+    if self.expires != 0 {
+      try visitor.visitSingularUInt64Field(value: self.expires, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RevokeTokenRequest, rhs: Aspen_Client_V1_RevokeTokenRequest) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.expires != rhs.expires {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_RevokeTokenResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RevokeTokenResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}log_id\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularMessageField(value: &self._logID) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._logID {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_RevokeTokenResponse, rhs: Aspen_Client_V1_RevokeTokenResponse) -> Bool {
+    if lhs._logID != rhs._logID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_ListRevokedTokensRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ListRevokedTokensRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_ListRevokedTokensRequest, rhs: Aspen_Client_V1_ListRevokedTokensRequest) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_ListRevokedTokensResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ListRevokedTokensResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}tokens\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.tokens) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.tokens.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.tokens, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_ListRevokedTokensResponse, rhs: Aspen_Client_V1_ListRevokedTokensResponse) -> Bool {
+    if lhs.tokens != rhs.tokens {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_ListRevokedTokensResponse.Revoked: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = Aspen_Client_V1_ListRevokedTokensResponse.protoMessageName + ".Revoked"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}expires\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBytesField(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.expires) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.id.isEmpty {
+      try visitor.visitSingularBytesField(value: self.id, fieldNumber: 1)
+    }
+    if self.expires != 0 {
+      try visitor.visitSingularUInt64Field(value: self.expires, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_ListRevokedTokensResponse.Revoked, rhs: Aspen_Client_V1_ListRevokedTokensResponse.Revoked) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.expires != rhs.expires {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

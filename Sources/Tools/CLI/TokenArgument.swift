@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import ArgumentParser
+import AspenTypes
+import Glibc
+import TokenCore
+
+/// A token as people give it: the word itself, or `@` and the file that holds it. No error repeats
+/// any of it.
+enum TokenArgument {
+    static func read(_ text: String) throws -> String {
+        guard text.hasPrefix("@") else { return trim(text) }
+        let path = String(text.dropFirst())
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else {
+            throw CommandFailure.usage(
+                "cannot read the token's file \(path): \(String(cString: strerror(errno)))")
+        }
+        defer { close(descriptor) }
+        var bytes: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 65_536)
+        while bytes.count <= TokenLimits.bytesMax * 2 {
+            let count = Glibc.read(descriptor, &buffer, buffer.count)
+            guard count > 0 else { break }
+            bytes += buffer.prefix(count)
+        }
+        return trim(String(decoding: bytes, as: UTF8.self))
+    }
+
+    static func chain(_ text: String) throws -> TokenChain {
+        do {
+            return try TokenChain(parsing: try read(text))
+        } catch let error as AspenError {
+            throw CommandFailure.usage(error.message)
+        }
+    }
+
+    private static func trim(_ text: String) -> String {
+        let isBlank = { (character: Character) in character.isWhitespace }
+        let rest = text.drop(while: isBlank)
+        return String(rest.reversed().drop(while: isBlank).reversed())
+    }
+}
+
+/// "30s", "15m", "12h", "7d".
+struct Lifetime: ExpressibleByArgument {
+    /// Ten years.
+    static let secondsMax: UInt64 = 315_360_000
+    let seconds: UInt64
+
+    init?(argument: String) {
+        let digits = argument.prefix { $0.isASCII && $0.isNumber }
+        guard let count = UInt64(digits) else { return nil }
+        let factor: UInt64
+        switch argument.dropFirst(digits.count) {
+        case "s": factor = 1
+        case "m": factor = 60
+        case "h": factor = 3600
+        case "d": factor = 86_400
+        default: return nil
+        }
+        let (seconds, overflow) = count.multipliedReportingOverflow(by: factor)
+        guard !overflow, (1...Self.secondsMax).contains(seconds) else { return nil }
+        self.seconds = seconds
+    }
+}
