@@ -66,15 +66,17 @@ class SmallDisks:
         return status.f_bfree * status.f_frsize
 
     def fill(self, number):
-        """Somebody else writes until nothing more fits: what the node needs from now on is what it
-        has kept back, and it gives that up bit by bit while we still write."""
+        """Somebody else takes all that is free, at once: who fills a disk slowly takes what the node
+        gives up of its reserve, too, and the node can only stop then (see FaultModel)."""
         with open(os.path.join(self.path(number), "filler"), "wb", buffering=0) as f:
-            piece = b"\1" * 65536
-            try:
-                while True:
-                    f.write(piece)
-            except OSError as error:
-                assert error.errno == 28, error
+            size, piece = 0, self.free(number) & ~4095
+            while piece >= 4096:
+                try:
+                    os.posix_fallocate(f.fileno(), size, piece)
+                    size += piece
+                except OSError as error:
+                    assert error.errno == 28, error
+                    piece = piece // 2 & ~4095
 
     def unfill(self, number):
         os.unlink(os.path.join(self.path(number), "filler"))
