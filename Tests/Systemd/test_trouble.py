@@ -96,8 +96,9 @@ def a_read_only_disk(cluster):
 def a_full_disk(cluster):
     machine = cluster[2]
     machine.systemctl("stop", "aspend-raft.service")
+    # Without what was kept back on the large file system: it would last for long on the small one.
     machine.sh("mkdir -p /mnt/small && mount -t tmpfs -o size=160m tmpfs /mnt/small && "
-               "cp -a /var/lib/aspen/raft/. /mnt/small/ && chown aspend-raft: /mnt/small && "
+               "cp -a /var/lib/aspen/raft/. /mnt/small/ && rm -f /mnt/small/reserve && chown aspend-raft: /mnt/small && "
                "chmod 700 /mnt/small && mount --bind /mnt/small /var/lib/aspen/raft")
     machine.systemctl("start", "aspen.target")
     machine.wait_serving()
