@@ -141,9 +141,10 @@ package final class RaftNode: @unchecked Sendable {
 
     /// Starts threads, links and timers; call on the loop.
     func start() {
-        log.onEvents = { [unowned self] in take($0) }
-        state.onEvents = { [unowned self] in take($0) }
-        log.onPreparation = { [unowned self] in space.prepared($0) }
+        // What the threads report may come after the node's end.
+        log.onEvents = { [weak self] in self?.take($0) }
+        state.onEvents = { [weak self] in self?.take($0) }
+        log.onPreparation = { [weak self] in self?.space.prepared($0) }
         log.start()
         state.start()
         links.delegate = self

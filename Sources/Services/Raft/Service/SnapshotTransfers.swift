@@ -37,10 +37,10 @@ final class SnapshotTransfers: @unchecked Sendable {
         let transfer = OutgoingSnapshot(peer: peer, id: UInt64.random(in: 1...UInt64.max), self)
         outgoing[peer] = transfer
         let box = NIOLoopBound(transfer, eventLoop: node.loop)
-        node.state.perform { [unowned self, spare = node.space.spareBytes] store in
+        node.state.perform { [weak self, spare = node.space.spareBytes] store in
             // The spool is as large as the state at most; the reserve is not for that.
             guard store.byteCount < spare else {
-                return { self.ended(box.value, succeeded: false) }
+                return { [weak self] in self?.ended(box.value, succeeded: false) }
             }
             let reader = ReaderBox(try store.makeSnapshot())
             return { box.value.opened(reader) }

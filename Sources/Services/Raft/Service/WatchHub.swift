@@ -93,7 +93,8 @@ final class WatchHub {
 
     private enum Recording { case off, starting, on }
 
-    unowned let node: RaftNode
+    /// Held: timers of the hub may outlive the node otherwise.
+    let node: RaftNode
     private(set) var ring = ChangeRing()
     /// Live watches have been told everything up to here.
     private(set) var dispatched = Revision.zero
