@@ -101,7 +101,8 @@ let system: [Target] = [
     module(
         "SQLiteKit", "System/SQLiteKit", ["CSQLite", "CAspenVFS", "AspenTypes"], settings: pure),
     module(
-        "QUIC", "System/QUIC", nio + ["CNgtcp2", "CSodium", "AspenBytes", collections, logging]),
+        "QUIC", "System/QUIC",
+        nio + ["CNgtcp2", "CSodium", "AspenBytes", "AspenTypes", collections, logging]),
     module("Configuration", "System/Configuration", ["AspenBytes", "AspenTypes"]),
     module(
         "ServiceKit", "System/ServiceKit",

@@ -23,8 +23,26 @@ struct ExpectationOptions: ParsableArguments {
         }
     }
 
-    /// Of a comparison that did not hold: what is there instead.
+    /// What came of the change; where the comparison did not hold, what is there instead.
     static func report(
+        _ answer: TransactionResult, of key: [UInt8], _ keys: KeyOptions, _ context: CommandContext
+    ) -> ExitStatus {
+        guard answer.succeeded else {
+            return refusal(key, keys, answer.results.first?.entry, context)
+        }
+        if context.isJSON {
+            context.output.write(
+                JSON.object([
+                    ("success", .bool(true)), ("revision", .number(answer.revision.rawValue)),
+                    ("log_id", .logID(answer.logID)),
+                ]).text + "\n")
+        } else {
+            context.output.write("OK, revision \(answer.revision)\n")
+        }
+        return .done
+    }
+
+    private static func refusal(
         _ key: [UInt8], _ keys: KeyOptions, _ actual: KeyValue?, _ context: CommandContext
     ) -> ExitStatus {
         if context.isJSON {
@@ -81,19 +99,7 @@ struct KVCompareAndSwap: ClientCommand {
             if: [try expectation.compare(key, orAbsent: absent)],
             then: [.put(key: key, value: ArgumentBytes.bytes(new), lease: LeaseID(lease))],
             else: [.get(key: key)])
-        guard answer.succeeded else {
-            return ExpectationOptions.report(key, keys, answer.results.first?.entry, context)
-        }
-        if context.isJSON {
-            context.output.write(
-                JSON.object([
-                    ("success", .bool(true)), ("revision", .number(answer.revision.rawValue)),
-                    ("log_id", .logID(answer.logID)),
-                ]).text + "\n")
-        } else {
-            context.output.write("OK, revision \(answer.revision)\n")
-        }
-        return .done
+        return ExpectationOptions.report(answer, of: key, keys, context)
     }
 }
 
@@ -121,18 +127,6 @@ struct KVCompareAndDelete: ClientCommand {
         let key = try keys.bytes(of: key)
         let answer = try await context.client.transaction(
             if: [try expectation.compare(key)], then: [.delete(key: key)], else: [.get(key: key)])
-        guard answer.succeeded else {
-            return ExpectationOptions.report(key, keys, answer.results.first?.entry, context)
-        }
-        if context.isJSON {
-            context.output.write(
-                JSON.object([
-                    ("success", .bool(true)), ("revision", .number(answer.revision.rawValue)),
-                    ("log_id", .logID(answer.logID)),
-                ]).text + "\n")
-        } else {
-            context.output.write("OK, revision \(answer.revision)\n")
-        }
-        return .done
+        return ExpectationOptions.report(answer, of: key, keys, context)
     }
 }
