@@ -97,7 +97,7 @@ struct LoadOptions: ParsableArguments {
             return try AspenClient.Target.ticket(parsing: text).endpoints
         }
         let paths =
-            socket.isEmpty ? [environment("ASPEN_SOCKET") ?? "/run/aspen/raft.sock"] : socket
+            socket.isEmpty ? [environment("ASPEN_SOCKET") ?? LocalSocket.find()] : socket
         return AspenClient.Target.sockets(paths).endpoints
     }
 }

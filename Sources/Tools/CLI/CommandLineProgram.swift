@@ -192,7 +192,8 @@ struct AspenCommand: ParsableCommand, CommandArea {
         commandName: "aspen-cli",
         abstract: "Administer and use an Aspen cluster.",
         discussion: """
-            On a node it finds the local daemon by itself; elsewhere name the cluster with --ticket or \
+            On a node it finds the local daemon by itself (/run/aspen/raft.sock, else a foreground \
+            node whose ./data/node-ID is below this directory); elsewhere name the cluster with --ticket or \
             ASPEN_TICKET, and show what you may do with --token or ASPEN_TOKEN.
 
             EXAMPLES

@@ -12,7 +12,6 @@ struct GlobalOptions: ParsableArguments {
     static let names: Set<String> = [
         "--ticket", "--socket", "--token", "--timeout", "--output", "-o", "--json",
     ]
-    static let defaultSocket = "/run/aspen/raft.sock"
 
     @Option(help: "The cluster's ticket.")
     var ticket: String?
@@ -36,7 +35,7 @@ struct GlobalOptions: ParsableArguments {
 
     var isJSON: Bool { json || output == .json }
 
-    /// Flags before environment; a ticket before a socket.
+    /// Flags before environment; a ticket before a socket; else the node that runs here.
     func target(environment: (String) -> String?) throws -> AspenClient.Target {
         if ticket != nil, socket != nil {
             throw CommandFailure.usage("--ticket and --socket name two places: give one of them")
@@ -47,7 +46,7 @@ struct GlobalOptions: ParsableArguments {
             return try Self.target(ofTicket: ticket)
         }
         if let socket = environment("ASPEN_SOCKET"), !socket.isEmpty { return .socket(socket) }
-        return .socket(Self.defaultSocket)
+        return .socket(LocalSocket.find())
     }
 
     /// Flags before environment. Only a cluster reached by a ticket asks for a token: on a node the

@@ -19,7 +19,7 @@ package struct AspenNode: ParsableCommand {
 
             EXAMPLE
               aspen-node --node-id 1 --cookie-file cookie --listen 127.0.0.1:7701
-              aspen-cli --socket data/node-1/run/raft.sock cluster init
+              aspen-cli cluster init          # in the same directory
             """,
         version: "aspen-node \(ProgramVersion.text)")
 

@@ -90,11 +90,14 @@ struct ApplyQueue {
         return .apply(entries, bytes: bytes)
     }
 
-    mutating func applied(_ index: LogIndex) {
+    /// - Returns: payload bytes that the state has now stored.
+    mutating func applied(_ index: LogIndex) -> Int {
+        let before = applyingBytes
         while let first = applying.first, first.last <= index {
             applyingBytes -= first.bytes
             applying.removeFirst()
         }
+        return before - applyingBytes
     }
 
     /// A snapshot has overtaken everything here.

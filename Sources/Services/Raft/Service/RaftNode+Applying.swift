@@ -33,7 +33,6 @@ extension RaftNode {
     private func carryOut(_ action: ApplyQueue.Action) {
         switch action {
         case .apply(let entries, let bytes):
-            space.applying(bytes)
             maintenanceBytes -= bytes
             state.apply(entries, bytes: bytes)
         case .fetch(let from, let upTo):
@@ -73,7 +72,7 @@ extension RaftNode {
         if let slow = stages.applied(batch.index, Self.now) { events.record("slow-commit", slow) }
         applied.changes = nil
         if let index = batch.membershipIndex { membershipAppliedIndex = index }
-        committed.applied(batch.index)
+        space.applied(committed.applied(batch.index))
         scheduleApply()
         step(.applied(batch.index))
         client?.applied(batch.answers, batch: batch)

@@ -32,7 +32,7 @@ final class SpaceWatch {
     private var gauge: SpaceGauge
     private var timer: Scheduled<Void>?
     private var isLogStuck = false
-    /// Bytes appended and not yet given to the state.
+    /// Bytes appended and not yet stored by the state: those that wait for its thread count too.
     private var pendingBytes = 0
     private var bytesSinceLook = 0
     private var room = Int.max
@@ -110,7 +110,7 @@ final class SpaceWatch {
         if bytesSinceLook >= limits.reserveBytes / 16 { look() }
     }
 
-    func applying(_ bytes: Int) { pendingBytes = max(0, pendingBytes - bytes) }
+    func applied(_ bytes: Int) { pendingBytes = max(0, pendingBytes - bytes) }
 
     /// A snapshot has taken the place of whatever was on its way.
     func caughtUp() { pendingBytes = 0 }
