@@ -47,11 +47,15 @@ final class NotifySocket: Sendable {
         }
     }
 
-    /// The next one; empty when none comes for long.
+    /// The next one that says how the daemon is, past those that give something into keeping; empty
+    /// when none comes for long.
     func next() -> String {
-        var buffer = [UInt8](repeating: 0, count: 4096)
-        let count = recv(descriptor, &buffer, buffer.count, 0)
-        return String(decoding: buffer.prefix(max(0, count)), as: UTF8.self)
+        while true {
+            var buffer = [UInt8](repeating: 0, count: 4096)
+            let count = recv(descriptor, &buffer, buffer.count, 0)
+            let text = String(decoding: buffer.prefix(max(0, count)), as: UTF8.self)
+            if !text.hasPrefix("FDSTORE") { return text }
+        }
     }
 }
 

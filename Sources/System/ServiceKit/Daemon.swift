@@ -89,6 +89,9 @@ package enum Daemon {
         confine(logger)
         var handed = ActivatedSockets()
         let past = PastFailure.take(from: &handed)
+        if [SIGTERM, SIGINT].contains(StartPace.keep(&handed, signals, logger)) {
+            Glibc.exit(DaemonExit.ok.rawValue)
+        }
         let inherited = handed
         let context = DaemonContext(name: name, eventLoop: loop, logger: logger, past: past)
         startWatchdog(on: loop)

@@ -10,8 +10,6 @@ package enum Notifier {
     package static func status(_ text: String) { send("STATUS=\(oneLine(text))") }
     package static func stopping() { send("STOPPING=1") }
     package static func alive() { send("WATCHDOG=1") }
-    /// Says nothing: an assignment that the supervisor does not know (sd_notify(3): X_).
-    package static func wake() { send("X_ASPEN=awake") }
     /// Asks for this much more time to start (log recovery).
     package static func extendTimeout(_ duration: Duration) {
         send("EXTEND_TIMEOUT_USEC=\(duration.components.seconds * 1_000_000)")

@@ -156,10 +156,7 @@ package final class NetControl {
         let wasAnnounced = isAnnounced
         isAnnounced = false
         scheduleRetry()
-        if wasAnnounced {
-            Supervision.remindOfSibling(on: eventLoop)
-            onLost()
-        }
+        if wasAnnounced { onLost() }
     }
 
     private func scheduleRetry() {

@@ -159,7 +159,6 @@ extension NetService {
         logger.info("local raft", metadata: ["state": "\(state)"])
         for session in sessions.values { session.notify(.raft, state) }
         guard state == .gone else { return }
-        Supervision.remindOfSibling(on: eventLoop)
         for stream in Array(joined.values) where stream.service == .raft {
             stream.splice.abort(.serviceGone)
         }
