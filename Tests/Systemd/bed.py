@@ -168,6 +168,20 @@ class Machine:
         answer = answer.json()
         return (answer["leader_id"], answer["term"]) if answer.get("leader_id") else None
 
+    def endpoint(self):
+        """Its public key, as its log names it."""
+        return self.cli("cluster", "endpoint").out.strip().split("@")[1]
+
+    def processor_seconds(self):
+        """What all of the machine has used so far."""
+        group = f"{os.environ.get('TB_NET', 'aspentb')}-n{self.number}"
+        for path, unit in ((f"/sys/fs/cgroup/cpuacct/{group}/cpuacct.usage", 1e9),
+                           (f"/sys/fs/cgroup/{group}/cpu.stat", 1e6)):
+            if os.path.exists(path):
+                with open(path) as f:
+                    return int(re.search(r"\d+", f.read()).group()) / unit
+        return 0.0
+
     # -- Configuration
 
     def copy_packages(self, files, directory="/root"):
@@ -202,16 +216,19 @@ class Machine:
 class Cluster:
     """`with Cluster(3) as c:` gives machines that are one cluster, and leaves nothing behind."""
 
-    def __init__(self, count=3, form=True):
+    def __init__(self, count=3, form=True, unified=False):
         self.machines = [Machine(number) for number in range(1, count + 1)]
         self.form_it = form
+        self.environment = {**os.environ, "TB_UNIFIED": "1"} if unified else None
         self.audits = 0
         self.cookie = ""
+        # What the commands of the walk-through print: ONE, TWO, TICKET, CLIENT, TOKEN …
+        self.words = {}
 
     def __enter__(self):
         testbed("down", check=False)
         try:
-            testbed("up", str(len(self.machines)))
+            testbed("up", str(len(self.machines)), env=self.environment)
             for machine in self.machines:
                 machine.copy_packages(package(n) for n in SUITE)
             if self.form_it:
@@ -225,7 +242,7 @@ class Cluster:
         """By the very commands of the walk-through, in its order, on its three machines."""
         names = {"one": self.machines[:1], "two": self.machines[1:2], "three": self.machines[2:],
                  "each": self.machines}
-        endpoints = {}
+        endpoints = self.words
         for name, line in walkthrough():
             line = line.replace("192.0.2.", "10.77.0.").replace("_1.0.0_", f"_{version()}_")
             for machine in names[name]:

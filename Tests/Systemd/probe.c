@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <mqueue.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -50,13 +51,15 @@ static void must(const char *directive, const char *what, int is) {
     report(is, directive, what, is ? "as it should be" : "NOT so");
 }
 
-static char state[512];
+static char state[512]; /* empty: it has no state directory, only a /tmp of its own */
 static int outside;
 
 static int visit(const char *path, const struct stat *st, int type, struct FTW *ftw) {
     (void)ftw;
     if (strncmp(path, "/proc", 5) == 0 && (path[5] == 0 || path[5] == '/')) return FTW_SKIP_SUBTREE;
     if (strcmp(path, state) == 0) return FTW_SKIP_SUBTREE;
+    if (!state[0] && (strcmp(path, "/tmp") == 0 || strcmp(path, "/var/tmp") == 0))
+        return FTW_SKIP_SUBTREE;
     if (type == FTW_D && access(path, W_OK) == 0) {
         char name[4096];
         snprintf(name, sizeof name, "%s/.probe", path);
@@ -196,7 +199,53 @@ static void memory_probes(void) {
     must("LimitCORE", "no core dumps", core.rlim_max == 0);
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
-    must("LimitNOFILE", "8192 descriptors", files.rlim_max == 8192);
+    if (state[0]) must("LimitNOFILE", "8192 descriptors", files.rlim_max == 8192);
+}
+
+/* As many children as it may have, none of which does anything. */
+static void task_probe(void) {
+    pid_t children[256];
+    int count = 0;
+    while (count < 256 && (children[count] = fork()) >= 0) {
+        if (children[count] == 0) for (;;) pause();
+        count++;
+    }
+    char text[64];
+    snprintf(text, sizeof text, "%d children", count);
+    report(count > 8 && count < 64, "TasksMax", "starting tasks without end", text);
+    for (int i = 0; i < count; i++) kill(children[i], SIGKILL);
+    for (int i = 0; i < count; i++) waitpid(children[i], NULL, 0);
+}
+
+/* The unit is given 64 MB for this, by a drop-in: a machine of the test may have less than the unit's. */
+static void amount_probe(void) {
+    pid_t child = fork();
+    if (child == 0) {
+        size_t bytes = 256 << 20;
+        char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) _exit(2);
+        for (size_t i = 0; i < bytes; i += 4096) memory[i] = 1;
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    report(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "MemoryMax", "taking 256 MB",
+           WIFSIGNALED(status) ? "killed" : "got them");
+}
+
+/* In a unit that lets it open IP sockets and see the network: still nothing gets out. */
+static void address_probe(void) {
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    must("IPAddressDeny", "an IPv4 socket, for this probe alone", fd >= 0);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9)};
+    const in_addr_t places[] = {INADDR_LOOPBACK, 0x0a4d00fe /* 10.77.0.254, the bed */};
+    for (int i = 0; i < 2; i++) {
+        to.sin_addr.s_addr = htonl(places[i]);
+        ssize_t sent = sendto(fd, "x", 1, 0, (void *)&to, sizeof to);
+        report(sent < 0 && errno == EPERM, "IPAddressDeny", i ? "the neighbour" : "loopback",
+               sent < 0 ? strerror(errno) : "succeeded");
+    }
+    close(fd);
 }
 
 static void network_probes(void) {
@@ -217,9 +266,7 @@ static void network_probes(void) {
     refused("InaccessiblePaths", "the system bus", connect(fd, (void *)&bus, sizeof bus));
 }
 
-static void file_probes(void) {
-    nftw("/", visit, 64, FTW_PHYS | FTW_ACTIONRETVAL);
-    must("ProtectSystem", "nothing outside the state directory can be written", outside == 0);
+static void state_probes(void) {
     int fd = open("probe", O_CREAT | O_RDWR | O_CLOEXEC, 0666);
     struct stat st;
     must("StateDirectory", "the state directory can be written", fd >= 0);
@@ -229,10 +276,32 @@ static void file_probes(void) {
     must("StateDirectoryMode", "0700", (st.st_mode & 0777) == 0700);
     refused("RestrictSUIDSGID", "a set-user-id file", fchmod(fd, 04700));
     unlink("probe");
+}
+
+/* A unit without a state of its own: its /tmp is nobody else's, and nothing in it is left. */
+static void temporary_probes(void) {
+    int entries = 0;
+    DIR *d = opendir("/tmp");
+    for (struct dirent *e; d && (e = readdir(d));) entries += e->d_name[0] != '.';
+    must("PrivateTmp", "/tmp is empty", d != NULL && entries == 0);
+    int fd = open("/tmp/probe", O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+    struct stat st;
+    must("UMask", "077", fstat(fd, &st) == 0 && (st.st_mode & 077) == 0);
+    refused("RestrictSUIDSGID", "a set-user-id file", fchmod(fd, 04700));
+    must("DynamicUser", "a user of the moment", geteuid() >= 61184 && geteuid() <= 65519);
+    must("PrivateUsers", "other users are nobody",
+         stat("/var/lib/aspen/net", &st) == 0 && st.st_uid == 65534);
+}
+
+static void file_probes(void) {
+    nftw("/", visit, 64, FTW_PHYS | FTW_ACTIONRETVAL);
+    must("ProtectSystem", "nothing outside the state directory can be written", outside == 0);
+    if (state[0]) state_probes();
+    else temporary_probes();
     const char *closed[] = {"/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/run/user",
                             "/etc/aspen/credentials", "/var/lib/aspen/net", "/var/lib/aspen/raft"};
     for (size_t i = 0; i < sizeof closed / sizeof closed[0]; i++) {
-        if (strcmp(closed[i], state) == 0) continue;
+        if (strcmp(closed[i], state) == 0 || (!state[0] && i < 4)) continue;
         DIR *d = opendir(closed[i]);
         int entries = 0;
         for (struct dirent *e; d && (e = readdir(d));) entries += e->d_name[0] != '.';
@@ -260,15 +329,32 @@ static void file_probes(void) {
     refused("User", "/etc/shadow", open("/etc/shadow", O_RDONLY));
 }
 
+/* The unit names the one program that it may run. */
+static void only_program_probes(void) {
+    int code = run("/bin/true", -1);
+    report(code == 113, "NoExecPaths", "running /bin/true", code == 113 ? "refused" : "NOT refused");
+    int self = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    must("ExecPaths", "its own program could be run", self >= 0 && faccessat(self, "", X_OK, AT_EMPTY_PATH) == 0);
+}
+
 int main(void) {
-    if (!getcwd(state, sizeof state)) return 1;
+    if (getenv("PROBE_ADDRESSES")) {
+        address_probe();
+        printf("PROBE end\n");
+        return 0;
+    }
+    const char *own = getenv("STATE_DIRECTORY");
+    if (own && !getcwd(state, sizeof state)) return 1;
     privilege_probes();
     architecture_probe();
     memory_probes();
     network_probes();
     file_probes();
     printf("PROBE note filters: %s\n", field("Seccomp_filters"));
-    exec_probes();
+    if (own) exec_probes();
+    else only_program_probes();
+    task_probe();
+    amount_probe();
     printf("PROBE end\n");
     return 0;
 }

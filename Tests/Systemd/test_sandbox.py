@@ -5,13 +5,16 @@ import os
 import re
 import shutil
 
-from bed import DAEMONS, HERE, ROOT, compile_probe, wait_for
+import test_kernel
+import test_life
+import test_trouble
+from bed import DAEMONS, HERE, ROOT, SOCKETS, compile_probe, wait_for
 
 EXPOSURE_MAX = 0.5
-# Directives of the sandbox that bound amounts or say how, not what: nothing to try.
-NOT_PROBED = {
-    "User", "Group", "IPAddressDeny", "MemoryMax", "TasksMax", "ReadWritePaths",
-}
+CHECK = "aspen-config-check"
+# Where the program of each unit lies.
+PROGRAMS = {daemon: f"/usr/libexec/aspen/{daemon}" for daemon in DAEMONS}
+PROGRAMS[CHECK] = "/usr/bin/aspen-cli"
 
 
 def every_unit_is_barely_exposed(cluster):
@@ -33,12 +36,34 @@ def the_units_are_sound(cluster):
     return f"{len(units)} units"
 
 
-def directives(daemon):
-    """Those below the heading of the sandbox."""
-    with open(os.path.join(ROOT, "systemd", f"{daemon}.service")) as f:
-        text = f.read().split("--- The sandbox", 1)[1]
-    names = {line.split("=", 1)[0] for line in text.splitlines() if re.match(r"[A-Z]\w+=", line)}
-    return names - NOT_PROBED
+def directives(unit):
+    """All that a unit file says in its main section."""
+    with open(os.path.join(ROOT, "systemd", unit)) as f:
+        text = re.split(r"^\[(?:Service|Socket)\]$", f.read(), flags=re.M)[1]
+    return {line.split("=", 1)[0] for line in text.splitlines() if re.match(r"[A-Z]\w+=", line)}
+
+
+def probe_lines(machine, unit, probe, more=()):
+    """What the probe says that is started as that unit's program."""
+    program = machine.disk + PROGRAMS[unit]
+    machine.systemctl("stop", "aspen.target")
+    shutil.move(program, program + ".real")
+    shutil.copy(probe, program)
+    os.chmod(program, 0o755)
+    machine.drop_in(f"{unit}.service", "99-probe",
+                    ["[Service]", "Type=oneshot", "Restart=no", *more])
+    machine.systemctl("daemon-reload")
+    cursor = machine.cursor()
+    try:
+        machine.systemctl("start", unit, check=None)
+        return wait_for("the probe's end", lambda: (
+            lambda found: "PROBE end" in found and found)(
+                [r["MESSAGE"] for r in machine.journal("-u", unit, "--after-cursor", cursor)
+                 if str(r["MESSAGE"]).startswith("PROBE")]), 60, 0.2)
+    finally:
+        machine.systemctl("stop", "aspen.target")
+        shutil.move(program + ".real", program)
+        machine.remove_drop_in(f"{unit}.service", "99-probe")
 
 
 def a_probe_in_the_daemons_place_can_do_nothing(cluster):
@@ -46,41 +71,23 @@ def a_probe_in_the_daemons_place_can_do_nothing(cluster):
     probe = compile_probe()
     figures, filters = {}, {}
     try:
-        for daemon in DAEMONS:
-            program = f"{machine.disk}/usr/libexec/aspen/{daemon}"
-            machine.systemctl("stop", "aspen.target")
-            shutil.move(program, program + ".real")
-            shutil.copy(probe, program)
-            os.chmod(program, 0o755)
-            machine.drop_in(f"{daemon}.service", "99-probe",
-                            ["[Service]", "Type=oneshot", "Restart=no"])
-            machine.systemctl("daemon-reload")
-            cursor = machine.cursor()
-            try:
-                machine.systemctl("start", daemon, check=None)
-                lines = wait_for("the probe's end", lambda: (
-                    lambda found: "PROBE end" in found and found)(
-                        [r["MESSAGE"] for r in machine.journal("-u", daemon, "--after-cursor",
-                                                               cursor)
-                         if str(r["MESSAGE"]).startswith("PROBE")]), 20, 0.2)
-            finally:
-                machine.systemctl("stop", "aspen.target")
-                shutil.move(program + ".real", program)
-                machine.remove_drop_in(f"{daemon}.service", "99-probe")
+        for unit in PROGRAMS:
+            # A small amount, so that the probe takes no more of the machine than that.
+            lines = probe_lines(machine, unit, probe, ["MemoryMax=64M", "OOMPolicy=continue"])
             bad = [line for line in lines if line.startswith("PROBE BAD")]
             assert bad == [], bad
-            filters[daemon] = next(int(line.split()[-1]) for line in lines if "filters:" in line)
+            filters[unit] = next(int(line.split()[-1]) for line in lines if "filters:" in line)
             tried = {line.split()[2] for line in lines if line.startswith("PROBE ok")}
-            assert directives(daemon) <= tried, (
-                f"{daemon}: no probe tries what these forbid: {directives(daemon) - tried}")
-            figures[daemon] = f"{len(lines) - 1} attempts, {len(directives(daemon))} directives"
+            missing = directives(f"{unit}.service") - tried - set(PROVED_BY)
+            assert not missing, f"{unit}: no probe tries what these forbid: {missing}"
+            figures[unit] = f"{len(lines) - 2} attempts, {len(tried)} directives"
     finally:
         os.unlink(probe)
         machine.systemctl("start", "aspen.target")
         machine.wait_serving()
-    for daemon, count in filters.items():
+    for daemon in DAEMONS:
         # The program adds one of its own to those of its unit: it can start no other program.
-        assert seccomp_filters(machine, daemon) == count + 1, (daemon, count)
+        assert seccomp_filters(machine, daemon) == filters[daemon] + 1, (daemon, filters)
     return figures
 
 
@@ -106,8 +113,21 @@ def the_running_daemons_are_confined(cluster):
         assert status["Uid"].split() == [uid] * 4, status["Uid"]
         # Not dumpable: /proc/PID belongs to root, no debugger but root's.
         assert user == "root", user
+        # Amounts are the unit's own here, not the probe's.
+        with open(os.path.join(ROOT, "systemd", f"{daemon}.service")) as f:
+            said = dict(re.findall(r"^(MemoryMax|TasksMax)=(\d+)", f.read(), re.M))
+        shown = machine.show(f"{daemon}.service", "MemoryMax", "TasksMax", "Slice", "User")
+        assert int(shown["MemoryMax"]) == int(said["MemoryMax"]) << 30, shown
+        assert shown["TasksMax"] == said["TasksMax"] and shown["User"] == daemon, shown
+        assert shown["Slice"] == "aspen-core.slice", shown
+        group = status_group(machine, daemon)
+        assert f"/aspen.slice/aspen-core.slice/{daemon}.service" in group, group
         figures[daemon] = f"{status['Seccomp_filters'].strip()} seccomp filters"
     return figures
+
+
+def status_group(machine, daemon):
+    return machine.sh(f"cat /proc/{machine.daemon_pid(daemon)}/cgroup").out
 
 
 def only_members_reach_the_sockets(cluster):
@@ -198,9 +218,66 @@ def the_configuration_check_is_quiet(cluster):
                                                   cursor)]
     assert said == [], said
 
+
+def no_directive_is_without_a_test(cluster):
+    """Of the sockets as of the services: what the probe cannot try has a test that is named here."""
+    units = [f"{unit}.service" for unit in PROGRAMS] + list(SOCKETS)
+    said = set().union(*(directives(unit) for unit in units))
+    with open(os.path.join(HERE, "probe.c")) as f:
+        probed = set(re.findall(r"(?:refused|must|report)\((?:[^\"]*, )?\"(\w+)\"", f.read()))
+    missing = said - probed - set(PROVED_BY)
+    assert not missing, f"nothing tries these: {missing}"
+    stale = set(PROVED_BY) - said
+    assert not stale, f"no unit says these: {stale}"
+    return f"{len(said)} directives, {len(PROVED_BY)} by tests of their own"
+
+
+# Directive: the test that fails without it.
+PROVED_BY = {
+    # Services
+    "Type": test_life.killed_daemons_come_back,  # READY ends the start
+    "NotifyAccess": the_units_are_sound,
+    "ExecStart": the_running_daemons_are_confined,
+    "Sockets": test_trouble.floods_of_connections_leave_the_sockets_alive,
+    "User": the_running_daemons_are_confined,
+    "Group": only_members_reach_the_sockets,
+    "Slice": the_running_daemons_are_confined,
+    "WorkingDirectory": a_probe_in_the_daemons_place_can_do_nothing,
+    "LoadCredential": the_nodes_key_may_be_a_credential,
+    "SetCredential": test_trouble.a_missing_cookie,
+    "Restart": test_life.killed_daemons_come_back,
+    "RestartSec": test_life.killed_daemons_come_back,
+    "TimeoutStartSec": test_life.stopping_the_target_stops_everything,
+    "TimeoutStopSec": test_life.stopping_the_target_stops_everything,
+    "KillSignal": test_life.restarting_net_is_not_noticed,
+    "WatchdogSec": test_life.a_hung_daemon_is_killed_by_its_watchdog,
+    "WatchdogSignal": test_life.a_hung_daemon_is_killed_by_its_watchdog,
+    "FileDescriptorStoreMax": test_trouble.a_daemon_that_dies_of_its_start_costs_little,
+    "LogRateLimitIntervalSec": test_trouble.a_flood_from_outside_does_not_fill_the_journal,
+    "LogRateLimitBurst": test_trouble.a_flood_from_outside_does_not_fill_the_journal,
+    "IPAddressDeny": test_kernel.an_address_is_denied_even_to_who_has_a_socket,
+    "SyslogIdentifier": the_configuration_check_is_quiet,
+    # Sockets
+    "ListenStream": only_members_reach_the_sockets,
+    "ListenDatagram": test_life.the_quic_socket_takes_every_address_and_large_bursts,
+    "BindIPv6Only": test_life.the_quic_socket_takes_every_address_and_large_bursts,
+    "ReceiveBuffer": test_life.the_quic_socket_takes_every_address_and_large_bursts,
+    "SendBuffer": test_life.the_quic_socket_takes_every_address_and_large_bursts,
+    "PassPacketInfo": test_life.what_one_writes_another_reads,
+    "FileDescriptorName": test_life.what_one_writes_another_reads,
+    "SocketMode": only_members_reach_the_sockets,
+    "SocketUser": only_members_reach_the_sockets,
+    "DirectoryMode": only_members_reach_the_sockets,
+    "Backlog": test_trouble.floods_of_connections_leave_the_sockets_alive,
+    "RemoveOnStop": test_life.stopping_the_target_stops_everything,
+    "Service": test_life.a_daemon_starts_on_first_use,
+    "TriggerLimitIntervalSec": test_trouble.fifty_crashes_in_a_row_leave_the_units_alive,
+}
+
 TESTS = (
     every_unit_is_barely_exposed,
     the_units_are_sound,
+    no_directive_is_without_a_test,
     a_probe_in_the_daemons_place_can_do_nothing,
     the_running_daemons_are_confined,
     only_members_reach_the_sockets,

@@ -2,11 +2,13 @@
 """What goes wrong on machines: said clearly, and mended by mending it."""
 
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import time
 
-from bed import DAEMONS, ROOT, wait_for
+from bed import DAEMONS, ROOT, SOCKETS, wait_for
 
 # What a daemon waits at most before it tries again, and its start.
 RETRY_SECONDS = 25
@@ -173,18 +175,26 @@ def floods_of_connections_leave_the_sockets_alive(cluster):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         for number in range(1000):
             s.sendto(bytes([number % 256]) * 1200, (machine.address, 7700))
-    # And all at the same time, while the daemon is away.
-    machine.systemctl("stop", "aspend-raft.service")
-    crowd = []
-    for _ in range(1000):
-        s = caller()
-        s.connect(machine.host_path("/run/aspen/raft.sock"))
-        crowd.append(s)
-    for s in crowd:
-        s.close()
-    figures["raft.sock, nobody there"] = f"{len(crowd)} at a time"
-    machine.wait_serving()
-    assert machine.failed_units() == []
+    # And all at the same time, while the daemon is away: whom they wait for is started by them.
+    for name, daemon in (("net.sock", "aspend-net"), ("raft.sock", "aspend-raft"),
+                         ("raft.peer.sock", "aspend-raft")):
+        machine.systemctl("stop", f"{daemon}.service")
+        crowd = []
+        for _ in range(1000):
+            crowd.append(caller())
+            crowd[-1].connect(machine.host_path(f"/run/aspen/{name}"))
+        for s in crowd:
+            s.close()
+        wait_for(f"{daemon}, for {name}", lambda: machine.is_active(daemon), 30, 0.1)
+        figures[f"{name}, nobody there"] = f"{len(crowd)} at a time"
+    machine.systemctl("stop", "aspend-raft.service", "aspend-net.service")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for number in range(1000):
+            s.sendto(bytes([number % 256]) * 1200, (machine.address, 7700))
+    wait_for("aspend-net, for its datagrams", lambda: machine.is_active("aspend-net"), 30, 0.1)
+    mended(machine)
+    for unit in SOCKETS:
+        assert machine.is_active(unit), unit
     return figures
 
 
@@ -200,10 +210,94 @@ def fifty_crashes_in_a_row_leave_the_units_alive(cluster):
         took[daemon] = f"{time.monotonic() - began:.1f} s"
     assert machine.failed_units() == []
     machine.wait_serving()
+    for unit in (*SOCKETS, *(f"{d}.service" for d in DAEMONS)):
+        assert machine.is_active(unit), unit
     machine.cli("kv", "set", "after", "fifty")
     # Nobody but systemd gave a hand.
     restarts = {d: machine.show(f"{d}.service", "NRestarts")["NRestarts"] for d in DAEMONS}
     return f"{took}, restarts counted {restarts}"
+
+
+# Stands in front of libsystemd: the process dies in the moment that it would say READY.
+DIES = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <string.h>
+int sd_notify(int unset, const char *state) {
+    int (*real)(int, const char *) = (int (*)(int, const char *))dlsym(RTLD_NEXT, "sd_notify");
+    if (strncmp(state, "READY=1", 7) == 0) raise(SIGKILL);
+    return real ? real(unset, state) : 0;
+}
+"""
+
+
+def a_daemon_that_dies_of_its_start_costs_little(cluster):
+    """Its processes follow one another at once, but not for long; mended, it is there by itself."""
+    machine = cluster[3]
+    library = "/usr/lib/aspen/dies.so"
+    subprocess.run([shutil.which("cc") or "clang", "-shared", "-fPIC", "-x", "c", "-o",
+                    machine.disk + library, "-", "-ldl"], input=DIES.encode(), check=True)
+    machine.drop_in("aspend-raft.service", "90-dies",
+                    ["[Service]", f"Environment=LD_PRELOAD={library}"])
+    machine.systemctl("daemon-reload")
+    try:
+        machine.systemctl("restart", "--no-block", "aspend-raft")
+        restarts = lambda: int(machine.show("aspend-raft.service", "NRestarts")["NRestarts"])
+        began = time.monotonic()
+        text = wait_for("its status line", lambda: (
+            lambda t: t.startswith("started too often") and t)(
+                machine.status_text("aspend-raft")), 60, 0.05)
+        fast = time.monotonic() - began
+        free = restarts()
+        before, processor, began = free, machine.processor_seconds(), time.monotonic()
+        wait_for("six more starts", lambda: restarts() >= before + 6, 60, 0.2)
+        took = time.monotonic() - began
+        # One a second; without a pace they would take half a second together.
+        assert took > 3, f"6 starts in {took:.1f} s"
+        used = (machine.processor_seconds() - processor) / took
+        assert any("started too often" in str(r["MESSAGE"])
+                   for r in machine.journal("-u", "aspend-raft", "-n", "100"))
+    finally:
+        machine.remove_drop_in("aspend-raft.service", "90-dies")
+        machine.sh(f"rm {library}")
+    mended(machine)
+    return (f"{free} starts in {fast:.1f} s, then 6 in {took:.1f} s at {used:.0%} of a processor | "
+            f"{text}")
+
+
+def a_machine_without_ipv6_is_reached_by_ipv4(cluster):
+    """Where PID 1 sees no IPv6 (and the interfaces have none) a bare port means IPv4."""
+    machine = cluster[3]
+    drop_in = machine.sh("cat /run/systemd/generator/aspend-net-quic.socket.d/50-listen.conf").out
+    assert "\nListenDatagram=7700\n" in drop_in, drop_in
+
+    def set_ipv6(disabled):
+        subprocess.run(["nsenter", "-t", str(machine.pid), "-n", "sysctl", "-q", "-w",
+                        f"net.ipv6.conf.all.disable_ipv6={disabled}"], check=True)
+
+    def bound():
+        machine.systemctl("daemon-reexec")
+        machine.systemctl("stop", "aspen.target")
+        wait_for("all units to stop", lambda: not any(
+            machine.is_active(u) for u in (*SOCKETS, *DAEMONS)), 20, 0.1)
+        mended(machine)
+        return machine.sh("ss -H -u -l -n").out.split()[3]
+
+    set_ipv6(1)
+    # What a kernel without IPv6 lacks is how systemd knows one.
+    machine.sh("mount -t tmpfs -o mode=555,size=4k none /proc/1/net")
+    try:
+        without = bound()
+        assert without == "0.0.0.0:7700", without
+        machine.cli("kv", "set", "by-ipv4", "4")
+        assert cluster[1].cli("kv", "get", "by-ipv4").out.strip() == "4"
+    finally:
+        machine.sh("umount /proc/1/net")
+        set_ipv6(0)
+    again = bound()
+    assert again in ("*:7700", "[::]:7700"), again
+    return f"{without}, with IPv6 {again}"
 
 
 def the_journal_can_be_asked(cluster):
@@ -234,7 +328,14 @@ def the_journal_can_be_asked(cluster):
     for m in cluster.machines:
         text = m.run("journalctl", "--no-pager", "-o", "export").out
         assert secret not in text, "the cookie is in the journal"
-    assert other.journal("ASPEN_PEER=" + other.status()["nodes"][0].get("endpoint", "-")) is not None
+    # What was said of a peer, by its number and by its endpoint.
+    cursor, endpoint = other.cursor(), machine.endpoint()
+    machine.systemctl("restart", "aspend-net")
+    for peer in (str(machine.number), endpoint):
+        said = wait_for(f"a record with ASPEN_PEER={peer}", lambda: other.journal(
+            "--after-cursor", cursor, f"ASPEN_PEER={peer}"), 20, 0.2)
+        assert {r["_SYSTEMD_UNIT"] for r in said} <= {f"{d}.service" for d in DAEMONS}, said
+    mended(machine)
     return f"leader-elected by node {where.number}, {len(lost)} × leadership-lost"
 
 
@@ -252,10 +353,9 @@ def a_flood_from_outside_does_not_fill_the_journal(cluster):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         for number in range(5000):
             s.sendto(os.urandom(1200), (machine.address, 7700))
-    time.sleep(1)
+    machine.cli("kv", "set", "after", "the flood")
     lines = len(machine.journal("-u", "aspend-net", "-u", "aspend-raft")) - before
     assert lines < 60, f"{lines} lines"
-    machine.cli("kv", "set", "after", "the flood")
     return f"{lines} lines for 4,000 bad connections and 5,000 datagrams"
 
 
@@ -268,6 +368,8 @@ TESTS = (
     a_clock_set_back,
     floods_of_connections_leave_the_sockets_alive,
     fifty_crashes_in_a_row_leave_the_units_alive,
+    a_daemon_that_dies_of_its_start_costs_little,
+    a_machine_without_ipv6_is_reached_by_ipv4,
     the_journal_can_be_asked,
     a_flood_from_outside_does_not_fill_the_journal,
 )
