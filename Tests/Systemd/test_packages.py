@@ -17,6 +17,44 @@ LEFT_TO_OTHERS = re.compile(
     r"|dev(/.*)?|etc/systemd/system/?|var/lib/?|etc/?)$")
 
 
+ALL = (*SUITE, "aspen-tools")
+MB = 1_000_000
+
+
+def packages_are_small_and_tell_of_themselves(cluster):
+    """Sizes; a manual page for each program, unit and file of settings; completions."""
+    download, files, sizes = 0, set(), {}
+    for name in ALL:
+        download += os.path.getsize(package(name))
+        sizes[name] = int(subprocess.check_output(
+            ["dpkg-deb", "-f", package(name), "Installed-Size"], text=True)) * 1024
+        listed = subprocess.check_output(["dpkg-deb", "-c", package(name)], text=True)
+        # A link's target comes behind its name.
+        files |= {line.split(None, 5)[5].split(" -> ")[0].removeprefix(".")
+                  for line in listed.splitlines()}
+    assert download <= 40 * MB and sum(sizes.values()) <= 150 * MB, (download, sizes)
+    pages = {os.path.basename(f) for f in files if "/man/man" in f}
+
+    def has_page(name):
+        return any(f"{name}.{section}.gz" in pages for section in range(1, 9))
+
+    programs = {os.path.basename(f) for f in files if not f.endswith("/") and re.search(
+        r"^/usr/bin/|^/usr/libexec/|/system-generators/", f)}
+    units = {os.path.basename(f) for f in files
+             if re.search(r"/systemd/system/[^/]+\.(service|socket|target|slice)$", f)}
+    settings = {os.path.basename(f) for f in files if re.search(r"^/etc/.*[^/]$", f)}
+    missing = [n for n in (*programs, *units, *settings) if not has_page(n)
+               and not has_page(n.removesuffix(".target"))]
+    assert len(programs) >= 8 and len(units) >= 10 and settings, (programs, units, settings)
+    assert not missing, f"no manual page: {missing}"
+    for program in (os.path.basename(f) for f in files if re.search("^/usr/bin/.", f)):
+        for place in (f"bash-completion/completions/{program}", f"vendor-completions/_{program}",
+                      f"vendor_completions.d/{program}.fish"):
+            assert any(f.endswith(place) for f in files), f"no {place}"
+    return (f"download {download / MB:.1f} MB, installed {sum(sizes.values()) / MB:.1f} MB, "
+            f"{len(programs)} programs, {len(units)} units, {len(pages)} pages")
+
+
 def renumbered(directory, number):
     """The suite once more, the same programs under another version number."""
     files = []
@@ -113,6 +151,7 @@ def a_purge_leaves_nothing(cluster):
 
 
 TESTS = (
+    packages_are_small_and_tell_of_themselves,
     upgrade_and_downgrade_under_load_lose_nothing,
     sockets_stay_through_an_upgrade,
     a_removal_leaves_the_data,

@@ -178,11 +178,12 @@ def floods_of_connections_leave_the_sockets_alive(cluster):
     # And all at the same time, while the daemon is away: whom they wait for is started by them.
     for name, daemon in (("net.sock", "aspend-net"), ("raft.sock", "aspend-raft"),
                          ("raft.peer.sock", "aspend-raft")):
+        path = machine.host_path(f"/run/aspen/{name}")
         machine.systemctl("stop", f"{daemon}.service")
         crowd = []
         for _ in range(1000):
             crowd.append(caller())
-            crowd[-1].connect(machine.host_path(f"/run/aspen/{name}"))
+            crowd[-1].connect(path)
         for s in crowd:
             s.close()
         wait_for(f"{daemon}, for {name}", lambda: machine.is_active(daemon), 30, 0.1)
@@ -343,9 +344,10 @@ def a_flood_from_outside_does_not_fill_the_journal(cluster):
     machine = cluster[3]
     before = len(machine.journal("-u", "aspend-net", "-u", "aspend-raft"))
     for name in ("net.sock", "raft.sock"):
+        path = machine.host_path(f"/run/aspen/{name}")
         for number in range(2000):
             with socket.socket(socket.AF_UNIX) as s:
-                s.connect(machine.host_path(f"/run/aspen/{name}"))
+                s.connect(path)
                 try:
                     s.sendall(b"\x10\0\0\0" + os.urandom(16))
                 except OSError:
