@@ -4,7 +4,7 @@
 import os
 
 from bed import DAEMONS, wait_for
-from test_trouble import RETRY_SECONDS, mended, says
+from test_trouble import RAFT, RETRY_SECONDS, mended, says
 
 
 def event(machine, cursor, name, seconds=20):
@@ -37,10 +37,9 @@ def a_wrong_file_keeps_everything_from_starting(cluster):
 
 def all_of_var_is_read_only(cluster):
     machine = cluster[2]
-    machine.systemctl("stop", "aspend-net.service", "aspend-raft.service")
     machine.sh("mount --bind /var /var && mount -o remount,bind,ro /var")
     try:
-        machine.systemctl("start", "aspen.target", check=None)
+        machine.systemctl("restart", "aspend-net", "aspend-raft", check=None)
         text = says(machine, "aspend-raft", "/var/lib/aspen/raft")
         assert machine.is_active("aspend-net"), "what needs no writing goes on, or says why not"
     finally:
@@ -63,8 +62,7 @@ def a_damaged_database_is_made_again(cluster):
     machine = cluster[2]
     for number in range(50):
         cluster[1].cli("kv", "set", f"kept-{number}", f"value {number}")
-    machine.systemctl("stop", "aspend-raft.service", "aspend-raft.socket",
-                      "aspend-raft-peer.socket")
+    machine.systemctl("stop", *RAFT)
     path = "/var/lib/aspen/raft/state/state.db"
     size = os.path.getsize(machine.host_path(path))
     flip(machine, path, range(600, size, 4096))
@@ -81,8 +79,7 @@ def a_damaged_log_is_repaired_by_the_others(cluster):
     machine = cluster[3]
     for number in range(50):
         cluster[1].cli("kv", "set", f"logged-{number}", f"value {number}")
-    machine.systemctl("stop", "aspend-raft.service", "aspend-raft.socket",
-                      "aspend-raft-peer.socket")
+    machine.systemctl("stop", *RAFT)
     directory = "/var/lib/aspen/raft/log"
     places = []
     for name in sorted(os.listdir(machine.host_path(directory))):
