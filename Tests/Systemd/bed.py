@@ -14,6 +14,9 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 DAEMONS = ("aspend-net", "aspend-raft")
 SOCKETS = ("aspend-net.socket", "aspend-net-quic.socket", "aspend-raft.socket",
            "aspend-raft-peer.socket")
+# Where the program of each unit lies.
+PROGRAMS = {daemon: f"/usr/libexec/aspen/{daemon}" for daemon in DAEMONS}
+PROGRAMS["aspen-config-check"] = "/usr/bin/aspen-cli"
 
 
 def packages():
@@ -325,3 +328,26 @@ def compile_probe():
                     os.path.join(ROOT, "Sources/System/CAspenSystem/confine.c"),
                     f"-I{ROOT}/Sources/System/CAspenSystem/include", "-lrt"], check=True)
     return target
+
+
+def probe_lines(machine, unit, probe, more=()):
+    """What the probe says that is started as that unit's program."""
+    program = machine.disk + PROGRAMS[unit]
+    machine.systemctl("stop", "aspen.target")
+    shutil.move(program, program + ".real")
+    shutil.copy(probe, program)
+    os.chmod(program, 0o755)
+    machine.drop_in(f"{unit}.service", "99-probe",
+                    ["[Service]", "Type=oneshot", "Restart=no", *more])
+    machine.systemctl("daemon-reload")
+    cursor = machine.cursor()
+    try:
+        machine.systemctl("start", unit, check=None)
+        return wait_for("the probe's end", lambda: (
+            lambda found: "PROBE end" in found and found)(
+                [r["MESSAGE"] for r in machine.journal("-u", unit, "--after-cursor", cursor)
+                 if str(r["MESSAGE"]).startswith("PROBE")]), 60, 0.2)
+    finally:
+        machine.systemctl("stop", "aspen.target")
+        shutil.move(program + ".real", program)
+        machine.remove_drop_in(f"{unit}.service", "99-probe")

@@ -3,7 +3,7 @@
 
 import os
 
-from bed import Cluster, compile_probe, wait_for
+from bed import PROGRAMS, Cluster, compile_probe, probe_lines, wait_for
 
 
 def cluster():
@@ -20,7 +20,6 @@ def installed(machine):
 
 def an_address_is_denied_even_to_who_has_a_socket(cluster):
     """With a socket that another directive would have refused, and the host's network in sight."""
-    from test_sandbox import probe_lines
     machine = cluster[1]
     installed(machine)
     probe = compile_probe()
@@ -28,7 +27,7 @@ def an_address_is_denied_even_to_who_has_a_socket(cluster):
     try:
         free = probe_lines(machine, "aspend-net", probe, [*lifted, "IPAddressDeny="])
         assert any("BAD IPAddressDeny" in line for line in free), f"it fails anyhow: {free}"
-        for unit in ("aspend-net", "aspend-raft", "aspen-config-check"):
+        for unit in PROGRAMS:
             lines = probe_lines(machine, unit, probe, lifted)
             if any("succeeded" in line for line in lines):
                 log = machine.run("journalctl", "-b", "--no-pager", "-g", "firewall", check=None).out

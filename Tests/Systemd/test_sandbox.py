@@ -3,23 +3,18 @@
 
 import os
 import re
-import shutil
 
 import test_kernel
 import test_life
 import test_trouble
-from bed import DAEMONS, HERE, ROOT, SOCKETS, compile_probe, wait_for
+from bed import DAEMONS, HERE, PROGRAMS, ROOT, SOCKETS, compile_probe, probe_lines, wait_for
 
 EXPOSURE_MAX = 0.5
-CHECK = "aspen-config-check"
-# Where the program of each unit lies.
-PROGRAMS = {daemon: f"/usr/libexec/aspen/{daemon}" for daemon in DAEMONS}
-PROGRAMS[CHECK] = "/usr/bin/aspen-cli"
 
 
 def every_unit_is_barely_exposed(cluster):
     figures = {}
-    for unit in (*DAEMONS, "aspen-config-check"):
+    for unit in PROGRAMS:
         text = cluster[1].run("systemd-analyze", "security", "--no-pager", f"{unit}.service").out
         figures[unit] = float(re.search(r"exposure level for \S+: ([0-9.]+)", text).group(1))
         assert figures[unit] <= EXPOSURE_MAX, text
@@ -41,29 +36,6 @@ def directives(unit):
     with open(os.path.join(ROOT, "systemd", unit)) as f:
         text = re.split(r"^\[(?:Service|Socket)\]$", f.read(), flags=re.M)[1]
     return {line.split("=", 1)[0] for line in text.splitlines() if re.match(r"[A-Z]\w+=", line)}
-
-
-def probe_lines(machine, unit, probe, more=()):
-    """What the probe says that is started as that unit's program."""
-    program = machine.disk + PROGRAMS[unit]
-    machine.systemctl("stop", "aspen.target")
-    shutil.move(program, program + ".real")
-    shutil.copy(probe, program)
-    os.chmod(program, 0o755)
-    machine.drop_in(f"{unit}.service", "99-probe",
-                    ["[Service]", "Type=oneshot", "Restart=no", *more])
-    machine.systemctl("daemon-reload")
-    cursor = machine.cursor()
-    try:
-        machine.systemctl("start", unit, check=None)
-        return wait_for("the probe's end", lambda: (
-            lambda found: "PROBE end" in found and found)(
-                [r["MESSAGE"] for r in machine.journal("-u", unit, "--after-cursor", cursor)
-                 if str(r["MESSAGE"]).startswith("PROBE")]), 60, 0.2)
-    finally:
-        machine.systemctl("stop", "aspen.target")
-        shutil.move(program + ".real", program)
-        machine.remove_drop_in(f"{unit}.service", "99-probe")
 
 
 def a_probe_in_the_daemons_place_can_do_nothing(cluster):

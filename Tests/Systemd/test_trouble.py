@@ -238,6 +238,9 @@ int sd_notify(int unset, const char *state) {
 def a_daemon_that_dies_of_its_start_costs_little(cluster):
     """Its processes follow one another at once, but not for long; mended, it is there by itself."""
     machine = cluster[3]
+
+    def restarts():
+        return int(machine.show("aspend-raft.service", "NRestarts")["NRestarts"])
     library = "/usr/lib/aspen/dies.so"
     subprocess.run([shutil.which("cc") or "clang", "-shared", "-fPIC", "-x", "c", "-o",
                     machine.disk + library, "-", "-ldl"], input=DIES.encode(), check=True)
@@ -246,7 +249,6 @@ def a_daemon_that_dies_of_its_start_costs_little(cluster):
     machine.systemctl("daemon-reload")
     try:
         machine.systemctl("restart", "--no-block", "aspend-raft")
-        restarts = lambda: int(machine.show("aspend-raft.service", "NRestarts")["NRestarts"])
         began = time.monotonic()
         text = wait_for("its status line", lambda: (
             lambda t: t.startswith("started too often") and t)(
