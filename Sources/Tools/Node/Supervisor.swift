@@ -27,6 +27,12 @@ struct Supervisor {
         DaemonExit.noPermission.rawValue,
     ]
 
+    /// A daemon that finds damage while it serves mends it when it starts again; one that finds it
+    /// when it starts, and does not mend it then, would find it again and again.
+    private static func isHopeless(_ code: CInt, _ hasServed: Bool) -> Bool {
+        hopeless.contains(code) || (code == DaemonExit.dataError.rawValue && !hasServed)
+    }
+
     init(options: NodeOptions, programs: String) throws(AspenError) {
         nodeID = options.nodeID
         signal(SIGPIPE, SIG_IGN)
@@ -163,12 +169,13 @@ struct Supervisor {
             guard pid > 0 else { return }
             guard let index = children.firstIndex(where: { $0.pid == pid }) else { continue }
             let name = children[index].name
+            let hasServed = children[index].isReady
             children[index].forwardOutput()
             children[index].ended(now: Self.milliseconds())
             if isStopping { continue }
             let signal = status & 0x7f
             let code = (status >> 8) & 0xff
-            if signal == 0, Self.hopeless.contains(code) {
+            if signal == 0, Self.isHopeless(code, hasServed) {
                 Terminal.error("aspen-node: \(name) cannot run (exit \(code)); stopping the node")
                 stop(exit: code)
             } else {
