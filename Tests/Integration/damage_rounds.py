@@ -243,11 +243,13 @@ class Fuzz:
 
     # ---- one round ----
 
-    def round(self, kind=None):
-        """Damages one node and sees it repaired. `kind`: of the file; None: any."""
+    def round(self, kind=None, flips=None, how=None):
+        """Damages one node and sees it repaired. `kind`: of the file; None: any. `flips`: how many bits;
+        None: mostly one. `how`: the daemon goes down for it; None: somehow, or not at all."""
         self.rounds += 1
         victim = self.victim = self.choose.choice(self.cluster.nodes)
-        how = self.choose.choices(["kill", "term", "node", "running"], [5, 2, 1, 2])[0]
+        how = how or self.choose.choices(
+            ["kill", "term", "node", "running"], [5, 2, 1, 2])[0]
         if kind is None:
             kind = self.choose.choices([None, "wal", "incoming", "spool"], [16, 4, 1, 1])[0]
         if kind in ("wal", "incoming", "spool"):
@@ -258,6 +260,7 @@ class Fuzz:
         time.sleep(self.choose.uniform(0.02, 0.3))
         self.mark = os.path.getsize(victim.log_path)
         began = time.monotonic()
+        self.flips = flips
         damage = self.inflict(victim, how, kind)
         if damage is None:
             outcome = UNDAMAGED
@@ -275,17 +278,17 @@ class Fuzz:
     def inflict(self, victim, how, kind):
         """Stops the node's daemon in some way, flips bits, lets it start again."""
         if how == "running":
-            return Damage.choose(self.choose, victim, kind)
+            return Damage.choose(self, victim, kind)
         if how == "wal":
             return self.ambush(victim)
         if how in ("incoming", "spool"):
             return self.spoil_snapshot(victim, how)
         if how == "node":
             victim.kill_all()
-            damage = Damage.choose(self.choose, victim, kind)
+            damage = Damage.choose(self, victim, kind)
             self.launch(victim)
             return damage
-        return self.while_down(victim, how, lambda: Damage.choose(self.choose, victim, kind))
+        return self.while_down(victim, how, lambda: Damage.choose(self, victim, kind))
 
     @staticmethod
     def while_down(victim, how, body):
@@ -311,7 +314,7 @@ class Fuzz:
             except OSError:
                 continue
             found = self.while_down(
-                victim, "kill", lambda: Damage.choose(self.choose, victim, "wal"))
+                victim, "kill", lambda: Damage.choose(self, victim, "wal"))
             if found:
                 return found
         return None
@@ -493,8 +496,8 @@ class Damage:
         return found
 
     @classmethod
-    def choose(cls, choose, node, kind):
-        found = cls.files(node)
+    def choose(cls, fuzz, node, kind):
+        choose, found = fuzz.choose, cls.files(node)
         weights = {"log": 5, "database": 5, "wal": 5}
         kinds = sorted(found) if kind is None else [kind]
         kind = choose.choices(kinds, [weights.get(k, 1) for k in kinds])[0]
@@ -502,53 +505,64 @@ class Damage:
             return None
         damage = cls(kind, choose.choice(sorted(found[kind])))
         try:
-            damage.flip(choose)
+            damage.flip(choose, fuzz.flips)
         except FileNotFoundError:
             return None
         return damage
 
     def __init__(self, kind, path):
-        self.kind, self.path, self.flips, self.inode = kind, path, [], None
+        self.kind, self.path, self.flips, self.wrong, self.inode = kind, path, [], {}, None
 
     @property
     def text(self):
         return f"{self.kind}: {os.path.basename(self.path)} at " + ", ".join(
             f"{place}^{mask:#x}" for place, mask in sorted(self.flips)[:8])
 
-    def places(self, choose, descriptor, size):
+    def places(self, choose, descriptor, size, flips):
         """Where the file says something, mostly."""
         content = os.pread(descriptor, size, 0)
         end = max(len(content.rstrip(b"\0")), 1)
         how = choose.choices(["used", "tail", "head", "any"], [6, 3, 2, 1])[0]
         low, high = {"used": (0, end), "tail": (max(0, end - 3000), end),
                      "head": (0, min(4096, size)), "any": (0, size)}[how]
-        count = choose.choices([1, 2, 8], [8, 1, 1])[0]
+        count = flips or choose.choices([1, 2, 8], [8, 1, 1])[0]
         return {choose.randrange(low, max(low + 1, high)) for _ in range(count)}
 
-    def flip(self, choose):
+    def flip(self, choose, flips=None):
         descriptor = os.open(self.path, os.O_RDWR)
         try:
             self.inode = os.fstat(descriptor).st_ino
             size = os.fstat(descriptor).st_size
-            for place in self.places(choose, descriptor, size) if size else ():
+            for place in self.places(choose, descriptor, size, flips) if size else ():
                 byte = os.pread(descriptor, 1, place)
                 mask = 1 << choose.randrange(8)
                 if byte:
                     os.pwrite(descriptor, bytes([byte[0] ^ mask]), place)
                     self.flips.append((place, mask))
-                    self.wrong = {**getattr(self, "wrong", {}), place: byte[0] ^ mask}
+                    self.wrong[place] = byte[0] ^ mask
         finally:
             os.close(descriptor)
 
+    def names(self):
+        """Where it may be by now: segments of the log change their names."""
+        yield self.path
+        directory = os.path.dirname(self.path)
+        for name in os.listdir(directory) if os.path.isdir(directory) else ():
+            yield os.path.join(directory, name)
+
+    def is_it(self, path):
+        try:
+            return os.stat(path).st_ino == self.inode
+        except FileNotFoundError:
+            return False
+
     def undo(self):
         """What nobody has noticed does not add up to damage of two nodes in a later round."""
-        try:
-            descriptor = os.open(self.path, os.O_RDWR)
-        except FileNotFoundError:
+        path = next((p for p in self.names() if self.is_it(p)), None)
+        if path is None:
             return
+        descriptor = os.open(path, os.O_RDWR)
         try:
-            if os.fstat(descriptor).st_ino != self.inode:
-                return
             for place, mask in self.flips:
                 byte = os.pread(descriptor, 1, place)
                 if byte and byte[0] == self.wrong[place]:

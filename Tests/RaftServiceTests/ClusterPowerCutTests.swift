@@ -63,7 +63,7 @@ import Testing
         let first = try #require(events.firstIndex { if case .note = $0 { true } else { false } })
         let cuts = (0..<Self.images).map { _ in random.uniform(first..<events.count + 1) }.sorted()
         var (promised, acknowledged, seen) = ([String: Int](), UInt64(0), 0)
-        var untrusted = 0
+        var (damaged, untrusted) = (0, 0)
         for cut in cuts {
             replay.advance(to: cut)
             while seen < cut {
@@ -76,13 +76,14 @@ import Testing
                 replay.image(using: &random), acknowledged: LogIndex(acknowledged))
             disks.damage(using: &random)
             untrusted += disks.untrusted
+            damaged += disks.hits
             #expect(disks.holders >= 2, "that is what a majority is")
             let complaint = try await start(disks, promised)
             #expect(complaint == nil, "seed \(Self.seed), cut at \(cut) of \(events.count)")
         }
         print(
-            "\(Self.images) power cuts of three nodes, \(promised.count) keys, \(untrusted) logs "
-                + "whose end was not to be trusted")
+            "\(Self.images) power cuts of three nodes, \(promised.count) keys, \(damaged) logs damaged, "
+                + "\(untrusted) of which an end that was not to be trusted")
         // What is found is compared with what was promised: a promise that nobody gave is missed.
         let last = ClusterDisks(replay.currentImage, acknowledged: .zero)
         promised["c0-0"] = 1_000_000
@@ -93,8 +94,10 @@ import Testing
     private func start(_ disks: ClusterDisks, _ promised: [String: Int]) async throws -> String? {
         let cluster = TestCluster(3)
         var clients: [TestClient] = []
-        for (id, image) in zip(cluster.ids, disks.images) {
-            let cut = try CutNode(image, id)
+        let cuts = try zip(cluster.ids, disks.images).map { try CutNode($1, $0) }
+        // Their directories live as long as they do.
+        defer { withExtendedLifetime(cuts) {} }
+        for (id, cut) in zip(cluster.ids, cuts) {
             try await cluster.start(
                 id, storage: { _ in try cut.open() },
                 adjust: {
@@ -106,12 +109,17 @@ import Testing
             clients.append(try await cluster.client(of: id))
         }
         for client in clients {
-            while try await client.put("after", [1]).get().failure != nil {}
+            while try await client.put("after", [1]).get().failure != nil {
+                try Task.checkCancellation()
+            }
         }
         var complaint: String?
         for (place, (key, version)) in promised.sorted(by: { $0.key < $1.key }).enumerated() {
             var read = try await clients[place % 3].get(key)
-            while read.failure != nil { read = try await clients[place % 3].get(key) }
+            while read.failure != nil {
+                try Task.checkCancellation()
+                read = try await clients[place % 3].get(key)
+            }
             let value = Array(read.readKey.entry.value)
             let found = Load.version(value) ?? -1
             if found < version || value != Load.value(found) {
@@ -121,6 +129,7 @@ import Testing
         // All of them are whole again, and equal.
         var standings: Set<[UInt64]> = []
         repeat {
+            try Task.checkCancellation()
             standings = []
             for client in clients {
                 let info = try await client.ask(.getNodeInfo(.init())).getNodeInfo
@@ -138,9 +147,11 @@ struct ClusterDisks {
     private(set) var images: [DiskImage]
     /// The last entry that a client was told about.
     private let acknowledged: LogIndex
-    /// Nodes whose log has all that was acknowledged, and those that know theirs to be damaged.
+    /// Nodes whose log has all that was acknowledged, those that know theirs to be damaged, and those
+    /// in which something was damaged.
     private(set) var holders = 0
     private(set) var untrusted = 0
+    private(set) var hits = 0
 
     init(_ image: DiskImage, acknowledged: LogIndex) {
         self.acknowledged = acknowledged
@@ -168,6 +179,7 @@ struct ClusterDisks {
                 let damaged = damaged(images[place], using: &random)
                 if place != loser, !standing(damaged).holds { continue }
                 images[place] = damaged
+                hits += 1
                 break
             }
             let standing = standing(images[place])

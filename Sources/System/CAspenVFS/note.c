@@ -128,10 +128,11 @@ static int is_sound_header(const unsigned char *header) {
 }
 
 int aspen_vfs_wal_falls_short(const char *path, uint32_t *found, uint32_t *copied) {
-    wal_standing noted, now = shared_standing_of(path);
+    wal_standing noted, now;
     unsigned char start[WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES];
     char wal[4096];
-    if (!read_note(path, &noted) || !beside(path, "-wal", wal, sizeof wal)) return 0;
+    if (!shared_standing_of(path, &now) || !read_note(path, &noted)) return 0;
+    if (!beside(path, "-wal", wal, sizeof wal)) return 0;
     /* Cut off after a complete checkpoint, or never used. */
     if (read_start(wal, start, sizeof start) != sizeof start) return 0;
     /* A damaged header says nothing; then the first frame names the WAL that it belongs to. */

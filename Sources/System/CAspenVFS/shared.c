@@ -218,17 +218,16 @@ wal_standing shared_standing(shared *s) {
     return standing;
 }
 
-wal_standing shared_standing_of(const char *path) {
-    wal_standing standing = {0};
+int shared_standing_of(const char *path, wal_standing *standing) {
     pthread_mutex_lock(&list_mutex);
     shared *s = list;
     while (s && strcmp(s->path, path) != 0) s = s->next;
     if (s) s->references++;
     pthread_mutex_unlock(&list_mutex);
-    if (!s) return standing;
-    standing = shared_standing(s);
+    if (!s) return 0;
+    *standing = shared_standing(s);
     shared_release(s);
-    return standing;
+    return 1;
 }
 
 void shared_shm_forget(shared *s) {

@@ -79,8 +79,8 @@ void shared_shm_unlock_all(aspen_file *f);
 void shared_shm_forget(shared *s);
 /* What the WAL index says; no frames if there is none. */
 wal_standing shared_standing(shared *s);
-/* The same for the database at `path`, which is open. */
-wal_standing shared_standing_of(const char *path);
+/* The same for the database at `path`; 0 if none is open there. */
+int shared_standing_of(const char *path, wal_standing *standing);
 
 /* frames.c: checksums of pages, and of WAL frames */
 void page_seal(uint32_t page_number, unsigned char *page);

@@ -14,6 +14,8 @@ struct Supervisor {
     private let notifications: CInt
     private let nodeID: UInt64
     private let runtime: String
+    /// Of the data directory; held while this process lives.
+    private let lock: CInt
     private var isStopping = false
     private var stopDeadline: UInt64 = .max
     private var exitCode: CInt = 0
@@ -38,6 +40,7 @@ struct Supervisor {
         signal(SIGPIPE, SIG_IGN)
         let data = options.dataDirectory
         for part in ["net", "raft"] { try Directories.create("\(data)/\(part)") }
+        lock = try Directories.lock(data)
         let runtime = try Directories.makeRuntime(data)
         self.runtime = runtime
         signals = try Self.check(aspen_signal_descriptor(), "signals")

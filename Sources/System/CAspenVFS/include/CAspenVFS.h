@@ -90,8 +90,8 @@ int aspen_vfs_rewrite_file(const char *path);
 int aspen_vfs_rename(const char *from, const char *to);
 int aspen_vfs_remove(const char *path);
 
-/* Whether the WAL of the database at `path`, which this process has just opened and read something
-   from, is shorter than what was copied from it: 1 if it is, and database and WAL do not belong
+/* Whether the WAL of the database at `path` (sqlite3_db_filename: links are resolved), which this
+   process has just opened and read something from, is shorter than what was copied from it: 1 if it is, and database and WAL do not belong
    together any more; else 0. `*found` and `*copied` are the frames it has, and had. Ask before
    anything is written. */
 int aspen_vfs_wal_falls_short(const char *path, uint32_t *found, uint32_t *copied);
