@@ -5,13 +5,13 @@
 from aspen_cluster import run
 from damage_rounds import NAMED, Fuzz
 
-SEED, ROUNDS = 7, 10
+SEED = 7
 
 
 def flipped_bits_are_never_believed():
     with Fuzz(SEED) as fuzz:
-        for _ in range(ROUNDS):
-            fuzz.round()
+        for kind in ("log", "database", "wal", "incoming", None, None, None):
+            fuzz.round(kind)
         # More than one bit of the file that says who the node is: a person has to mend that.
         assert fuzz.round("replica", flips=9, how="kill") == NAMED
         print("  " + fuzz.summary())
