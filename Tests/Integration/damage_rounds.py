@@ -204,7 +204,7 @@ class Fuzz:
             load.start()
         self.is_loading.set()
         # Long enough for checkpoints, and a log that no longer begins with its first entry.
-        wait_for("the first load", lambda: sum(self.ledger.attempted) > 6 * PAIRS, 120)
+        wait_for("the first load", lambda: sum(self.ledger.attempted) > 3 * PAIRS, 120)
         return self
 
     def __exit__(self, kind, value, trace):
