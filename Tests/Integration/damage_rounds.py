@@ -345,7 +345,12 @@ class Fuzz:
     @staticmethod
     def spool(pid):
         directory = f"/proc/{pid}/fd"
-        for name in os.listdir(directory):
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            # Nobody led when it was asked for, or whoever did has gone.
+            return None
+        for name in names:
             try:
                 # A snapshot on its way has no name.
                 if os.readlink(os.path.join(directory, name)).endswith(" (deleted)"):
