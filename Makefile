@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz soak measure bench clean
+.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz soak damage stress measure bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -35,6 +35,12 @@ fuzz: ## mutated inputs to every decoder, SECONDS=60 each (SEED=n, ONLY=name)
 soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write
 	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"
 	@Tests/Integration/net-restarts
+
+damage: ## flip bits in a cluster's files for ROUNDS=500, cut the power of three nodes CUTS=100 times
+	@scripts/damage "$(or $(ROUNDS),500)" "$(or $(CUTS),100)" $(SEED)
+
+stress: ## commits beside checkpoints at full speed for MINUTES=10, then without their fence: that must fail
+	@scripts/stress "$(or $(MINUTES),10)"
 
 measure: ## fail-over, idle cost and start of a real cluster, in figures
 	@Tests/Integration/measure

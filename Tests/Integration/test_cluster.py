@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import subprocess
 
 from aspen_cluster import Cluster, free_ports, run
 
@@ -62,6 +63,38 @@ def a_long_scan_is_complete():
             out = node.cli("kv", "scan", "--all", "--keys-only", "-o", "json", check=0).json()
             keys = [entry["key"] for entry in out["entries"]]
             assert len(keys) == 25000 and keys == sorted(set(keys)), len(keys)
+
+
+def a_data_directory_has_one_node():
+    with Cluster(1) as cluster:
+        first = cluster.nodes[0]
+        pid = first.daemon("raft")
+
+        def second(data):
+            return subprocess.Popen(
+                [f"{cluster.bin}/aspen-node", "--node-id", "1", "--cookie-file", cluster.cookie,
+                 "--data-dir", data, "--listen", f"127.0.0.1:{free_ports(1)[0]}",
+                 "--tokens-required", "false"], stderr=subprocess.PIPE, text=True)
+
+        # The whole node's directory.
+        other = second(first.data)
+        _, told = other.communicate(timeout=60)
+        assert other.returncode != 0 and "another aspen-node runs on" in told, told
+        first.cli("kv", "set", "a", "one", check=0)
+        # What aspend-raft keeps, by way of another name.
+        disguised = os.path.join(cluster.directory, "disguised")
+        os.mkdir(disguised)
+        os.symlink(os.path.join(first.data, "raft"), os.path.join(disguised, "raft"))
+        other = second(disguised)
+        try:
+            line = next(line for line in other.stderr if "cannot be used" in line)
+            assert f"another process (pid {pid}) uses this data directory" in line, line
+        finally:
+            other.terminate()
+            other.communicate(timeout=60)
+        assert first.cli("kv", "get", "a", check=0).out == b"one\n"
+        first.cli("kv", "set", "a", "two", check=0)
+        assert first.daemon("raft") == pid
 
 
 def a_wrong_cookie_is_refused():
@@ -125,4 +158,4 @@ def killing_everything_loses_nothing():
 
 if __name__ == "__main__":
     run(any_node_gives_the_same_answer, bytes_are_bytes, a_long_scan_is_complete,
-        a_wrong_cookie_is_refused, garbage_is_refused, killing_everything_loses_nothing)
+        a_data_directory_has_one_node, a_wrong_cookie_is_refused, garbage_is_refused, killing_everything_loses_nothing)

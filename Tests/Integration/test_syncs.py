@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from aspen_cluster import Cluster, run
+from aspen_cluster import Cluster, run, wait_for
 
 SYNC = re.compile(r"\b(fdatasync|fsync|sync_file_range|msync|syncfs|sync)\(\d*<?([^>)]*)")
 
@@ -62,5 +62,31 @@ def one_sync_of_the_log_a_batch():
         assert per_put[64] < per_put[1] / 3, f"batches do not grow with load: {per_put}"
 
 
+def a_failed_sync_stops_the_daemon():
+    with Cluster(1) as cluster:
+        node = cluster.nodes[0]
+        for number in range(20):
+            node.cli("kv", "set", f"k{number}", f"v{number}", check=0)
+        old = node.daemon("raft")
+        # From now on every sync of this process fails as on a broken disk.
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-e", "trace=fdatasync,fsync", "-e",
+             "inject=fdatasync,fsync:error=EIO", "-o", "/dev/null", "-p", str(old)],
+            stderr=subprocess.PIPE, text=True)
+        assert "attached" in tracer.stderr.readline(), "strace could not attach"
+        # Its answer, if there is one, comes from the process that follows, whose syncs work.
+        told = node.cli("kv", "set", "k0", "new", timeout_ms=20000)
+        wait_for("the daemon to stop", lambda: "raft exited with 74" in node.log())
+        tracer.wait(timeout=60)
+        tracer.stderr.close()
+        assert "the disk failed" in node.log(), node.log()
+        wait_for("another daemon", lambda: node.daemon("raft") not in (None, old))
+        value = node.cli("kv", "get", "k0", timeout_ms=20000, check=0).out
+        assert value == b"new\n" or told.code != 0 and value == b"v0\n", (value, told.__dict__)
+        for number in range(1, 20):
+            got = node.cli("kv", "get", f"k{number}", check=0).out
+            assert got == f"v{number}\n".encode(), got
+
+
 if __name__ == "__main__":
-    run(one_sync_of_the_log_a_batch)
+    run(one_sync_of_the_log_a_batch, a_failed_sync_stops_the_daemon)

@@ -55,10 +55,10 @@ import Testing
         #expect(code(scratch.path) == nil)
     }
 
-    @Test func aDamagedKeyIsRefusedWhateverTheDamage() throws {
+    @Test func aDamagedKeyIsRefusedUnlessOneBitMendsIt() throws {
         let scratch = Scratch()
         let path = "\(scratch.path)/identity.key"
-        _ = try IdentityFile.loadOrCreate(stateDirectory: scratch.path)
+        let key = try IdentityFile.loadOrCreate(stateDirectory: scratch.path)
         var bytes = [UInt8](repeating: 0, count: 4096)
         let descriptor = open(path, O_RDWR)
         defer { close(descriptor) }
@@ -67,6 +67,10 @@ import Testing
         for place in whole.indices.dropLast() {
             var damaged = whole
             damaged[place] ^= 1
+            #expect(pwrite(descriptor, damaged, count, 0) == count)
+            let mended = try IdentityFile.loadOrCreate(stateDirectory: scratch.path)
+            #expect(mended.endpoint == key.endpoint, "byte \(place)")
+            damaged[place == 0 ? 1 : 0] ^= 4
             #expect(pwrite(descriptor, damaged, count, 0) == count)
             #expect(code(scratch.path) == .corrupt, "byte \(place)")
         }

@@ -24,11 +24,11 @@ final class PromiseLedger: Sendable {
     }
     private let state = Mutex(State())
 
-    /// `key` holds version `version` or a later one from now on.
-    func acknowledged(_ key: String, _ version: Int) {
+    /// `key` holds version `version` or a later one from now on; the entry `index` says so.
+    func acknowledged(_ key: String, _ version: Int, at index: UInt64) {
         state.withLock { state in
             state.acknowledged[key] = version
-            for recorder in state.recorders { recorder.note("\(key) \(version)") }
+            for recorder in state.recorders { recorder.note("\(key) \(version) \(index)") }
         }
     }
 
@@ -72,7 +72,9 @@ struct Load {
                     for version in first + 1...first + writes {
                         let key = "c\(chain)-\(version % 11)"
                         let answer = try await client.put(key, Self.value(version)).get()
-                        if answer.failure == nil { ledger.acknowledged(key, version) }
+                        if answer.failure == nil {
+                            ledger.acknowledged(key, version, at: answer.writeKey.logID.index)
+                        }
                     }
                 }
             }
@@ -130,10 +132,13 @@ struct NodeRecording {
         }
     }
 
-    private static func take(_ note: String, _ promised: inout [String: Int]) {
+    /// - Returns: the index of the entry that was acknowledged, if the note names it.
+    @discardableResult
+    static func take(_ note: String, _ promised: inout [String: Int]) -> UInt64 {
         let words = note.split(separator: " ")
-        guard words.count == 2, let version = Int(words[1]) else { return }
+        guard words.count >= 2, let version = Int(words[1]) else { return 0 }
         promised[String(words[0])] = max(version, promised[String(words[0])] ?? 0)
+        return words.count > 2 ? UInt64(words[2]) ?? 0 : 0
     }
 }
 

@@ -173,6 +173,89 @@ private func smallOptions() -> SQLiteState.Options {
         state.close()
     }
 
+    /// Killed in the middle of a checkpoint, when the database has some newer pages already, and then
+    /// a bit of the WAL flips: what is left of the WAL must not put older pages over those.
+    @Test func flippedBitsInTheWALOfAnUnfinishedCheckpoint() throws {
+        let directory = StateDirectory()
+        var reference = Reference(seed: 6)
+        let state = try SQLiteState(directory: directory.path, options: smallOptions())
+        let copies = Mutex<(countdown: Int, taken: StateDirectory?)>((-1, nil))
+        let observer = VFSObserver(
+            prefix: directory.path + "/state.db",
+            after: { event in
+                guard event.kind == .write, event.path.hasSuffix(".db") else { return }
+                copies.withLock {
+                    $0.countdown -= 1
+                    if $0.countdown == 0 { $0.taken = directory.copy() }
+                }
+            })
+        var durable = LogIndex.zero
+        var outcomes = (whole: 0, refused: 0, older: 0, mixed: 0)
+        for round in 0..<60 {
+            for _ in 0..<4 {
+                _ = try state.apply(try reference.batch(reference.source.random.uniform(1..<30)))
+            }
+            let countdown = reference.source.random.uniform(1..<12)
+            copies.withLock { $0 = (countdown, nil) }
+            let before = durable
+            durable = try state.checkpoint()
+            guard let killed = copies.withLock({ $0.taken }) else { continue }
+            let wal = StateDirectory.read(killed.path + "/state.db-wal")
+            try isWhole(killed.copy(), durable)
+            for _ in 0..<12 {
+                let copy = killed.copy()
+                var bytes = wal
+                // Its header now and then.
+                let end = reference.source.random.chance(1, in: 4) ? 56 : bytes.count
+                let place = reference.source.random.uniform(0..<end)
+                bytes[place] ^= 1 << UInt8(reference.source.random.uniform(0..<8))
+                StateDirectory.write(bytes, to: copy.path + "/state.db-wal")
+                if try isMixed(copy, reference) { outcomes.mixed += 1 }
+                do throws(StorageError) {
+                    let opened = try SQLiteState(directory: copy.path)
+                    outcomes.whole += opened.appliedIndex == durable ? 1 : 0
+                    outcomes.older += opened.appliedIndex == durable ? 0 : 1
+                    opened.close()
+                } catch {
+                    guard case .corrupt = error else {
+                        Issue.record("round \(round), byte \(place): \(error)")
+                        continue
+                    }
+                    // A damage that is noticed is made good from the log, or by others.
+                    outcomes.refused += 1
+                    continue
+                }
+                try reference.check(copy, durable: before, "round \(round), byte \(place)")
+            }
+        }
+        withExtendedLifetime(observer) {}
+        state.close()
+        #expect(outcomes.refused > 100, "\(outcomes)")
+        #expect(outcomes.older == 0, "\(outcomes)")
+        #expect(outcomes.mixed > 10, "nothing would go wrong without the note: \(outcomes)")
+    }
+
+    /// With nothing flipped there is nothing to complain of, by whichever name the files go.
+    private func isWhole(_ directory: StateDirectory, _ index: LogIndex) throws {
+        let link = directory.path + "-link"
+        #expect(symlink(directory.path, link) == 0)
+        defer { unlink(link) }
+        let state = try SQLiteState(directory: link)
+        #expect(state.appliedIndex == index)
+        state.close()
+    }
+
+    /// Whether the files, without the note of how far the checkpoint had got, are taken for a state
+    /// that never was.
+    private func isMixed(_ directory: StateDirectory, _ reference: Reference) throws -> Bool {
+        let copy = directory.copy()
+        #expect(unlink(copy.path + "/state.db-checkpoint") == 0)
+        guard let state = try? SQLiteState(directory: copy.path) else { return false }
+        defer { state.close() }
+        let hash = reference.hashes[Int(state.appliedIndex.rawValue)]
+        return (try? state.recomputeContentHash()) != hash
+    }
+
     /// Every kind of operation fails once, wherever it may: an error comes out, no further call goes
     /// through, and what is on disk is a moment of the run.
     @Test(arguments: [EIO, ENOSPC]) func failingDisks(code: Int32) throws {

@@ -145,7 +145,10 @@ import Testing
             #expect(sum == aspen_vfs_page_checksum(UInt32(number + 1), page))
         }
         // No -shm: nobody else can take our locks.
-        #expect(StateDirectory.names(in: directory.path) == ["state.db", "state.db-wal"])
+        #expect(
+            StateDirectory.names(in: directory.path) == [
+                "state.db", "state.db-checkpoint", "state.db-wal",
+            ])
     }
 
     @Test func otherProcessesAreKeptOut() throws {

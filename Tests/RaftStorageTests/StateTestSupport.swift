@@ -9,7 +9,7 @@ import RaftStorage
 import Testing
 
 /// A directory of its own for one test, removed with it.
-final class StateDirectory {
+final class StateDirectory: Sendable {
     let path: String
 
     init() {

@@ -201,6 +201,35 @@ void shared_shm_unlock_all(aspen_file *f) {
         shared_shm_lock(f, 0, SQLITE_SHM_NLOCK, SQLITE_SHM_UNLOCK);
 }
 
+/* Where SQLite keeps these in the index's header (struct WalIndexHdr, sqlite.org/walformat.html). */
+#define INDEX_IS_INIT 12
+#define INDEX_MX_FRAME 16
+#define INDEX_SALTS 32
+
+wal_standing shared_standing(shared *s) {
+    wal_standing standing = {0};
+    pthread_mutex_lock(&s->mutex);
+    const unsigned char *header = s->region_count > 0 ? s->regions[0] : NULL;
+    if (header && header[INDEX_IS_INIT]) {
+        memcpy(&standing.frames, header + INDEX_MX_FRAME, sizeof standing.frames);
+        memcpy(standing.salts, header + INDEX_SALTS, sizeof standing.salts);
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return standing;
+}
+
+int shared_standing_of(const char *path, wal_standing *standing) {
+    pthread_mutex_lock(&list_mutex);
+    shared *s = list;
+    while (s && strcmp(s->path, path) != 0) s = s->next;
+    if (s) s->references++;
+    pthread_mutex_unlock(&list_mutex);
+    if (!s) return 0;
+    *standing = shared_standing(s);
+    shared_release(s);
+    return 1;
+}
+
 void shared_shm_forget(shared *s) {
     for (int i = 0; i < s->region_count; i++) free(s->regions[i]);
     free(s->regions);

@@ -101,6 +101,8 @@ static int aspen_write(sqlite3_file *file, const void *bytes, int count, sqlite3
         if (offset == 0 && page[20] != ASPEN_VFS_RESERVED_BYTES) return SQLITE_IOERR_WRITE;
         page_seal((uint32_t)(offset / ASPEN_VFS_PAGE_BYTES) + 1, page);
         bytes = page;
+        int noted = note_checkpoint(f);
+        if (noted != SQLITE_OK) return noted;
     }
     int rc = before(f, ASPEN_VFS_WRITE, offset, bytes, count, SQLITE_IOERR_WRITE);
     if (rc != SQLITE_OK) return rc;

@@ -12,6 +12,12 @@
 
 #define WAL_HEADER_BYTES 32
 
+/* A WAL, and how many frames of it are in use. */
+typedef struct {
+    uint32_t frames;
+    unsigned char salts[8];
+} wal_standing;
+
 typedef enum { FILE_OTHER = 0, FILE_DATABASE = 1, FILE_WAL = 2 } file_kind;
 
 /* What all connections of this process to one database share. */
@@ -36,6 +42,9 @@ typedef struct shared {
         int sharers;
         const void *excluder;
     } shm_locks[SQLITE_SHM_NLOCK];
+
+    /* What the note beside the WAL says, as far as this process has written it. */
+    wal_standing noted;
 
     /* For each WAL frame the checksum of its page; zero: not known. */
     uint64_t *frames;
@@ -68,6 +77,10 @@ int shared_shm_map(aspen_file *f, int region, int size, int extend, void volatil
 int shared_shm_lock(aspen_file *f, int offset, int n, int flags);
 void shared_shm_unlock_all(aspen_file *f);
 void shared_shm_forget(shared *s);
+/* What the WAL index says; no frames if there is none. */
+wal_standing shared_standing(shared *s);
+/* The same for the database at `path`; 0 if none is open there. */
+int shared_standing_of(const char *path, wal_standing *standing);
 
 /* frames.c: checksums of pages, and of WAL frames */
 void page_seal(uint32_t page_number, unsigned char *page);
@@ -75,6 +88,10 @@ int page_is_sound(uint32_t page_number, const unsigned char *page);
 int frames_wrote(shared *s, const void *bytes, int count, int64_t offset);
 int frames_read(shared *s, const void *bytes, int count, int64_t offset);
 void frames_truncated(shared *s, int64_t size);
+
+/* note.c */
+/* Before a page goes from the WAL to the database: an SQLite result code. */
+int note_checkpoint(aspen_file *f);
 
 /* observe.c */
 extern atomic_int observers_present;

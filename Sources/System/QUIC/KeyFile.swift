@@ -47,7 +47,12 @@ package struct KeyFile {
         var buffer = [UInt8](repeating: 0, count: Self.bytesMax)
         let count = read(descriptor, &buffer, buffer.count)
         guard count >= 0 else { throw Self.failure("cannot read \(path)") }
-        guard let key = Self.parse(buffer.prefix(count), headings: headings) else {
+        // One flipped bit is mended each time; the file, which only a person may write again, stays as
+        // it is.
+        let found = OneBit.mending(Array(buffer.prefix(count))) {
+            Self.parse($0[...], headings: headings)
+        }
+        guard let key = found?.value else {
             throw AspenError(.corrupt, "\(path) \(adviceWhenDamaged)")
         }
         return key

@@ -163,6 +163,23 @@ package final class Database {
         return result
     }
 
+    /// That the WAL, which was just opened, holds all that a checkpoint may have copied from it; ask
+    /// before anything is written.
+    /// - Throws: SQLITE_CORRUPT: pages of the database are newer than what is left of the WAL.
+    package func checkWALIsWhole() throws(SQLiteError) {
+        // Whatever is read makes SQLite look at the WAL.
+        _ = try integer("PRAGMA schema_version")
+        var found: UInt32 = 0
+        var copied: UInt32 = 0
+        let path = sqlite3_db_filename(handle, "main")
+        guard aspen_vfs_wal_falls_short(path, &found, &copied) == 0 else {
+            throw SQLiteError(
+                code: SQLiteError.corruptCode,
+                message: "the WAL is damaged: \(copied) of its frames were being copied into the "
+                    + "database, \(found) of them can be read")
+        }
+    }
+
     // MARK: Checkpoint
 
     package enum CheckpointMode: Sendable { case passive, truncate }

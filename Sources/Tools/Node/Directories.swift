@@ -19,6 +19,28 @@ enum Directories {
         }
     }
 
+    /// Keeps other supervisors out for as long as the descriptor is open: a second one would put its
+    /// own sockets in the place of those that serve, before its daemons find the data in use.
+    static func lock(_ data: String) throws(AspenError) -> CInt {
+        let path = "\(data)/LOCK"
+        let descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else {
+            throw AspenError(
+                .storage, "'\(path)' cannot be opened: \(String(cString: strerror(errno)))")
+        }
+        guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+            let isTaken = errno == EWOULDBLOCK
+            close(descriptor)
+            throw AspenError(
+                isTaken ? .unavailable : .storage,
+                isTaken
+                    ? "another aspen-node runs on the data directory '\(data)': stop it, or give this "
+                        + "node a directory of its own (--data-dir)"
+                    : "'\(path)' cannot be locked: \(String(cString: strerror(errno)))")
+        }
+        return descriptor
+    }
+
     /// The directory of the sockets: DATA/run, or one below /tmp when that path is too long for a
     /// Unix socket (108 bytes, unix(7)); DATA/run is then a link to it.
     static func makeRuntime(_ data: String) throws(AspenError) -> String {

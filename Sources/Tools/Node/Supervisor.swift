@@ -14,6 +14,8 @@ struct Supervisor {
     private let notifications: CInt
     private let nodeID: UInt64
     private let runtime: String
+    /// Of the data directory; held while this process lives.
+    private let lock: CInt
     private var isStopping = false
     private var stopDeadline: UInt64 = .max
     private var exitCode: CInt = 0
@@ -27,11 +29,18 @@ struct Supervisor {
         DaemonExit.noPermission.rawValue,
     ]
 
+    /// A daemon that finds damage while it serves mends it when it starts again; one that finds it
+    /// when it starts, and does not mend it then, would find it again and again.
+    private static func isHopeless(_ code: CInt, _ hasServed: Bool) -> Bool {
+        hopeless.contains(code) || (code == DaemonExit.dataError.rawValue && !hasServed)
+    }
+
     init(options: NodeOptions, programs: String) throws(AspenError) {
         nodeID = options.nodeID
         signal(SIGPIPE, SIG_IGN)
         let data = options.dataDirectory
         for part in ["net", "raft"] { try Directories.create("\(data)/\(part)") }
+        lock = try Directories.lock(data)
         let runtime = try Directories.makeRuntime(data)
         self.runtime = runtime
         signals = try Self.check(aspen_signal_descriptor(), "signals")
@@ -163,12 +172,13 @@ struct Supervisor {
             guard pid > 0 else { return }
             guard let index = children.firstIndex(where: { $0.pid == pid }) else { continue }
             let name = children[index].name
+            let hasServed = children[index].isReady
             children[index].forwardOutput()
             children[index].ended(now: Self.milliseconds())
             if isStopping { continue }
             let signal = status & 0x7f
             let code = (status >> 8) & 0xff
-            if signal == 0, Self.hopeless.contains(code) {
+            if signal == 0, Self.isHopeless(code, hasServed) {
                 Terminal.error("aspen-node: \(name) cannot run (exit \(code)); stopping the node")
                 stop(exit: code)
             } else {

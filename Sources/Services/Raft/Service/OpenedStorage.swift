@@ -42,10 +42,12 @@ package struct OpenedStorage {
     }
 
     /// - Parameter recorder: is told, in one order, what log and state write and sync as long as the
-    ///   storage is open: from that a test builds what a power cut would have left.
+    ///   storage is open: from that a test builds what a power cut would have left. Files are named
+    ///   as if the data directory were `place`, so that several nodes can share a recorder.
     /// - Throws: `AspenError` for settings that do not fit the directory, `StorageError`.
     package static func open(
-        _ settings: RaftSettings, logger: Logger, recorder: WriteRecorder? = nil
+        _ settings: RaftSettings, logger: Logger, recorder: WriteRecorder? = nil,
+        as place: String = ""
     ) throws -> OpenedStorage {
         if settings.backend == .inMemory {
             logger.notice("storage is in memory: everything is gone when this process ends")
@@ -53,6 +55,9 @@ package struct OpenedStorage {
         }
         let directory = absolute(settings.stateDirectory)
         var disks: [any Disk] = []
+        func recorded(_ name: String) -> String {
+            place.isEmpty || name.isEmpty ? place + name : place + "/" + name
+        }
         func disk(
             _ name: String, relief: @escaping @Sendable () -> Bool = { false }
         ) throws -> any Disk {
@@ -61,7 +66,7 @@ package struct OpenedStorage {
                 let disk: any Disk = try PosixDisk(path: path, relief: relief)
                 disks.append(disk)
                 guard let recorder else { return disk }
-                return RecordingDisk(disk, recorder: recorder, directory: name)
+                return RecordingDisk(disk, recorder: recorder, directory: recorded(name))
             } catch {
                 throw AspenError(.storage, "the data directory \(path) cannot be used: \(error)")
             }
@@ -71,6 +76,11 @@ package struct OpenedStorage {
         let space = StorageSpace(disk: disks[0], probe: settings.diskSpace)
         let replica = try ReplicaFile.open(
             in: root, node: settings.node, newReplica: ReplicaID(UInt64.random(in: 1...UInt64.max)))
+        if replica.isMended {
+            logger.notice(
+                "repaired: a bit of the file 'replica' had flipped",
+                metadata: ["event": "\(JournalEvent.repaired)"])
+        }
         let log = try SegmentedLog(
             disk: try disk("log", relief: { space.relieve() }),
             configuration: settings.log.scaled(to: space.limits),
@@ -87,7 +97,7 @@ package struct OpenedStorage {
         _ = try disk("state")
         space.relieve(statesIn: directory + "/state/")
         let recording = recorder.map {
-            StateRecording(directory: directory + "/state", recorder: $0, as: "state")
+            StateRecording(directory: directory + "/state", recorder: $0, as: recorded("state"))
         }
         let state = try openState(
             directory + "/state", beside: log, settings.state.scaled(to: space.limits),
@@ -101,7 +111,7 @@ package struct OpenedStorage {
                 "this node neither votes nor acknowledges until its peers have filled its log")
         }
         return OpenedStorage(
-            replica: replica.replica, log: log, state: state, recovery: merge(log, state),
+            replica: replica.file.replica, log: log, state: state, recovery: merge(log, state),
             disks: disks, recording: recording, space: space)
     }
 

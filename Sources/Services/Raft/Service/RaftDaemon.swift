@@ -58,6 +58,8 @@ extension RaftDaemon {
     ) throws -> OpenedStorage {
         do {
             return try OpenedStorage.open(settings, logger: context.logger)
+        } catch let error as AspenError where error.code == .corrupt {
+            throw AspenError(.corrupt, error.message + rebuilding(settings))
         } catch let error as StorageError {
             let code: AspenErrorCode =
                 switch error {
@@ -66,8 +68,20 @@ extension RaftDaemon {
                 case .locked: .unavailable
                 case .newerVersion: .unsupportedVersion
                 }
-            throw AspenError(code, error.text)
+            throw AspenError(code, error.text + (code == .corrupt ? rebuilding(settings) : ""))
         }
+    }
+
+    /// What to do about a data directory that does not mend itself.
+    static func rebuilding(_ settings: RaftSettings) -> String {
+        let node = settings.node
+        return """
+            . The node cannot mend that by itself; the others have everything. Rebuild it: on another \
+            node `aspen-cli cluster remove --node-id \(node)`; here \
+            `rm -r \(settings.stateDirectory)/*`, and start it again; then \
+            `aspen-cli cluster add-learner --node-id \(node)` and \
+            `aspen-cli cluster promote --learner-id \(node) --wait`
+            """
     }
 
     /// What is said on the sockets when the daemon cannot start.

@@ -18,31 +18,37 @@ package struct ReplicaFile: Equatable, Sendable {
     package var node: NodeID
     package var replica: ReplicaID
 
+    /// A file, and whether a flipped bit of it had to be mended.
+    package typealias Found = (file: ReplicaFile, isMended: Bool)
+
     package init(node: NodeID, replica: ReplicaID) {
         self.node = node
         self.replica = replica
     }
 
-    /// Reads the file, or makes it if there is none.
+    /// Reads the file, or makes it if there is none. A single flipped bit is found by the checksum
+    /// and mended on the disk, too.
     ///
     /// - Throws: `invalidArgument` if the directory is another node's; `corrupt`, `storage`,
     ///   `unsupportedVersion`.
     package static func open(
         in disk: any Disk, node: NodeID, newReplica: ReplicaID
-    ) throws(AspenError) -> ReplicaFile {
+    ) throws(AspenError) -> Found {
         do {
-            let file = try disk.open(name, create: false)
-            defer { file.close() }
-            let found = try ReplicaFile(text: try file.read(at: 0, count: 4096))
-            guard found.node == node else {
+            let found = try read(disk)
+            guard found.file.node == node else {
                 throw AspenError(
                     .invalidArgument,
-                    "this data directory belongs to node \(found.node), not \(node): start with "
-                        + "--node-id \(found.node), or give node \(node) a directory of its own")
+                    "this data directory belongs to node \(found.file.node), not \(node): start with "
+                        + "--node-id \(found.file.node), or give node \(node) a directory of its own"
+                )
             }
+            if found.isMended { try write(found.file, to: disk) }
             return found
         } catch let error as DiskError where error.kind == .notFound {
-            return try make(in: disk, ReplicaFile(node: node, replica: newReplica))
+            let made = ReplicaFile(node: node, replica: newReplica)
+            try write(made, to: disk)
+            return (made, false)
         } catch let error as AspenError {
             throw error
         } catch {
@@ -50,9 +56,17 @@ package struct ReplicaFile: Equatable, Sendable {
         }
     }
 
-    private static func make(
-        in disk: any Disk, _ replica: ReplicaFile
-    ) throws(AspenError) -> ReplicaFile {
+    private static func read(_ disk: any Disk) throws -> Found {
+        let file = try disk.open(name, create: false)
+        defer { file.close() }
+        let bytes = try file.read(at: 0, count: 4096)
+        if let found = OneBit.mending(bytes, { try? ReplicaFile(text: $0) }) {
+            return (found.value, found.isMended)
+        }
+        return (try ReplicaFile(text: bytes), false)
+    }
+
+    private static func write(_ replica: ReplicaFile, to disk: any Disk) throws(AspenError) {
         do {
             let file = try disk.open(name + ".new", create: true)
             defer { file.close() }
@@ -61,7 +75,6 @@ package struct ReplicaFile: Equatable, Sendable {
             try file.sync()
             try disk.rename(name + ".new", to: name)
             try disk.syncDirectory()
-            return replica
         } catch {
             throw AspenError(.storage, "\(error)")
         }
@@ -97,7 +110,5 @@ package struct ReplicaFile: Equatable, Sendable {
     }
 
     private static let damaged = AspenError(
-        .corrupt,
-        "the file 'replica' in the data directory is damaged: remove the node from the cluster, "
-            + "empty the directory and add the node again")
+        .corrupt, "the file 'replica' is damaged, and with it the name that the others know")
 }

@@ -7,6 +7,10 @@
  *   and verified here. Pages read back from the WAL are verified against what was written (or, after
  *   a restart, against what SQLite's recovery accepted by the WAL's own checksums). A page that
  *   fails gives SQLITE_IOERR_DATA.
+ * - How far a checkpoint may have got into the WAL is noted, durably, in a file beside it
+ *   ("-checkpoint") before the first page goes to the database. A WAL that is sound only up to an
+ *   earlier place, with a bit flipped behind it, would put older pages over the newer ones that
+ *   were copied already: see aspen_vfs_wal_falls_short.
  * - The WAL index and all locks between connections live in this process's memory: no -shm file, no
  *   system call for a lock, and no stranger who can stall a writer by holding one. Other processes
  *   are kept out by one write lock on SQLite's lock bytes for as long as the database is open.
@@ -85,6 +89,12 @@ int aspen_vfs_sync_file(const char *path);
 int aspen_vfs_rewrite_file(const char *path);
 int aspen_vfs_rename(const char *from, const char *to);
 int aspen_vfs_remove(const char *path);
+
+/* Whether the WAL of the database at `path` (sqlite3_db_filename: links are resolved), which this
+   process has just opened and read something from, is shorter than what was copied from it: 1 if it is, and database and WAL do not belong
+   together any more; else 0. `*found` and `*copied` are the frames it has, and had. Ask before
+   anything is written. */
+int aspen_vfs_wal_falls_short(const char *path, uint32_t *found, uint32_t *copied);
 
 /* An open file without a name in `directory`, or minus an errno value. Not seen by observers: it is
    gone with the process. */

@@ -120,8 +120,8 @@ struct LogRecovery {
         }
         guard isUntouched else {
             throw .corrupt(
-                "\(SegmentName.log(candidate.generation)) has lost its header: this replica cannot "
-                    + "be read; remove its data directory and add the node again")
+                "\(SegmentName.log(candidate.generation)) has lost its header, and no other segment "
+                    + "says what it holds")
         }
     }
 

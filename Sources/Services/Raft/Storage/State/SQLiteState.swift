@@ -113,6 +113,7 @@ package final class SQLiteState: StateStore {
         var databaseOptions = Database.Options()
         databaseOptions.cacheKiB = options.cacheKiB
         let database = try Database(path: path, options: databaseOptions)
+        try database.checkWALIsWhole()
         let version = try database.integer("PRAGMA user_version") ?? 0
         if version == 0 {
             // New, or made by a process that died while it made it.

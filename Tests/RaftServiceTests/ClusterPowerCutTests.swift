@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenDisk
+import AspenMachine
+import AspenTypes
+import AspenWire
+import FoundationEssentials
+import Logging
+import NIOCore
+import RaftCore
+import RaftStorage
+import ServiceKit
+import Testing
+
+@testable import RaftService
+
+/// The power fails everywhere at once under load, each disk loses something else of what was not
+/// synced, and besides each log is damaged near its end. All three are started from what is left:
+/// everything acknowledged that a majority still holds must be there, and the cluster must serve.
+///
+/// ASPEN_CLUSTER_CUTS: images, each of three disks.
+@Suite(.serialized) struct ClusterPowerCutTests {
+    private static let images = Environment["ASPEN_CLUSTER_CUTS"].flatMap { Int($0) } ?? 4
+    private static let seed = Environment["ASPEN_CLUSTER_CUTS_SEED"].flatMap { UInt64($0) } ?? 1
+
+    /// All three nodes write into one recorder: one order of events, and so one moment for the cut.
+    private func record() async throws -> [WriteEvent] {
+        let directory = try MemoryDirectory()
+        let recorder = WriteRecorder()
+        let cluster = TestCluster(3)
+        @Sendable func start(_ id: NodeID) async throws {
+            try await cluster.start(
+                id,
+                storage: { settings in
+                    var settings = settings
+                    settings.backend = .persistent
+                    settings.stateDirectory = "\(directory.path)/\(id)"
+                    return try OpenedStorage.open(
+                        settings, logger: Logger(label: "test"), recorder: recorder, as: "\(id)")
+                }, adjust: CutNode.adjust)
+        }
+        for id in cluster.ids { try await start(id) }
+        try await cluster.found()
+        let ledger = PromiseLedger()
+        ledger.binds(recorder)
+        var load = Load(ledger)
+        try await load.run(try await cluster.client(of: NodeID(1)), writes: 60)
+        // One is away for a while, and then a little behind.
+        try await cluster.kill(NodeID(2))
+        try await load.run(try await cluster.client(of: NodeID(3)), writes: 30)
+        try await start(NodeID(2))
+        try await load.run(try await cluster.client(of: NodeID(2)), writes: 60)
+        try await cluster.stop()
+        return recorder.events
+    }
+
+    @Test(.timeLimit(.minutes(2 + images / 10))) func aMajorityKeepsWhatWasAcknowledged()
+        async throws
+    {
+        let events = try await record()
+        var random = RandomSource(seed: Self.seed)
+        var replay = PowerCutReplay(events: events)
+        let first = try #require(events.firstIndex { if case .note = $0 { true } else { false } })
+        let cuts = (0..<Self.images).map { _ in random.uniform(first..<events.count + 1) }.sorted()
+        var (promised, acknowledged, seen) = ([String: Int](), UInt64(0), 0)
+        var (damaged, untrusted) = (0, 0)
+        for cut in cuts {
+            replay.advance(to: cut)
+            while seen < cut {
+                if case .note(let note) = events[seen] {
+                    acknowledged = max(acknowledged, NodeRecording.take(note, &promised))
+                }
+                seen += 1
+            }
+            var disks = ClusterDisks(
+                replay.image(using: &random), acknowledged: LogIndex(acknowledged))
+            disks.damage(using: &random)
+            untrusted += disks.untrusted
+            damaged += disks.hits
+            #expect(disks.holders >= 2, "that is what a majority is")
+            let complaint = try await start(disks, promised)
+            #expect(complaint == nil, "seed \(Self.seed), cut at \(cut) of \(events.count)")
+        }
+        print(
+            "\(Self.images) power cuts of three nodes, \(promised.count) keys, \(damaged) logs damaged, "
+                + "\(untrusted) of which an end that was not to be trusted")
+        // What is found is compared with what was promised: a promise that nobody gave is missed.
+        let last = ClusterDisks(replay.currentImage, acknowledged: .zero)
+        promised["c0-0"] = 1_000_000
+        #expect(try await start(last, promised) != nil)
+    }
+
+    /// - Returns: what is missing.
+    private func start(_ disks: ClusterDisks, _ promised: [String: Int]) async throws -> String? {
+        let cluster = TestCluster(3)
+        var clients: [TestClient] = []
+        let cuts = try zip(cluster.ids, disks.images).map { try CutNode($1, $0) }
+        // Their directories live as long as they do.
+        defer { withExtendedLifetime(cuts) {} }
+        for (id, cut) in zip(cluster.ids, cuts) {
+            try await cluster.start(
+                id, storage: { _ in try cut.open() },
+                adjust: {
+                    CutNode.adjust(&$0)
+                    $0.options.raft.heartbeatInterval = .milliseconds(30)
+                    $0.options.raft.electionTimeoutMin = .milliseconds(150)
+                    $0.options.raft.electionTimeoutMax = .milliseconds(300)
+                })
+            clients.append(try await cluster.client(of: id))
+        }
+        for client in clients {
+            while try await client.put("after", [1]).get().failure != nil {
+                try Task.checkCancellation()
+            }
+        }
+        var complaint: String?
+        for (place, (key, version)) in promised.sorted(by: { $0.key < $1.key }).enumerated() {
+            var read = try await clients[place % 3].get(key)
+            while read.failure != nil {
+                try Task.checkCancellation()
+                read = try await clients[place % 3].get(key)
+            }
+            let value = Array(read.readKey.entry.value)
+            let found = Load.version(value) ?? -1
+            if found < version || value != Load.value(found) {
+                complaint = "\(key): \(version) was acknowledged, \(found) is there"
+            }
+        }
+        // All of them are whole again, and equal.
+        var standings: Set<[UInt64]> = []
+        repeat {
+            try Task.checkCancellation()
+            standings = []
+            for client in clients {
+                let info = try await client.ask(.getNodeInfo(.init())).getNodeInfo
+                standings.insert([info.node.applied, info.stateHash])
+            }
+        } while standings.count > 1
+        try await cluster.stop()
+        return complaint
+    }
+}
+
+/// What a power cut has left of three nodes' disks.
+struct ClusterDisks {
+    /// By node, as its data directory.
+    private(set) var images: [DiskImage]
+    /// The last entry that a client was told about.
+    private let acknowledged: LogIndex
+    /// Nodes whose log has all that was acknowledged, those that know theirs to be damaged, and those
+    /// in which something was damaged.
+    private(set) var holders = 0
+    private(set) var untrusted = 0
+    private(set) var hits = 0
+
+    init(_ image: DiskImage, acknowledged: LogIndex) {
+        self.acknowledged = acknowledged
+        images = (1...3).map { node in Self.part("\(node)/", of: image) }
+    }
+
+    private static func part(_ prefix: String, of image: DiskImage) -> DiskImage {
+        var part = DiskImage()
+        for (name, bytes) in image.files where name.hasPrefix(prefix) {
+            part.files[String(name.dropFirst(prefix.count))] = bytes
+        }
+        return part
+    }
+
+    /// Damages every log near its end: on a minority wherever that is; on the others only what was
+    /// never acknowledged. (The acknowledged entry may be on two of the three only: then these are
+    /// the others.)
+    mutating func damage(using random: inout RandomSource) {
+        let holding = images.indices.filter { standing(images[$0]).holds }
+        let loser =
+            holding.count == 3
+            ? random.uniform(0..<3) : images.indices.first { !holding.contains($0) }
+        for place in images.indices {
+            for _ in 0..<40 {
+                let damaged = damaged(images[place], using: &random)
+                if place != loser, !standing(damaged).holds { continue }
+                images[place] = damaged
+                hits += 1
+                break
+            }
+            let standing = standing(images[place])
+            holders += standing.holds ? 1 : 0
+            untrusted += standing.isTrusted ? 0 : 1
+        }
+    }
+
+    private func standing(_ image: DiskImage) -> (holds: Bool, isTrusted: Bool) {
+        let disk = MemoryDisk(image: Self.part("log/", of: image))
+        var configuration = LogConfiguration()
+        configuration.segmentBytes = 32 << 10
+        guard let log = try? SegmentedLog(disk: disk, configuration: configuration, salt: 1) else {
+            return (false, false)
+        }
+        defer { log.close() }
+        return (log.lastIndex >= acknowledged, log.recovery.isTailTrusted)
+    }
+
+    private func damaged(_ image: DiskImage, using random: inout RandomSource) -> DiskImage {
+        var image = image
+        let segments = image.files.keys.filter { $0.hasPrefix("log/log-") }.sorted()
+        // The last one that is written to; now and then the one before.
+        let used = segments.filter { image.files[$0]?.contains { $0 != 0 } == true }
+        guard let newest = used.last else { return image }
+        let name = used.count > 1 && random.chance(1, in: 6) ? used[used.count - 2] : newest
+        guard var bytes = image.files[name], let end = bytes.lastIndex(where: { $0 != 0 }) else {
+            return image
+        }
+        let place = random.uniform(max(0, end - 12_000)..<end + 1)
+        if random.chance(1, in: 4) {
+            // A sector that reads as anything.
+            let start = place & ~511
+            for byte in start..<min(start + 512, bytes.count) {
+                bytes[byte] = UInt8(truncatingIfNeeded: random.next())
+            }
+        } else {
+            bytes[place] ^= 1 << UInt8(random.uniform(0..<8))
+        }
+        image.files[name] = bytes
+        return image
+    }
+}
