@@ -23,6 +23,10 @@ package struct Scenario: Sendable {
         case cutAllPower
         /// Some directions between nodes pass nothing for a while.
         case partition
+        /// The same, but it comes and goes.
+        case flap
+        /// What goes to some node, or from it, takes far longer for a while.
+        case clog
         /// One connection is reset.
         case reset
         /// One raft daemon stands still for a while, its clock doesn't.

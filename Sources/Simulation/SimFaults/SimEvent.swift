@@ -60,6 +60,8 @@ enum SimEvent {
     // Fate.
     case trouble(Int)
     case heal(blocks: [(from: Int, to: Int)])
+    case block(blocks: [(from: Int, to: Int)])
+    case unclog(from: Int, to: Int)
     case loosePower(node: Int)
     case quickDisk(node: Int)
     case spaciousDisk(node: Int)
@@ -143,6 +145,8 @@ extension SimEvent {
         case .watchLeaves(let watcher, _): (43, watcher)
         case .watchTick(let node): (44, node)
         case .lookForSessions(let node, _): (45, node)
+        case .block(let blocks): (46, blocks.count)
+        case .unclog(let from, let to): (47, from << 8 | to)
         }
     }
 

@@ -34,6 +34,7 @@ extension World {
             blockades[slot] = 0
             network.unblock(from: slot / nodes.count, to: slot % nodes.count, now: now)
         }
+        network.unclog()
         network.conditions.lossPerMille = 0
         network.conditions.duplicatePerMille = 0
         sendDepartures()

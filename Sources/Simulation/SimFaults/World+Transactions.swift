@@ -13,6 +13,7 @@ extension World {
 
     func transact(_ client: SimClient) {
         if client.session != nil, kvRandom.chance(1, in: 30) { return endSession(client) }
+        if kvRandom.chance(1, in: 60) { return sendGarbage(client) }
         let key = drawKey()
         let transaction: Transaction
         switch kvRandom.uniform(0..<6) {
@@ -23,6 +24,13 @@ extension World {
         default: transaction = several(client)
         }
         send(.transaction(transaction, nextRequest(client)), client)
+    }
+
+    /// A command that was cut short: refused, by all replicas alike.
+    private func sendGarbage(_ client: SimClient) {
+        let command = Command.transaction(Transaction(success: [.delete(key: drawKey())]), nil)
+        let payload = CommandCodec.encode(command).dropLast(kvRandom.uniform(1..<4))
+        begin(client, .init(purpose: .command(command), payload: Array(payload)))
     }
 
     private func send(_ command: Command, _ client: SimClient) {

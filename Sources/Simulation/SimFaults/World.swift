@@ -206,6 +206,8 @@ package final class World {
         case .watchTick(let node): watchTick(nodes[node])
         case .trouble(let number): try strike(number)
         case .heal(let blocks): unblock(blocks)
+        case .block(let blocks): if part == .trouble { block(blocks) }
+        case .unclog(let from, let to): network.clog(from: from, to: to, by: .zero)
         case .loosePower(let node): try losePower(nodes[node])
         case .quickDisk(let node): nodes[node].isDiskSlow = false
         case .spaciousDisk(let node): nodes[node].disk.failure = nil
