@@ -193,10 +193,13 @@ package final class WatchFeed {
         startRecording()
     }
 
+    /// No order of hashes: equal inputs give equal outputs.
+    private var orderedGroups: [WatchGroup] {
+        keyGroups.keys.sorted(by: bytesPrecede).flatMap { keyGroups[$0] ?? [] } + rangeGroups
+    }
+
     private func demoteLive(toldUpTo told: Revision) {
-        for group in keyGroups.keys.sorted(by: bytesPrecede).flatMap({ keyGroups[$0] ?? [] })
-            + rangeGroups
-        {
+        for group in orderedGroups {
             for watch in group.live {
                 watch.told = told
                 watch.standing = .starting
@@ -400,7 +403,7 @@ package final class WatchFeed {
             return sendElsewhere()
         }
         let progress = WatchUpdate(revision: dispatched)
-        for group in groups.values {
+        for group in orderedGroups {
             for watch in group.live where watch.wantsProgress {
                 guard now - watch.lastSent >= configuration.progressInterval else { continue }
                 _ = send([progress], to: watch, from: dispatched)
@@ -410,7 +413,7 @@ package final class WatchFeed {
 
     private func sendElsewhere() {
         // The others have something to be told first.
-        for group in Array(groups.values) {
+        for group in orderedGroups {
             for watch in group.live { fail(watch, .leaderless) }
         }
         let waiting = future

@@ -281,6 +281,14 @@ package final class Oracle: WorldObserver {
                 "snapshots hold what is committed",
                 "n\(node + 1) installs a snapshot at \(meta.index) of term \(meta.term)")
         }
+        let log = disks[node].written
+        let goesFurther = log.lastIndex > meta.index && log.term(at: meta.index) == meta.term
+        if meta.index < disks[node].committed || goesFurther {
+            throw breach(
+                "a snapshot takes nothing back",
+                "n\(node + 1) puts a snapshot at \(meta.index) in the place of a log up to "
+                    + "\(log.lastIndex), committed \(disks[node].committed)")
+        }
         try compareState(node, at: meta.index, contentHash)
         restartLog(node, after: meta.index, term: meta.term)
     }

@@ -37,11 +37,13 @@ package struct Scenario: Sendable {
         case failSync
         /// One disk takes no more bytes for a while.
         case fullDisk
+        /// A bit of one log flips while no process runs.
+        case rot
         /// One disk is lost for good; an administrator replaces the replica.
         case wipe
 
         /// After these a log may have to be repaired from those of all other voters.
-        static let damaging: Set<Trouble> = [.cutPower, .cutAllPower, .failSync]
+        static let damaging: Set<Trouble> = [.cutPower, .cutAllPower, .failSync, .rot]
     }
 
     package struct Rate: Sendable {

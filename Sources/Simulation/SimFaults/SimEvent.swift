@@ -56,6 +56,8 @@ enum SimEvent {
     case requestTimeout(client: Int, attempt: UInt64)
     case watchHears(watcher: Int, session: UInt64, SimWatcher.Message)
     case watchLeaves(watcher: Int, session: UInt64)
+    /// Its connection is closed.
+    case watchLost(watcher: Int, session: UInt64)
     case watchTick(node: Int)
     // Fate.
     case trouble(Int)
@@ -147,6 +149,7 @@ extension SimEvent {
         case .lookForSessions(let node, _): (45, node)
         case .block(let blocks): (46, blocks.count)
         case .unclog(let from, let to): (47, from << 8 | to)
+        case .watchLost(let watcher, _): (48, watcher)
         }
     }
 

@@ -60,6 +60,7 @@ extension World {
             victim.disk.failure = .full
             schedule(.spaciousDisk(node: victim.index), after: duration)
         case .wipe: wipe(victim)
+        case .rot: rot(victim)
         }
     }
 

@@ -111,9 +111,9 @@ extension World {
         shell.watching?.deliver()
         // What is on its way to the log goes first: the order of writes is the order of tickets.
         try flush(shell)
-        guard shell.node.shell === shell, intake.meta.index > shell.state.appliedIndex,
-            shell.core.takesSnapshot(intake.meta)
-        else { return false }
+        guard shell.node.shell === shell, shell.core.takesSnapshot(intake.meta) else {
+            return false
+        }
         do throws(StorageError) {
             let writer = shell.state.receiveSnapshot(intake.meta)
             try writer.append(intake.bytes)

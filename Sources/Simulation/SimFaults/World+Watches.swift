@@ -54,7 +54,7 @@ extension World {
             after: watchRandom.uniform(.milliseconds(1), scenario.heartbeatInterval))
     }
 
-    /// Nobody is there.
+    /// Nobody is there, or no longer.
     func watchRefused(_ watcher: SimWatcher, _ session: UInt64) {
         if session == watcher.session { findNode(watcher) }
     }
@@ -84,8 +84,7 @@ extension World {
     }
 
     func leave(_ watcher: SimWatcher, _ session: UInt64) {
-        guard session == watcher.session, part != .healing || finalMembers != nil else { return }
-        if part == .healing, finalMembers?.contains(watcher.node) == true { return }
+        guard session == watcher.session, part == .trouble else { return }
         serving(watcher)?.watching?.feed.closed(watcher)
         findNode(watcher)
     }
@@ -129,7 +128,7 @@ extension World {
         {
             watcher.watches = [:]
             schedule(
-                .watchLeaves(watcher: watcher.index, session: watcher.session),
+                .watchLost(watcher: watcher.index, session: watcher.session),
                 after: drawPace(.milliseconds(5)))
         }
     }

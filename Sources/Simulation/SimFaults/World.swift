@@ -203,6 +203,7 @@ package final class World {
         case .watchHears(let watcher, let session, let message):
             try hear(watchers[watcher], session, message)
         case .watchLeaves(let watcher, let session): leave(watchers[watcher], session)
+        case .watchLost(let watcher, let session): watchRefused(watchers[watcher], session)
         case .watchTick(let node): watchTick(nodes[node])
         case .trouble(let number): try strike(number)
         case .heal(let blocks): unblock(blocks)
