@@ -70,6 +70,7 @@ let cores: [Target] = [
     module(
         "RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
     module("KVCore", "Cores/KVCore", ["AspenMachine", "AspenBytes"], settings: pure),
+    module("WatchCore", "Cores/WatchCore", ["AspenMachine", "KVCore", collections], settings: pure),
     module("LinkCore", "Cores/LinkCore", ["AspenMachine", "AspenBytes"], settings: pure),
     module("TokenCore", "Cores/TokenCore", ["AspenTypes", "AspenBytes"], settings: pure),
 ]
@@ -129,8 +130,8 @@ let services: [Target] = [
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
-            "RaftStorage", "RaftCore", "KVCore", "TokenCore", "CSodium", "NetClient", "AspenWire",
-            "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", "CAspenVFS",
+            "RaftStorage", "RaftCore", "KVCore", "WatchCore", "TokenCore", "CSodium", "NetClient",
+            "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", "CAspenVFS",
             logging,
             collections, protobuf,
         ]),
@@ -169,7 +170,10 @@ let simulation: [Target] = [
         "SimKit", "Simulation/SimKit", ["AspenMachine", "AspenBytes", "AspenDisk"], settings: pure),
     module(
         "SimFaults", "Simulation/SimFaults",
-        ["SimKit", "RaftCore", "KVCore", "LinkCore", "AspenWire", "RaftStorage", "AspenBytes"],
+        [
+            "SimKit", "RaftCore", "KVCore", "WatchCore", "LinkCore", "AspenWire", "RaftStorage",
+            "AspenBytes",
+        ],
         settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
 ]

@@ -124,6 +124,20 @@ import Testing
         #expect(expired >= 100 && compactions >= 10, "\(expired) leases, \(compactions)")
     }
 
+    /// Watches are told much, from revisions of long ago and across the ends of daemons; sometimes
+    /// what they want is gone.
+    @Test func watchersAreKeptBusy() {
+        var events = 0
+        var compacted = 0
+        for seed in 1...20 as ClosedRange<UInt64> {
+            let trial = Trial.run(Scenario(seed: seed))
+            #expect(trial.violation == nil)
+            events += trial.eventsTold
+            compacted += trial.statistics.watchesCompacted
+        }
+        #expect(events > 1000 && compacted > 5, "\(events) changes, \(compacted) compacted")
+    }
+
     @Test func peaceIsUneventful() {
         let trial = Trial.run(quiet(seed: 1))
         #expect(trial.violation == nil)

@@ -47,7 +47,9 @@ import Testing
     // MARK: - Layers
 
     static let foundations = ["AspenTypes", "AspenBytes"]
-    static let cores = ["AspenMachine", "RaftCore", "KVCore", "LinkCore", "TokenCore"]
+    static let cores = [
+        "AspenMachine", "RaftCore", "KVCore", "WatchCore", "LinkCore", "TokenCore",
+    ]
 
     @Test func foundationsAndCoresImportNothingFromTheWorld() {
         let allowed = Set(Self.foundations + Self.cores + ["DequeModule"])

@@ -43,7 +43,10 @@ extension KVMachine {
     }
 
     mutating func keepLeaseAlive(_ id: LeaseID) throws(Tables.Failure) -> CommandResult {
-        guard let lease = try tables.lease(id) else { return noLease(id).result }
+        guard let lease = try tables.lease(id) else {
+            guard has(.keepExpiredLease) else { return noLease(id).result }
+            return try grantLease(id, ttlMilliseconds: Limits.leaseTTLMillisecondsMin)
+        }
         var kept = lease
         kept.deadline = ClusterTime(
             milliseconds: meta.time.milliseconds + lease.ttlMilliseconds)

@@ -58,7 +58,7 @@ extension KVMachine {
         }
         return .value(
             RangePage(
-                entries: entries, more: entries.count < rows.count,
+                entries: entries, more: entries.count < rows.count && !has(.rangeClaimsEnd),
                 revision: request.at ?? meta.revision))
     }
 
@@ -140,6 +140,7 @@ extension KVMachine {
         guard let revision else { return .value(.max) }
         if revision < meta.compacted { return .compacted(oldest: meta.compacted) }
         if revision > meta.revision { return .future(current: meta.revision) }
+        if has(.pastReadSeesNow) { return .value(.max) }
         return .value(.last(of: revision))
     }
 

@@ -35,7 +35,7 @@ extension KVMachine {
     }
 
     mutating func expireSessions() throws(Tables.Failure) -> CommandResult {
-        let timeout = UInt64(max(0, Limits.sessionTimeout.components.seconds)) * 1000
+        let timeout = sessionTimeoutMilliseconds
         guard meta.time.milliseconds > timeout else { return .done }
         try writeBackSessions()
         let deadline = ClusterTime(milliseconds: meta.time.milliseconds - timeout)
@@ -52,14 +52,17 @@ extension KVMachine {
     /// leader proposes the command when its cluster time passes this, and not otherwise.
     package func nextSessionExpiry() throws(Tables.Failure) -> ClusterTime? {
         guard let oldest = try tables.oldestSessionActivity() else { return nil }
-        let timeout = UInt64(max(0, Limits.sessionTimeout.components.seconds)) * 1000
+        let timeout = sessionTimeoutMilliseconds
         return ClusterTime(milliseconds: oldest.milliseconds + timeout + 1)
     }
 
     mutating func apply(
         _ command: Command, under request: SessionRequest
     ) throws(Tables.Failure) -> CommandResult {
-        guard var session = try session(request.session) else { return expired(request.session) }
+        guard var session = try session(request.session) else {
+            if has(.executeExpiredSession) { return try carryOut(command, within: .max) }
+            return expired(request.session)
+        }
         session.lastActive = meta.time
         guard request.acknowledgedBelow <= request.number else {
             put(session)
@@ -72,7 +75,7 @@ extension KVMachine {
             put(session)
             return .failed(code: refusal.code, message: refusal.message)
         }
-        if let answer = try answer(to: request.number, in: session) {
+        if let answer = try answer(to: request.number, in: session), !has(.applyRetryTwice) {
             put(session)
             return answer
         }
@@ -159,6 +162,7 @@ extension KVMachine {
         }
         let answer = SessionRow.Answer(
             number: number, byteCount: bytes.count, bytes: isInline ? bytes : nil)
+        if has(.applyRetryTwice) { session.answers.removeAll { $0.number == number } }
         let place = session.answers.firstIndex { $0.number > number } ?? session.answers.count
         session.answers.insert(answer, at: place)
     }

@@ -245,6 +245,7 @@ extension KVMachine {
     private func holds(_ compare: Compare) throws(Tables.Failure) -> Bool {
         let row = try tables.version(of: compare.key, upTo: .max)
         let live = row.flatMap { $0.isTombstone ? nil : $0 }
+        if has(.ignoreCompare), compare.isByNumber { return true }
         switch compare.target {
         case .value(let value):
             // As in etcd: an absent key has no value that could be equal, unequal, less or greater.
@@ -258,6 +259,15 @@ extension KVMachine {
             return compare.relation.holds(live?.change.revision ?? .zero, revision)
         case .exists(let exists):
             return ((live != nil) == exists) == (compare.relation == .equal)
+        }
+    }
+}
+
+extension Compare {
+    fileprivate var isByNumber: Bool {
+        switch target {
+        case .version, .createRevision, .modRevision: true
+        case .value, .exists: false
         }
     }
 }

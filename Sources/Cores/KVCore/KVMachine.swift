@@ -48,6 +48,9 @@ package struct KVMachine<Tables: StateTables> {
     package var plantedBug: KVPlantedBug?
     /// What a planted bug takes for the time.
     package var localTime = ClusterTime.zero
+    /// Silence after which a session may be ended. The same on all replicas, always: it decides
+    /// results. Only the simulator, where a minute is long, has another one.
+    package var sessionTimeoutMilliseconds = UInt64(Limits.sessionTimeout / .milliseconds(1))
     /// Nil: nobody follows what is applied.
     package var recording: ChangeRecording?
 

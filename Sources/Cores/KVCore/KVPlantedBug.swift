@@ -13,6 +13,22 @@ package enum KVPlantedBug: String, Sendable, CaseIterable {
     case leaseLeavesKey = "lease-leaves-key"
     /// Sweeping takes with it what can still be read at the compacted revision.
     case sweepTooFar = "sweep-too-far"
+    /// A request that comes again is carried out again.
+    case applyRetryTwice = "apply-retry-twice"
+    /// A request under a session that has ended is carried out without one.
+    case executeExpiredSession = "execute-expired-session"
+    /// A snapshot has every table but those of sessions.
+    case snapshotWithoutSessions = "snapshot-without-sessions"
+    /// Compares by version and revision hold whatever there is.
+    case ignoreCompare = "ignore-compare"
+    /// A page that has no room for all says that it is the last.
+    case rangeClaimsEnd = "range-claims-end"
+    /// A read at a past revision finds what is there now.
+    case pastReadSeesNow = "past-read-sees-now"
+    /// What a restart finds has the revision before its last one.
+    case revisionGoesBack = "revision-goes-back-at-restart"
+    /// A lease that has ended begins anew when it is kept alive.
+    case keepExpiredLease = "keep-alive-revives-lease"
 }
 
 extension KVMachine {
@@ -39,6 +55,28 @@ extension KVMachine {
                 meta.rowHash &-= RowHash.of(lease)
             }
             meta.leaseCount = 0
+        }
+
+        /// The same for sessions.
+        package mutating func forgetSessions() {
+            for id in tables.sessions(lastActiveBefore: ClusterTime(milliseconds: .max)) {
+                guard let session = tables.session(id) else { continue }
+                for answer in session.answers where answer.bytes == nil {
+                    guard let bytes = tables.answer(of: id, number: answer.number) else { continue }
+                    let row = AnswerRow(session: id, number: answer.number, bytes: bytes)
+                    meta.rowHash &-= RowHash.of(row)
+                    tables.removeAnswer(of: id, number: answer.number)
+                }
+                meta.rowHash &-= RowHash.of(session)
+                tables.removeSession(id)
+            }
+            meta.sessionCount = 0
+            meta.storedAnswerBytes = 0
+        }
+
+        /// What remains if the revision is written one batch late.
+        package mutating func loseLastRevision() {
+            if meta.revision > .zero { meta.revision = Revision(meta.revision.rawValue - 1) }
         }
     }
 #endif

@@ -232,6 +232,7 @@ extension RaftCore {
         guard role == .candidate, let ticket = candidacy, ledger.isDurable(ticket) else { return }
         candidacy = nil
         ballots.append(Ballot(node, true, !isTailTrusted))
+        if bugs.transferWithoutVotes, isTransferCampaign { return becomeLeader(&turn) }
         decide(&turn)
     }
 
@@ -273,7 +274,8 @@ extension RaftCore {
         let answerTerm =
             isGranted ? message.term : max(term, Term(max(message.term.rawValue, 1) - 1))
         let answer = Message.Body.preVoteReply(
-            granted: isGranted, isConditional: isGranted && !isTailTrusted)
+            granted: isGranted,
+            isConditional: isGranted && !isTailTrusted && !bugs.damagedNodeVotes)
         turn.emit(
             .send(
                 Message(from: node, to: message.from, term: answerTerm, body: answer), after: nil))
@@ -316,7 +318,9 @@ extension RaftCore {
         armCampaignTimer(&turn)
         if isHardStateDirty { write(&turn) }
         send(
-            .voteReply(granted: true, isConditional: !isTailTrusted), to: candidate,
+            .voteReply(
+                granted: true, isConditional: !isTailTrusted && !bugs.damagedNodeVotes),
+            to: candidate,
             after: ledger.hardStateTicket, &turn)
     }
 

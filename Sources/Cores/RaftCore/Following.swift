@@ -112,7 +112,7 @@ extension RaftCore {
         // The term under which this is said goes to disk first, even when no entry does.
         if isHardStateDirty { write(&turn) }
         let ticket = bugs.acknowledgeBeforeDurable ? nil : ledger.ticket(covering: index)
-        guard let below = untrustedBelow else {
+        guard let below = untrustedBelow, !bugs.damagedNodeVotes else {
             send(.appendAccepted(match: index), to: from, after: ticket, &turn)
             return
         }
@@ -143,7 +143,8 @@ extension RaftCore {
     /// node entries which it neither has nor can get. Ask again just before doing so. Then the log
     /// store is reset behind it, and `snapshotInstalled` tells the core.
     package func takesSnapshot(_ meta: SnapshotMeta) -> Bool {
-        meta.index > commitIndex && log.term(at: meta.index) != meta.term
+        if bugs.installOlderSnapshot { return true }
+        return meta.index > commitIndex && log.term(at: meta.index) != meta.term
     }
 
     mutating func snapshotInstalled(_ meta: SnapshotMeta, _ turn: inout Turn) {

@@ -117,6 +117,8 @@ extension RaftCore {
     /// False while the end of the log is damaged and not yet repaired.
     package var isTailTrusted: Bool { untrustedBelow == nil }
     package var isLeader: Bool { role == .leader }
+    /// Most appends on their way to any one peer; at most `RaftConfiguration.appendsInFlightMax`.
+    package var appendsInFlight: Int { peers.reduce(0) { max($0, $1.inFlight.count) } }
 
     /// Has a leader, and has applied what is known to be committed but for
     /// `Limits.learnerLagThreshold` entries.

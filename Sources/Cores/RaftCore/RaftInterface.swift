@@ -47,6 +47,37 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case skipJointConsensus = "skip-joint-consensus"
     /// A second change before the first one is committed.
     case overlapChanges = "overlap-membership-changes"
+    /// A new leader answers reads before it knows what is committed.
+    case readBeforeOwnEntry = "read-before-own-entry"
+    /// Whoever is named by the leader takes office without asking anybody.
+    case transferWithoutVotes = "transfer-without-votes"
+    /// A node whose log is damaged votes and acknowledges as if it were whole.
+    case damagedNodeVotes = "damaged-node-votes"
+    /// No bound on the appends on their way to a peer.
+    case unboundedFlight = "unbounded-appends-in-flight"
+    /// A snapshot is put in force although the log goes further.
+    case installOlderSnapshot = "install-older-snapshot"
+    // Of the log.
+    /// A term or vote that comes without entries is not written.
+    case loseHardState = "lose-hard-state"
+    /// A log that ends in damage is taken for one that ends there.
+    case acceptTornTail = "accept-torn-tail"
+    // Of the state machine: see `KVPlantedBug`.
+    case applyRetryTwice = "apply-retry-twice"
+    case executeExpiredSession = "execute-expired-session"
+    case snapshotWithoutSessions = "snapshot-without-sessions"
+    case ignoreCompare = "ignore-compare"
+    case rangeClaimsEnd = "range-claims-end"
+    case pastReadSeesNow = "past-read-sees-now"
+    case revisionGoesBack = "revision-goes-back-at-restart"
+    case keepExpiredLease = "keep-alive-revives-lease"
+    // Of watches: see `WatchPlantedBug`.
+    case watchSkipsCompacted = "watch-skips-compacted"
+    case watchRepeatsAtResume = "watch-repeats-at-resume"
+    case watchNewestBeforeOlder = "watch-newest-before-older"
+    case watchDropsWhenBlocked = "watch-drops-when-blocked"
+    case watchIgnoresSnapshot = "watch-ignores-snapshot"
+    case watchSplitsRevision = "watch-splits-revision"
 }
 
 /// What the log store found at start-up.

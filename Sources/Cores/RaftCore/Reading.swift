@@ -85,7 +85,7 @@ extension RaftCore {
     mutating func beginRoundIfDue(_ turn: inout Turn) {
         // Before an entry of its own term is committed a leader does not know what is.
         guard role == .leader, reads.asking.isEmpty, !reads.waiting.isEmpty,
-            commitIndex >= termFirstIndex
+            commitIndex >= termFirstIndex || bugs.readBeforeOwnEntry
         else { return }
         swap(&reads.asking, &reads.waiting)
         reads.askingIndex = commitIndex

@@ -28,6 +28,7 @@ extension RaftCore {
             case .replicate:
                 guard next <= log.lastIndex, peers[peer].fetching == nil,
                     peers[peer].inFlight.count < configuration.appendsInFlightMax
+                        || bugs.unboundedFlight
                 else { return }
                 guard let previous = log.term(at: next.previous) else {
                     sendSnapshot(to: peer, &turn)

@@ -43,6 +43,11 @@ struct ActiveBugs {
     var commitOldTermByCounting = false
     var skipJointConsensus = false
     var overlapChanges = false
+    var readBeforeOwnEntry = false
+    var transferWithoutVotes = false
+    var damagedNodeVotes = false
+    var unboundedFlight = false
+    var installOlderSnapshot = false
 
     init(_ planted: Set<PlantedBug>) {
         #if ASPEN_TEST_BUILD
@@ -54,6 +59,11 @@ struct ActiveBugs {
             commitOldTermByCounting = planted.contains(.commitOldTermByCounting)
             overlapChanges = planted.contains(.overlapChanges)
             skipJointConsensus = planted.contains(.skipJointConsensus)
+            readBeforeOwnEntry = planted.contains(.readBeforeOwnEntry)
+            transferWithoutVotes = planted.contains(.transferWithoutVotes)
+            damagedNodeVotes = planted.contains(.damagedNodeVotes)
+            unboundedFlight = planted.contains(.unboundedFlight)
+            installOlderSnapshot = planted.contains(.installOlderSnapshot)
         #endif
     }
 }

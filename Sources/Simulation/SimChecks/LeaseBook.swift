@@ -95,6 +95,13 @@ struct LeaseBook {
         case (.delete(let key), .deleted(let count)) where count > 0:
             attached[key] = nil
             changes[key, default: []].append((revision, true))
+        case (.deleteRange(let from, let to), .deleted(let count)) where count > 0:
+            let range = KeyRange(from: from, to: to)
+            for key in changes.keys.filter(range.contains)
+            where changes[key]?.last?.isRemoval == false {
+                attached[key] = nil
+                changes[key]?.append((revision, true))
+            }
         default: break
         }
     }

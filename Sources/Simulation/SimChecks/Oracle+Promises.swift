@@ -44,6 +44,7 @@ extension Oracle {
 
     package func readBegan(_ node: Int, number: UInt64) {
         disks[node].reads[number] = committedIndex
+        looks[node][number] = committedIndex
     }
 
     /// Whatever anybody held for committed when the read came is covered by its answer.
@@ -60,6 +61,7 @@ extension Oracle {
 
     package func ended(_ node: Int) {
         disks[node].reads = [:]
+        looks[node] = [:]
         disks[node].standing = nil
         disks[node].memberships = []
     }

@@ -40,9 +40,19 @@ package final class Oracle: WorldObserver {
     var committedLog: [Committed] = []
     var stateHashes: [LogIndex: UInt64] = [:]
     private(set) var book = LeaseBook()
+    var reference: Reference
+    /// What was committed when each waiting read came, by node.
+    var looks: [[UInt64: LogIndex]]
+    var watchers: [Int: WatcherBook] = [:]
+    var eventsTold = 0
 
-    package init(nodes: Int, strictness: Strictness = .rules) {
+    package init(
+        nodes: Int, strictness: Strictness = .rules,
+        sessionTimeout: Duration = Limits.sessionTimeout
+    ) {
         self.strictness = strictness
+        reference = Reference(sessionTimeout: sessionTimeout)
+        looks = Array(repeating: [:], count: nodes)
         disks = Array(repeating: ShadowDisk(), count: nodes)
         votes = Array(repeating: [:], count: nodes)
     }
@@ -241,6 +251,7 @@ package final class Oracle: WorldObserver {
     package func applied(
         _ node: Int, _ entries: [Entry], _ results: [CommandResult], _ state: MemoryState
     ) throws(Violation) {
+        try checkResults(node, entries, results)
         try book.applied(node, entries, results, state)
     }
 
@@ -269,6 +280,14 @@ package final class Oracle: WorldObserver {
             throw breach(
                 "snapshots hold what is committed",
                 "n\(node + 1) installs a snapshot at \(meta.index) of term \(meta.term)")
+        }
+        let log = disks[node].written
+        let goesFurther = log.lastIndex > meta.index && log.term(at: meta.index) == meta.term
+        if meta.index < disks[node].committed || goesFurther {
+            throw breach(
+                "a snapshot takes nothing back",
+                "n\(node + 1) puts a snapshot at \(meta.index) in the place of a log up to "
+                    + "\(log.lastIndex), committed \(disks[node].committed)")
         }
         try compareState(node, at: meta.index, contentHash)
         restartLog(node, after: meta.index, term: meta.term)
@@ -319,6 +338,12 @@ package final class Oracle: WorldObserver {
                     "commit rule",
                     "n\(node.id) believes \(committed) committed, nobody committed more than "
                         + "\(committedIndex)")
+            }
+            let flying = shell.core.appendsInFlight
+            if flying > world.scenario.appendsInFlightMax {
+                throw breach(
+                    "queues keep their limits",
+                    "n\(node.id) has \(flying) appends on their way to one peer")
             }
         }
     }

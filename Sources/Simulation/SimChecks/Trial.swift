@@ -15,6 +15,7 @@ package struct Trial: Sendable {
     package var operations: Int
     package var statistics: World.Statistics
     package var leasesExpired = 0
+    package var eventsTold = 0
     /// How long after its deadline a lease ended, in cluster time.
     package var leaseLatenessMax = Duration.zero
 
@@ -23,7 +24,9 @@ package struct Trial: Sendable {
         _ scenario: Scenario, strictness: Oracle.Strictness = .rules,
         sink: ((String) -> Void)? = nil
     ) -> Trial {
-        let oracle = Oracle(nodes: scenario.nodes, strictness: strictness)
+        let oracle = Oracle(
+            nodes: scenario.nodes, strictness: strictness,
+            sessionTimeout: scenario.sessionTimeout)
         let world = World(scenario, observer: oracle, sink: sink)
         var violation: Violation?
         do throws(Violation) {
@@ -40,7 +43,8 @@ package struct Trial: Sendable {
         return Trial(
             seed: scenario.seed, violation: violation, hash: world.traceHash, steps: world.step,
             operations: world.history.count, statistics: world.statistics,
-            leasesExpired: oracle.book.expired, leaseLatenessMax: oracle.book.latenessMax)
+            leasesExpired: oracle.book.expired, eventsTold: oracle.eventsTold,
+            leaseLatenessMax: oracle.book.latenessMax)
     }
 
     /// Runs twice; a second run that differs is a violation of its own.

@@ -4,6 +4,7 @@ import AspenMachine
 import KVCore
 import RaftCore
 import SimKit
+import WatchCore
 
 /// What one seed lives through: sizes, times, and which kinds of trouble at which rates. Drawn like a
 /// swarm (Groce and others, 2012): each run leaves most kinds out, so that those it has are not
@@ -22,6 +23,10 @@ package struct Scenario: Sendable {
         case cutAllPower
         /// Some directions between nodes pass nothing for a while.
         case partition
+        /// The same, but it comes and goes.
+        case flap
+        /// What goes to some node, or from it, takes far longer for a while.
+        case clog
         /// One connection is reset.
         case reset
         /// One raft daemon stands still for a while, its clock doesn't.
@@ -32,11 +37,13 @@ package struct Scenario: Sendable {
         case failSync
         /// One disk takes no more bytes for a while.
         case fullDisk
+        /// A bit of one log flips while no process runs.
+        case rot
         /// One disk is lost for good; an administrator replaces the replica.
         case wipe
 
         /// After these a log may have to be repaired from those of all other voters.
-        static let damaging: Set<Trouble> = [.cutPower, .cutAllPower, .failSync]
+        static let damaging: Set<Trouble> = [.cutPower, .cutAllPower, .failSync, .rot]
     }
 
     package struct Rate: Sendable {
@@ -97,6 +104,12 @@ package struct Scenario: Sendable {
     /// In a hundred things that a client does: those with leases.
     package var leasePercent = 0
     package var compaction = CompactionPolicy()
+    /// In a hundred other things that a client does: transactions of several keys, and reads of
+    /// several keys or ranges.
+    package var transactionPercent = 0
+    package var sessionTimeout = Duration.seconds(60)
+    package var watchers = 0
+    package var watches = WatchConfiguration()
 
     package var rates: [Rate] = []
     package var downtimeMax = Duration.seconds(1)
@@ -126,6 +139,7 @@ extension Scenario {
         var work = source.split()
         var trouble = source.split()
         var keeping = source.split()
+        var following = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -136,6 +150,7 @@ extension Scenario {
         drawWork(&work)
         drawTrouble(&trouble)
         drawKeeping(&keeping)
+        drawFollowing(&following)
         if let founders { self.founders = founders }
         if let steps { self.steps = steps }
     }
@@ -212,6 +227,25 @@ extension Scenario {
         compaction.revisionsKeptMin = UInt64(random.uniform(1..<10))
         if random.chance(1, in: 3) {
             compaction.historyBytesMax = UInt64(random.uniform(1000..<20_000))
+        }
+    }
+
+    private mutating func drawFollowing(_ random: inout RandomSource) {
+        transactionPercent = random.uniform(10..<45)
+        watchers = random.chance(1, in: 5) ? 0 : random.uniform(1..<5)
+        if random.chance(1, in: 2) {
+            sessionTimeout = .milliseconds(random.uniform(800..<4000))
+        }
+        watches.ringBytesMax = random.chance(1, in: 2) ? random.uniform(300..<4000) : 100_000
+        watches.pageChangesMax = random.uniform(1..<12)
+        watches.pageBytesMax = random.uniform(100..<4000)
+        watches.updateBytesMax = random.uniform(100..<2000)
+        watches.dispatchInterval = .milliseconds(random.uniform(0..<10))
+        watches.progressInterval = heartbeatInterval * 4
+        watches.leaderlessMax = electionTimeoutMax * 3
+        for bug in WatchPlantedBug.allCases
+        where planted.contains(where: { $0.rawValue == bug.rawValue }) {
+            watches.plantedBug = bug
         }
     }
 

@@ -9,14 +9,17 @@ final class SimClient {
     enum Purpose {
         case openSession
         case operation(ClientOperation)
-        case lease(Command)
+        /// Judged by what the committed entries say: leases, transactions, sessions.
+        case command(Command)
+        /// Judged by what its revision holds.
+        case look
     }
 
     struct Pending {
         var purpose: Purpose
         var payload: [UInt8]
-        var key: [UInt8]
-        var isRead: Bool
+        var read = SimRead.nothing
+        var isRead = false
         var attempts = 0
         /// Every attempt so far was refused before it could have had any effect.
         var isUntouched = true
@@ -29,6 +32,8 @@ final class SimClient {
     var requestNumber: UInt64 = 0
     var leases: [LeaseID] = []
     var pending: Pending?
+    /// The rest of the range that it reads.
+    var next: SimRead?
     /// Names the attempt in flight; answers to others are too late.
     var attempt: UInt64 = 0
     var node = 0
@@ -42,6 +47,9 @@ final class SimClient {
         case put(node: Int)
         case get(node: Int, key: Int)
     }
+
+    /// Entries seen in transactions and reads, by key: what the next transaction compares with.
+    var seen: [[UInt8]: KeyValue] = [:]
 
     /// The value last seen of each key: what a swap expects.
     var lastSeen: [UInt64?]

@@ -28,6 +28,13 @@ enum SimEvent {
     case snapshotTimeout(node: Int, life: UInt64, transfer: UInt64)
     /// A lease may be due.
     case keepHouse(node: Int, life: UInt64)
+    /// A session may be due.
+    case lookForSessions(node: Int, life: UInt64)
+    /// An answer of the state to the watches.
+    case watchAnswers(node: Int, life: UInt64)
+    case watchDispatch(node: Int, life: UInt64)
+    case watchWritable(node: Int, life: UInt64, watcher: Int, session: UInt64)
+    case watchOpens(node: Int, watcher: Int, session: UInt64)
     case request(ClientRequest)
     case startRaft(node: Int)
     // Net daemons.
@@ -47,9 +54,16 @@ enum SimEvent {
     case act(client: Int)
     case answer(client: Int, attempt: UInt64, ClientAnswer)
     case requestTimeout(client: Int, attempt: UInt64)
+    case watchHears(watcher: Int, session: UInt64, SimWatcher.Message)
+    case watchLeaves(watcher: Int, session: UInt64)
+    /// Its connection is closed.
+    case watchLost(watcher: Int, session: UInt64)
+    case watchTick(node: Int)
     // Fate.
     case trouble(Int)
     case heal(blocks: [(from: Int, to: Int)])
+    case block(blocks: [(from: Int, to: Int)])
+    case unclog(from: Int, to: Int)
     case loosePower(node: Int)
     case quickDisk(node: Int)
     case spaciousDisk(node: Int)
@@ -63,7 +77,7 @@ enum SimEvent {
 struct ClientRequest {
     enum Body {
         case propose([UInt8])
-        case read(key: [UInt8])
+        case read(SimRead)
     }
 
     var client: Int
@@ -74,7 +88,9 @@ struct ClientRequest {
 
 enum ClientAnswer {
     case result(CommandResult)
-    case value(KeyValue?)
+    case read(SimReadAnswer)
+    /// The revision that was to be read is gone.
+    case compacted
     /// Not carried out, and never will be.
     case unavailable
     /// The connection broke after the request was sent.
@@ -123,6 +139,17 @@ extension SimEvent {
         case .replace: (35, 0)
         case .replicaLearned(let node, _, let peer): (36, node << 8 | peer)
         case .keepHouse(let node, _): (37, node)
+        case .watchAnswers(let node, _): (38, node)
+        case .watchDispatch(let node, _): (39, node)
+        case .watchWritable(let node, _, let watcher, _): (40, node << 8 | watcher)
+        case .watchOpens(let node, let watcher, _): (41, node << 8 | watcher)
+        case .watchHears(let watcher, _, _): (42, watcher)
+        case .watchLeaves(let watcher, _): (43, watcher)
+        case .watchTick(let node): (44, node)
+        case .lookForSessions(let node, _): (45, node)
+        case .block(let blocks): (46, blocks.count)
+        case .unclog(let from, let to): (47, from << 8 | to)
+        case .watchLost(let watcher, _): (48, watcher)
         }
     }
 
@@ -134,9 +161,13 @@ extension SimEvent {
             .connectNet(let node, let life), .netLost(let node, let life, _),
             .fromNet(let node, let life, _, _, _, _), .streamGone(let node, let life, _, _),
             .dialLane(let node, let life, _, _), .graceOver(let node, let life, _, _),
-            .replicaLearned(let node, let life, _), .keepHouse(let node, let life):
+            .replicaLearned(let node, let life, _), .keepHouse(let node, let life),
+            .lookForSessions(let node, let life), .watchAnswers(let node, let life),
+            .watchDispatch(let node, let life),
+            .watchWritable(let node, let life, _, _):
             (node, life)
         case .request(let request): (request.node, nil)
+        case .watchOpens(let node, _, _): (node, nil)
         default: nil
         }
     }

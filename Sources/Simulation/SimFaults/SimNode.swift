@@ -83,6 +83,7 @@ package final class RaftShell {
     /// Version and compaction are proposed again only when something was applied since.
     var versionProposedAt: LogIndex?
     var compactionProposedAt: LogIndex?
+    var isSessionLookArranged = false
     var isLeaseLookArranged = false
 
     // Clients.
@@ -90,6 +91,8 @@ package final class RaftShell {
     var proposals: [UInt64: ClientRequest] = [:]
     var reads: [UInt64: ClientRequest] = [:]
     var waitingReads: [WaitingRead] = []
+    /// Nil until somebody watches here.
+    var watching: SimWatchShell?
 
     // Net.
     /// The net that it is connected with, by its life.

@@ -21,10 +21,10 @@ extension World {
             begin(
                 client,
                 .init(
-                    purpose: .openSession, payload: CommandCodec.encode(.openSession), key: [],
-                    isRead: false))
+                    purpose: .openSession, payload: CommandCodec.encode(.openSession)))
             return
         }
+        if lookOn(client) { return }
         if part == .healing {
             guard let errand = client.errands.first else {
                 client.isDone = true
@@ -46,8 +46,10 @@ extension World {
             return begin(
                 client,
                 .init(
-                    purpose: .lease(command), payload: CommandCodec.encode(command), key: [],
-                    isRead: false))
+                    purpose: .command(command), payload: CommandCodec.encode(command)))
+        }
+        if part == .trouble, kvRandom.uniform(0..<100) < scenario.transactionPercent {
+            return kvRandom.chance(2, in: 5) ? look(client) : transact(client)
         }
         let (key, call) = drawCall(client)
         begin(client, call: call, key: key)
@@ -65,7 +67,9 @@ extension World {
         return (key, dice < scenario.deletePercent ? .delete : .put(takeValue()))
     }
 
-    private func takeValue() -> UInt64 {
+    private func takeValue() -> UInt64 { takeNumber() }
+
+    func takeNumber() -> UInt64 {
         defer { nextValue += 1 }
         return nextValue
     }
@@ -91,8 +95,8 @@ extension World {
         begin(
             client,
             .init(
-                purpose: .operation(operation), payload: payload, key: bytes, isRead: call == .get,
-                isErrand: isErrand))
+                purpose: .operation(operation), payload: payload, read: SimRead(.keys([bytes])),
+                isRead: call == .get, isErrand: isErrand))
     }
 
     private func transaction(_ call: ClientOperation.Call, key: [UInt8]) -> Transaction {
@@ -111,7 +115,7 @@ extension World {
         }
     }
 
-    private func begin(_ client: SimClient, _ pending: SimClient.Pending) {
+    func begin(_ client: SimClient, _ pending: SimClient.Pending) {
         client.pending = pending
         attempt(client)
     }
@@ -122,7 +126,7 @@ extension World {
         client.pending = pending
         client.attempt += 1
         let body: ClientRequest.Body =
-            pending.isRead ? .read(key: pending.key) : .propose(pending.payload)
+            pending.isRead ? .read(pending.read) : .propose(pending.payload)
         let request = ClientRequest(
             client: client.index, attempt: client.attempt, node: client.node, body: body)
         schedule(
@@ -167,7 +171,7 @@ extension World {
         case .lost:
             client.pending?.isUntouched = false
             tryAgain(client)
-        case .value(let found): finish(client, pending, .value(found))
+        case .read, .compacted: finish(client, pending, answer)
         case .result(let result): finish(client, pending, .result(result))
         }
     }
@@ -232,7 +236,8 @@ extension World {
                 client.session = session
                 client.requestNumber = 0
             }
-        case .lease(let command): learn(client, command, answer)
+        case .command(let command): learn(client, command, answer)
+        case .look: learn(client, pending.read, answer)
         case .operation(var operation):
             switch Self.understand(operation.call, answer) {
             case .answer(let understood, let revision):
@@ -273,7 +278,8 @@ extension World {
         _ call: ClientOperation.Call, _ answer: ClientAnswer
     ) -> Understanding {
         switch (call, answer) {
-        case (.get, .value(let found)):
+        case (.get, .read(let page)):
+            let found = page.entries.first ?? nil
             let value = found.flatMap { SimValue.decode($0.value) }
             return .answer(.value(value, version: found?.version ?? 0), revision: nil)
         case (_, .result(.failed(code: .sessionExpired, message: _))): return .sessionExpired

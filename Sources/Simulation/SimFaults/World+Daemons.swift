@@ -26,7 +26,8 @@ extension World {
             return try cannotStart(node, error)
         }
         try observer.recovered(node.index, log.recovery, entries: entries)
-        var state = node.checkpoint.copy()
+        var state = node.checkpoint.reopened()
+        try observer.opened(node.index, state)
         let isStateAhead = state.appliedIndex > log.lastIndex
         let isStateBehind = state.appliedIndex < log.firstIndex.previous
         let recovery: RaftRecovery
@@ -109,6 +110,7 @@ extension World {
         node.shell = nil
         node.disk.endProcess()
         observer.ended(node.index)
+        endWatches(of: shell)
         if let net = shell.net {
             schedule(
                 .raftLost(node: node.index, net: net, life: shell.life), after: .microseconds(50))

@@ -41,6 +41,8 @@ extension World {
                 schedule(.loosePower(node: node.index), after: fate.uniform(.zero, spread))
             }
         case .partition: partition(around: victim.index, for: duration)
+        case .flap: flap(around: victim.index, for: duration)
+        case .clog: clog(around: victim.index, for: duration)
         case .reset:
             let other = fate.uniform(0..<nodes.count)
             if other != victim.index {
@@ -58,6 +60,7 @@ extension World {
             victim.disk.failure = .full
             schedule(.spaciousDisk(node: victim.index), after: duration)
         case .wipe: wipe(victim)
+        case .rot: rot(victim)
         }
     }
 
@@ -68,6 +71,38 @@ extension World {
     }
 
     private func partition(around victim: Int, for duration: Duration) {
+        let blocked = drawBlockade(around: victim)
+        note("blocked \(blocked.map { "n\($0.from + 1)>n\($0.to + 1)" }.joined(separator: " "))")
+        block(blocked)
+        schedule(.heal(blocks: blocked), after: duration)
+    }
+
+    /// The last of it ends when a partition would have ended.
+    private func flap(around victim: Int, for duration: Duration) {
+        let blocked = drawBlockade(around: victim)
+        let times = fate.uniform(2..<9)
+        note("flaps \(times) times")
+        for turn in 0..<times {
+            let began = duration / times * turn
+            schedule(.block(blocks: blocked), after: began)
+            schedule(
+                .heal(blocks: blocked),
+                after: began + fate.uniform(.milliseconds(1), duration / times))
+        }
+    }
+
+    private func clog(around victim: Int, for duration: Duration) {
+        let delay = fate.uniform(.milliseconds(5), scenario.heartbeatInterval * 2)
+        let isInbound = fate.chance(1, in: 2)
+        note("clogged \(isInbound ? "to" : "from") n\(victim + 1): \(delay)")
+        for peer in nodes.indices where peer != victim {
+            let (from, to) = isInbound ? (peer, victim) : (victim, peer)
+            network.clog(from: from, to: to, by: delay)
+            schedule(.unclog(from: from, to: to), after: duration)
+        }
+    }
+
+    private func drawBlockade(around victim: Int) -> [(from: Int, to: Int)] {
         var blocked: [(from: Int, to: Int)] = []
         switch fate.uniform(0..<5) {
         case 0:
@@ -87,8 +122,6 @@ extension World {
             let peer = fate.uniform(0..<nodes.count)
             if peer != victim { blocked.append((victim, peer)) }
         }
-        note("blocked \(blocked.map { "n\($0.from + 1)>n\($0.to + 1)" }.joined(separator: " "))")
-        block(blocked)
-        schedule(.heal(blocks: blocked), after: duration)
+        return blocked
     }
 }

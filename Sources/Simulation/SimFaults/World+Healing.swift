@@ -34,6 +34,7 @@ extension World {
             blockades[slot] = 0
             network.unblock(from: slot / nodes.count, to: slot % nodes.count, now: now)
         }
+        network.unclog()
         network.conditions.lossPerMille = 0
         network.conditions.duplicatePerMille = 0
         sendDepartures()
@@ -49,6 +50,7 @@ extension World {
         let members = membership.members.compactMap { position($0.node) }
         guard members.allSatisfy({ nodes[$0].shell != nil }) else { return }
         finalMembers = members
+        gatherWatchers()
         note("errands through \(members.map { "n\($0 + 1)" }.joined(separator: " "))")
         for client in clients {
             func someone() -> Int { members[workRandom.uniform(0..<members.count)] }
@@ -64,6 +66,7 @@ extension World {
         let shells = members.compactMap { nodes[$0].shell }
         guard shells.count == members.count, let first = shells.first else { return false }
         return shells.allSatisfy { $0.state.appliedIndex == first.state.appliedIndex }
+            && watchers.allSatisfy { observer.isFullyTold($0.index) }
     }
 
     /// The members of the membership in which the run ends.
@@ -103,6 +106,9 @@ extension World {
                 + "\(shell.core.commitIndex) applied \(shell.state.appliedIndex)"
         }
         let waiting = clients.filter { !$0.isDone }.map(\.index)
-        return places.joined(separator: "; ") + "; clients waiting \(waiting)"
+        let late = watchers.filter { !observer.isFullyTold($0.index) }.map { watcher in
+            "w\(watcher.index) at n\(nodes[watcher.node].id) told \(watcher.told ?? .zero)"
+        }
+        return places.joined(separator: "; ") + "; clients waiting \(waiting), watchers \(late)"
     }
 }

@@ -16,6 +16,7 @@ extension World {
         where scenario.planted.contains(where: { $0.rawValue == bug.rawValue }) {
             state.plantedBug = bug
         }
+        state.sessionTimeout = scenario.sessionTimeout
         return state
     }
 
@@ -37,6 +38,7 @@ extension World {
             try propose(.compact(revision), shell)
         }
         arrangeLeaseLook(shell, atLeast: .zero)
+        arrangeSessionLook(shell)
     }
 
     private func propose(_ command: Command, _ shell: RaftShell) throws(Violation) {
@@ -68,21 +70,43 @@ extension World {
         arrangeLeaseLook(shell, atLeast: .milliseconds(250))
     }
 
+    private func arrangeSessionLook(_ shell: RaftShell) {
+        guard !shell.isSessionLookArranged, shell.state.nextSessionExpiry() != nil else { return }
+        shell.isSessionLookArranged = true
+        schedule(
+            .lookForSessions(node: shell.node.index, life: shell.life),
+            after: scenario.sessionTimeout / 4)
+    }
+
+    func lookForSessions(_ shell: RaftShell) throws(Violation) {
+        shell.isSessionLookArranged = false
+        guard shell.standing.role == .leader, let due = shell.state.nextSessionExpiry() else {
+            return
+        }
+        if due <= shell.core.clusterTime(now: shell.node.clock.reading(at: now)) {
+            try propose(.expireSessions, shell)
+        }
+        arrangeSessionLook(shell)
+    }
+
     // MARK: - Clients
+
+    /// The next number of its session; nil without one.
+    func nextRequest(_ client: SimClient) -> SessionRequest? {
+        client.session.map { session in
+            client.requestNumber += 1
+            return SessionRequest(
+                session: session, number: client.requestNumber,
+                acknowledgedBelow: client.requestNumber)
+        }
+    }
 
     /// Nil if there is nothing to do with leases just now.
     func drawLeaseCommand(_ client: SimClient) -> Command? {
         guard part == .trouble, leaseRandom.uniform(0..<100) < scenario.leasePercent else {
             return nil
         }
-        func request() -> SessionRequest? {
-            client.session.map { session in
-                client.requestNumber += 1
-                return SessionRequest(
-                    session: session, number: client.requestNumber,
-                    acknowledgedBelow: client.requestNumber)
-            }
-        }
+        func request() -> SessionRequest? { nextRequest(client) }
         let dice = leaseRandom.uniform(0..<10)
         guard let lease = client.leases.randomElement(&leaseRandom), dice > 2 else {
             let ttl = leaseRandom.uniform(1000..<3000 as Range<UInt64>)
@@ -114,6 +138,9 @@ extension World {
             client.leases.removeAll { $0 == lease }
         case (_, .failed(.sessionExpired, _)): client.session = nil
         default: break
+        }
+        if case .result(.transaction(_, _, let results)) = answer {
+            for case .got(let entry?) in results { client.seen[entry.key] = entry }
         }
         // Whoever keeps all of them alive would see none end.
         if client.leases.count > 4 { client.leases.removeFirst() }

@@ -27,6 +27,7 @@ extension World {
                 .act(client: client.index),
                 after: workRandom.uniform(.milliseconds(1), scenario.thinkTimeMax))
         }
+        beginWatching()
         schedule(.operate, after: .milliseconds(20))
         schedule(.endOfPatience(.founding), after: patience)
     }

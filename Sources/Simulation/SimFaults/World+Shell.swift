@@ -7,6 +7,7 @@ import KVCore
 import RaftCore
 import RaftStorage
 import SimKit
+import WatchCore
 
 /// How a raft daemon carries out what its core wants: the same orders as in production, in virtual
 /// time.
@@ -56,7 +57,7 @@ extension World {
         case .readReady(let id, let readIndex):
             try observer.readReady(index, number: id.number, index: readIndex)
             shell.waitingReads.append(.init(index: readIndex, number: id.number))
-            answerReads(shell)
+            try answerReads(shell)
         case .readFailed(let id):
             if let request = shell.reads.removeValue(forKey: id.number) {
                 answer(request, .unavailable)
@@ -271,6 +272,7 @@ extension World {
         shell.isApplyScheduled = false
         let batch: [Entry]
         let results: [CommandResult]
+        shell.watching?.deliver()
         do throws(StorageError) {
             batch = try nextBatch(shell)
             if batch.isEmpty { return scheduleApply(shell) }
@@ -293,7 +295,10 @@ extension World {
             try observer.answered(shell.node.index, entry)
             answer(request, .result(result))
         }
-        answerReads(shell)
+        try answerReads(shell)
+        shell.watching?.feed.applied(
+            shell.state.takeRecording(), upTo: shell.state.revision,
+            now: shell.node.clock.reading(at: now))
         try feed(shell, .applied(shell.state.appliedIndex))
         try checkpointIfDue(shell)
         scheduleApply(shell)
@@ -331,16 +336,23 @@ extension World {
         }
     }
 
-    func answerReads(_ shell: RaftShell) {
+    func answerReads(_ shell: RaftShell) throws(Violation) {
         let applied = shell.state.appliedIndex
         guard shell.waitingReads.contains(where: { $0.index <= applied }) else { return }
         let ready = shell.waitingReads.filter { $0.index <= applied }
         shell.waitingReads.removeAll { $0.index <= applied }
         for read in ready {
             guard let request = shell.reads.removeValue(forKey: read.number),
-                case .read(let key) = request.body
+                case .read(let look) = request.body
             else { continue }
-            answer(request, .value(shell.state.get(key, at: nil)))
+            let index = shell.node.index
+            if let found = look.answer(from: shell.state) {
+                try observer.looked(index, number: read.number, look, found)
+                answer(request, .read(found))
+            } else {
+                try observer.lookCompacted(index, number: read.number, look.at ?? .zero)
+                answer(request, .compacted)
+            }
         }
     }
 

@@ -4,6 +4,7 @@ import AspenMachine
 import AspenTypes
 import RaftCore
 import RaftStorage
+import WatchCore
 
 /// Snapshots are streamed by the shell, chunk by chunk, each asked for by the answer to the last.
 extension World {
@@ -107,11 +108,12 @@ extension World {
     private func install(
         _ intake: SnapshotIntakeInProgress, _ shell: RaftShell
     ) throws(Violation) -> Bool {
+        shell.watching?.deliver()
         // What is on its way to the log goes first: the order of writes is the order of tickets.
         try flush(shell)
-        guard shell.node.shell === shell, intake.meta.index > shell.state.appliedIndex,
-            shell.core.takesSnapshot(intake.meta)
-        else { return false }
+        guard shell.node.shell === shell, shell.core.takesSnapshot(intake.meta) else {
+            return false
+        }
         do throws(StorageError) {
             let writer = shell.state.receiveSnapshot(intake.meta)
             try writer.append(intake.bytes)
@@ -128,7 +130,8 @@ extension World {
         note("n\(shell.node.id) installed a snapshot at \(intake.meta.index)")
         try observer.installed(
             shell.node.index, intake.meta, contentHash: shell.state.contentHash())
-        answerReads(shell)
+        shell.watching?.feed.skipped()
+        try answerReads(shell)
         try feed(shell, .snapshotInstalled(intake.meta))
         return true
     }

@@ -30,6 +30,23 @@ extension World {
         planReplacement()
     }
 
+    /// Does nothing where this log could be the only one that has what it loses.
+    func rot(_ node: SimNode) {
+        guard replacement == nil, canSpare(node) != nil,
+            let names = try? node.disk.list().filter({ $0.hasPrefix("log-") }), !names.isEmpty
+        else { return }
+        let name = names[fate.uniform(0..<names.count)]
+        let used = node.disk.usedBytes(of: name)
+        // Without any header a replica is lost, which is another kind of trouble.
+        guard used > Self.segmentHeaderBytes else { return }
+        let offset = fate.uniform(Self.segmentHeaderBytes..<used)
+        killRaft(node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
+        note("n\(node.id) a bit of \(name) flips at \(offset)")
+        _ = node.disk.flipBit(name, at: offset, bit: UInt8(fate.uniform(0..<8)))
+    }
+
+    private static let segmentHeaderBytes = 4096
+
     /// One voter of three or more, while everyone runs under the same settled membership: then no
     /// newer one is on its way anywhere, and a majority of the voters' data stays intact.
     ///

@@ -6,6 +6,7 @@ import KVCore
 import RaftCore
 import RaftStorage
 import SimKit
+import WatchCore
 
 /// A cluster, its clients and its bad luck, in virtual time. Everything that happens is an event on
 /// one heap; one seed gives one run, byte for byte.
@@ -36,6 +37,7 @@ package final class World {
     var blockades: [Int]
     var blockadeNumber: UInt64 = 0
     var clients: [SimClient] = []
+    var watchers: [SimWatcher] = []
     var nextValue: UInt64 = 1
     var effects: [RaftEffect] = []
     /// The disk that is lost and not yet replaced.
@@ -59,6 +61,8 @@ package final class World {
     var netRandom: RandomSource
     var bootRandom: RandomSource
     var leaseRandom: RandomSource
+    var watchRandom: RandomSource
+    var kvRandom: RandomSource
 
     package struct Statistics: Equatable, Sendable {
         package var messages = 0
@@ -73,6 +77,8 @@ package final class World {
         package var wipes = 0
         package var leases = 0
         package var compactions = 0
+        package var watchEvents = 0
+        package var watchesCompacted = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
         package var takeovers: [Duration] = []
         /// The longest time in trouble without any new commit.
@@ -98,6 +104,8 @@ package final class World {
         bootRandom = source.split()
         var hardware = source.split()
         leaseRandom = source.split()
+        watchRandom = source.split()
+        kvRandom = source.split()
         for index in 0..<scenario.nodes {
             let drift = scenario.clockDriftPPMMax
             let clock = SimClock(
@@ -112,6 +120,7 @@ package final class World {
                 hasSession: hardware.uniform(0..<100) >= scenario.sessionlessPercent)
         }
         for node in nodes { node.checkpoint = emptyState() }
+        watchers = makeWatchers()
     }
 
     /// Runs to the end, or to the first broken promise.
@@ -157,7 +166,12 @@ package final class World {
     private func handle(_ event: SimEvent) throws(Violation) {
         if let daemon = event.daemon {
             guard let shell = nodes[daemon.node].shell else {
-                if case .request(let request) = event { refuse(request) }
+                switch event {
+                case .request(let request): refuse(request)
+                case .watchOpens(_, let watcher, let session):
+                    watchRefused(watchers[watcher], session)
+                default: break
+                }
                 return
             }
             if let life = daemon.life, life != shell.life { return }
@@ -186,8 +200,15 @@ package final class World {
             answered(clients[client], attempt, answer)
         case .requestTimeout(let client, let attempt):
             timedOut(clients[client], attempt)
+        case .watchHears(let watcher, let session, let message):
+            try hear(watchers[watcher], session, message)
+        case .watchLeaves(let watcher, let session): leave(watchers[watcher], session)
+        case .watchLost(let watcher, let session): watchRefused(watchers[watcher], session)
+        case .watchTick(let node): watchTick(nodes[node])
         case .trouble(let number): try strike(number)
         case .heal(let blocks): unblock(blocks)
+        case .block(let blocks): if part == .trouble { block(blocks) }
+        case .unclog(let from, let to): network.clog(from: from, to: to, by: .zero)
         case .loosePower(let node): try losePower(nodes[node])
         case .quickDisk(let node): nodes[node].isDiskSlow = false
         case .spaciousDisk(let node): nodes[node].disk.failure = nil
@@ -215,6 +236,13 @@ package final class World {
         case .replicaLearned(_, _, let peer): try changed(shell, peer)
         case .snapshotTimeout(_, _, let transfer): try snapshotTimeout(shell, transfer)
         case .keepHouse: try lookForLeases(shell)
+        case .lookForSessions: try lookForSessions(shell)
+        case .watchAnswers: shell.watching?.deliver()
+        case .watchDispatch:
+            shell.watching?.feed.dispatchDue(now: shell.node.clock.reading(at: now))
+        case .watchWritable(_, _, let watcher, let session):
+            watchWritable(watchers[watcher], session, shell)
+        case .watchOpens(_, let watcher, let session): open(watchers[watcher], session, shell)
         case .request(let request): try take(request, shell)
         default: preconditionFailure("not an event for a raft daemon")
         }

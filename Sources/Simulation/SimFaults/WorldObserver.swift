@@ -4,6 +4,7 @@ import AspenTypes
 import KVCore
 import RaftCore
 import RaftStorage
+import WatchCore
 
 /// A promise that was not kept.
 package struct Violation: Error, Equatable, Sendable, CustomStringConvertible {
@@ -29,6 +30,8 @@ package protocol WorldObserver: AnyObject {
     /// A raft daemon has read its disk.
     /// - Parameter entries: everything in its log.
     func recovered(_ node: Int, _ recovery: RaftRecovery, entries: [Entry]) throws(Violation)
+    /// The state as a raft daemon finds it when it starts.
+    func opened(_ node: Int, _ state: MemoryState) throws(Violation)
     /// The process has ended: what was written and not synced may be there or not.
     func ended(_ node: Int)
     /// The disk of `node`, which was this replica, is gone.
@@ -56,6 +59,19 @@ package protocol WorldObserver: AnyObject {
     /// A client's linearizable read has come to a node, and later may be answered from `index`.
     func readBegan(_ node: Int, number: UInt64)
     func readReady(_ node: Int, number: UInt64, index: LogIndex) throws(Violation)
+    /// The answer to that read, or that its revision is compacted away.
+    func looked(
+        _ node: Int, number: UInt64, _ read: SimRead, _ answer: SimReadAnswer
+    ) throws(Violation)
+    func lookCompacted(_ node: Int, number: UInt64, _ at: Revision) throws(Violation)
+    /// - Parameter start: the first revision that it wants to hear of; nil: whatever comes.
+    func watchOpened(_ watcher: Int, _ shape: WatchShape, from start: Revision?)
+    /// A message has arrived at a watcher; the first one says where it begins.
+    func watchTold(
+        _ watcher: Int, _ events: [ChangeEvent], upTo revision: Revision
+    ) throws(Violation)
+    func watchEnded(_ watcher: Int, _ end: WatchEnd) throws(Violation)
+    func isFullyTold(_ watcher: Int) -> Bool
     func sent(_ node: Int, _ message: Message) throws(Violation)
     func regressed(_ node: Int, peer: NodeID, acknowledged: LogIndex, found: LogIndex)
         throws(Violation)

@@ -128,6 +128,11 @@ package final class SimDisk: Disk, @unchecked Sendable {
         for name in names.keys.sorted() { names[name]?.losePower(loss, random: &random) }
     }
 
+    /// Where the last byte that is not zero stands, and one more.
+    package func usedBytes(of name: String) -> Int {
+        (names[name]?.stable.lastIndex { $0 != 0 } ?? -1) + 1
+    }
+
     /// Flips one bit of what is on the medium (and in the cache).
     /// - Returns: false if that file has no such byte.
     package func flipBit(_ name: String, at offset: Int, bit: UInt8) -> Bool {

@@ -66,6 +66,8 @@ package struct SimNetwork {
     private var isBlocked: [Bool]
     /// What arrived at a blocked direction, in order: QUIC sends it again.
     private var stalled: [[Segment]]
+    /// How much longer each direction takes.
+    private var clogs: [Duration]
     private var random: RandomSource
 
     package init(nodes: Int, lanes: Int, conditions: Conditions, random: RandomSource) {
@@ -76,6 +78,7 @@ package struct SimNetwork {
         streams = Array(repeating: Stream(), count: nodes * nodes * lanes)
         isBlocked = Array(repeating: false, count: nodes * nodes)
         stalled = Array(repeating: [], count: nodes * nodes)
+        clogs = Array(repeating: .zero, count: nodes * nodes)
     }
 
     // MARK: - Streams
@@ -168,6 +171,12 @@ package struct SimNetwork {
         for segment in waiting { depart(segment, now: now) }
     }
 
+    package mutating func clog(from: Int, to: Int, by delay: Duration) {
+        clogs[from * nodes + to] = delay
+    }
+
+    package mutating func unclog() { for slot in clogs.indices { clogs[slot] = .zero } }
+
     // MARK: - Delays
 
     private func slot(_ from: Int, _ to: Int, _ lane: Int) -> Int {
@@ -184,7 +193,8 @@ package struct SimNetwork {
 
     private mutating func depart(_ segment: Segment, now: MonotonicInstant) {
         let slot = slot(segment.from, segment.to, segment.lane)
-        let earliest = max(now + delay(), streams[slot].clear)
+        let late = delay() + clogs[segment.from * nodes + segment.to]
+        let earliest = max(now + late, streams[slot].clear)
         let cost = UInt64(segment.bytes.count) * conditions.nanosecondsPerByte
         let at = MonotonicInstant(nanoseconds: earliest.nanoseconds + cost)
         streams[slot].clear = at

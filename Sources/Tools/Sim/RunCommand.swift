@@ -30,7 +30,11 @@ struct RunCommand: ParsableCommand {
         Output.line(Self.describe(trial))
         if let violation = trial.violation {
             Output.line("FAILED \(violation)")
-            if !trace { Output.line("See what led to it: the same command with --trace.") }
+            if !trace {
+                let summary = FailureSummary(scenario, strictness: options.strictness)
+                for line in summary.lines { Output.line(line) }
+                Output.line("See all that led to it: the same command with --trace.")
+            }
         } else {
             Output.line("passed: every promise was kept")
         }
@@ -61,6 +65,7 @@ struct RunCommand: ParsableCommand {
             + "(\(statistics.unknown) unknown), \(statistics.elections) elections, "
             + "\(statistics.troubles) troubles, \(statistics.recoveries) starts "
             + "(\(statistics.untrustedTails) untrusted), \(statistics.snapshots) snapshots, "
-            + "\(statistics.memberships) memberships"
+            + "\(statistics.memberships) memberships, \(statistics.watchEvents) changes watched "
+            + "(\(statistics.watchesCompacted) watches compacted)"
     }
 }

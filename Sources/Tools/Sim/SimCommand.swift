@@ -19,7 +19,9 @@ package struct SimCommand: ParsableCommand {
             after all trouble had ended); 12 the program itself trapped on a broken invariant.
             """,
         version: "aspen-sim \(ProgramVersion.text)",
-        subcommands: [RunCommand.self, SweepCommand.self])
+        subcommands: [
+            RunCommand.self, SweepCommand.self, ReplayCommand.self, ShrinkCommand.self,
+        ])
 
     package init() {}
 
@@ -66,6 +68,9 @@ struct ScenarioOptions: ParsableArguments {
     @Option(help: "How many events the part with trouble lasts (default: drawn from the seed).")
     var steps: Int?
 
+    @Option(help: ArgumentHelp("Leave this kind of trouble out.", valueName: "trouble"))
+    var without: [String] = []
+
     @Flag(
         help: """
             Judge only by what an outsider can see (committed entries, states, clients' answers), \
@@ -85,9 +90,19 @@ struct ScenarioOptions: ParsableArguments {
             throw ValidationError("--nodes: 1 to 7 nodes can found a simulated cluster")
         }
         if let steps, steps < 1 { throw ValidationError("--steps: at least 1") }
+        for name in without where Scenario.Trouble(rawValue: name) == nil {
+            let known = Scenario.Trouble.allCases.map(\.rawValue).joined(separator: ", ")
+            throw ValidationError("--without \(name): one of \(known)")
+        }
     }
 
     func scenario(seed: UInt64) -> Scenario {
+        var scenario = drawn(seed: seed)
+        scenario.rates.removeAll { without.contains($0.trouble.rawValue) }
+        return scenario
+    }
+
+    private func drawn(seed: UInt64) -> Scenario {
         #if ASPEN_TEST_BUILD
             return Scenario(
                 seed: seed, founders: nodes, steps: steps,
@@ -104,6 +119,7 @@ struct ScenarioOptions: ParsableArguments {
         var arguments: [String] = []
         if let nodes { arguments += ["--nodes", String(nodes)] }
         if let steps { arguments += ["--steps", String(steps)] }
+        for name in without { arguments += ["--without", name] }
         if outcomesOnly { arguments.append("--outcomes-only") }
         #if ASPEN_TEST_BUILD
             if let planted { arguments += ["--planted", planted.bug.rawValue] }

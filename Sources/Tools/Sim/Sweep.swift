@@ -15,14 +15,15 @@ struct Sweep {
 
     let command: SweepCommand
 
-    private var end: UInt64 { command.from + command.count }
+    private var first: UInt64 { command.range?.first ?? 0 }
+    private var end: UInt64 { first + (command.range?.count ?? 0) }
     private var stride: UInt64 { UInt64(command.jobs) }
 
     func run(_ tally: inout Tally) throws {
         var workers: [Worker] = []
         defer { for worker in workers { stop(worker) } }
-        for job in 0..<stride where command.from + job < end {
-            workers.append(try start(from: command.from + job))
+        for job in 0..<stride where first + job < end {
+            workers.append(try start(from: first + job))
         }
         while !workers.isEmpty {
             var polls = workers.map { pollfd(fd: $0.output, events: Int16(POLLIN), revents: 0) }
@@ -92,14 +93,16 @@ struct Sweep {
     }
 
     private func take(_ line: String, from worker: inout Worker, _ tally: inout Tally) {
-        let parts = line.split(separator: " ", maxSplits: 3)
-        guard parts.count >= 3, let seed = UInt64(parts[0]), let code = Int32(parts[1]),
-            let outcome = Outcome(rawValue: code)
+        let parts = line.split(separator: " ", maxSplits: 5)
+        guard parts.count >= 5, let seed = UInt64(parts[0]), let code = Int32(parts[1]),
+            let outcome = Outcome(rawValue: code), let events = UInt64(parts[3]),
+            let milliseconds = UInt64(parts[4])
         else { return }
         worker.nextSeed = seed + stride
         tally.add(seed: seed, outcome, hash: String(parts[2]))
+        tally.add(events: events, milliseconds: milliseconds)
         if outcome != .passed {
-            Output.line("seed \(seed) FAILED \(parts.count > 3 ? String(parts[3]) : "")")
+            Output.line("seed \(seed) FAILED \(parts.count > 5 ? String(parts[5]) : "")")
         }
     }
 

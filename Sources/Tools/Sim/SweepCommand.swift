@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import ArgumentParser
+import AspenMachine
 import Glibc
 import SimChecks
 import SimFaults
@@ -19,7 +20,10 @@ struct SweepCommand: ParsableCommand {
     var from: UInt64 = 1
 
     @Option(help: "How many seeds.")
-    var count: UInt64
+    var count: UInt64?
+
+    @Option(help: ArgumentHelp("The first seed and the last: 1..1000.", valueName: "a..b"))
+    var seeds: String?
 
     @OptionGroup var options: ScenarioOptions
 
@@ -38,25 +42,40 @@ struct SweepCommand: ParsableCommand {
     func validate() throws {
         if jobs < 1 || jobs > 64 { throw ValidationError("--jobs: 1 to 64") }
         if let until, until < 1 { throw ValidationError("--until: at least 1") }
-        if from.addingReportingOverflow(count).overflow {
+        guard let range else {
+            throw ValidationError("say which seeds: --count N, or --seeds A..B")
+        }
+        if range.first.addingReportingOverflow(range.count).overflow {
             throw ValidationError("--from and --count go beyond the last seed")
         }
     }
 
+    /// Nil if the options do not say it, or twice.
+    var range: (first: UInt64, count: UInt64)? {
+        guard let seeds else { return count.map { (from, $0) } }
+        let ends = seeds.split(separator: ".", omittingEmptySubsequences: true)
+        guard count == nil, ends.count == 2, let first = UInt64(ends[0]),
+            let last = UInt64(ends[1]), first <= last, last - first < .max
+        else { return nil }
+        return (first, last - first + 1)
+    }
+
     func run() throws {
-        if let stride { return work(stride) }
+        guard let range else { return }
+        if let stride { return work(stride, range) }
         var tally = Tally()
         try Sweep(command: self).run(&tally)
         Output.line(tally.summary)
+        Output.line(tally.figures(cpuSeconds: Self.cpuSeconds()))
         Output.line(tally.hash.hex)
         if tally.worst != .passed { throw tally.worst.exitCode }
     }
 
     /// The worker's part: one line for each seed, as soon as it is known.
-    private func work(_ stride: UInt64) {
+    private func work(_ stride: UInt64, _ range: (first: UInt64, count: UInt64)) {
         CrashReport.install()
-        var seed = from
-        while seed < from + count {
+        var seed = range.first
+        while seed < range.first + range.count {
             CrashReport.begin(seed: seed)
             let scenario = options.scenario(seed: seed)
             let trial =
@@ -64,9 +83,23 @@ struct SweepCommand: ParsableCommand {
                 ? Trial.run(scenario, strictness: options.strictness)
                 : Trial.runTwice(scenario, strictness: options.strictness)
             let detail = trial.violation.map { " \($0)" } ?? ""
-            Output.line("\(seed) \(Outcome(trial).rawValue) \(trial.hash.hex)\(detail)")
+            let runs: UInt64 = once ? 1 : 2
+            let milliseconds = trial.statistics.virtualTime.nanoseconds / 1_000_000
+            Output.line(
+                "\(seed) \(Outcome(trial).rawValue) \(trial.hash.hex) \(trial.steps * runs) "
+                    + "\(milliseconds * runs)\(detail)")
             seed += stride
         }
+    }
+
+    /// Of the workers that have ended.
+    private static func cpuSeconds() -> Double {
+        var usage = rusage()
+        guard getrusage(__rusage_who_t(RUSAGE_CHILDREN.rawValue), &usage) == 0 else { return 0 }
+        func seconds(_ time: timeval) -> Double {
+            Double(time.tv_sec) + Double(time.tv_usec) / 1_000_000
+        }
+        return seconds(usage.ru_utime) + seconds(usage.ru_stime)
     }
 }
 
@@ -74,6 +107,8 @@ struct SweepCommand: ParsableCommand {
 struct Tally {
     private var hashes: [UInt64: TraceHashText] = [:]
     private var counts: [Outcome: Int] = [:]
+    private var events: UInt64 = 0
+    private var milliseconds: UInt64 = 0
 
     struct TraceHashText { var text: String }
 
@@ -82,6 +117,20 @@ struct Tally {
     mutating func add(seed: UInt64, _ outcome: Outcome, hash: String) {
         counts[outcome, default: 0] += 1
         hashes[seed] = TraceHashText(text: hash)
+    }
+
+    /// Of runs, the second ones of each seed included.
+    mutating func add(events: UInt64, milliseconds: UInt64) {
+        self.events += events
+        self.milliseconds += milliseconds
+    }
+
+    /// - Parameter cpuSeconds: what all of it took.
+    func figures(cpuSeconds: Double) -> String {
+        let seconds = max(cpuSeconds, 0.001)
+        return "\(events) events, \(milliseconds / 1000) s of virtual time: "
+            + "\(Int(Double(events) / seconds)) events and "
+            + "\(Int(Double(milliseconds) / 1000 / seconds)) s per CPU second"
     }
 
     /// A crash tells most, then a broken safety promise.

@@ -8,6 +8,7 @@ import NIOCore
 import RaftCore
 import ServiceKit
 import SwiftProtobuf
+import WatchCore
 
 /// Where the answer to a request goes.
 protocol ReplySink: AnyObject {

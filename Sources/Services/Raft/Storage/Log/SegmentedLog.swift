@@ -78,7 +78,11 @@ package final class SegmentedLog: LogStore {
         self.configuration = configuration
         let fresh = SegmentHeader.first(salt: salt)
         var replay = found.replay ?? LogReplay(fresh)
-        if let damage = found.damage { replay.accept(damage) }
+        var isDamageSeen = true
+        #if ASPEN_TEST_BUILD
+            isDamageSeen = !configuration.plantedBugs.contains(.acceptTornTail)
+        #endif
+        if isDamageSeen, let damage = found.damage { replay.accept(damage) }
         let isStateNew = replay.adopt(found.laterState)
         (self.salt, seed, map) = (replay.salt, replay.seed, replay.map)
         (hardState, lastTime) = (replay.hardState, replay.lastTime)
@@ -118,13 +122,22 @@ package final class SegmentedLog: LogStore {
         if let state = write.hardState {
             precondition(state.term >= hardState.term, "terms do not go back")
             hardState = state
-            try append(state)
+            if !losesHardState(write) { try append(state) }
         }
         if write.endsRepair {
             untrustedBelow = .zero
             try append(.repaired, index: map.lastIndex, term: map.lastTerm, bodyByteCount: 0) { _ in
             }
         }
+    }
+
+    /// False unless this is a test build.
+    private func losesHardState(_ write: LogWrite) -> Bool {
+        #if ASPEN_TEST_BUILD
+            configuration.plantedBugs.contains(.loseHardState) && write.entries.isEmpty
+        #else
+            false
+        #endif
     }
 
     private func append(_ state: HardState) throws(StorageError) {

@@ -37,6 +37,11 @@ package final class MemoryState: StateStore {
         get { machine.plantedBug }
         set { machine.plantedBug = newValue }
     }
+    /// See `KVMachine.sessionTimeoutMilliseconds`.
+    package var sessionTimeout: Duration {
+        get { .milliseconds(Int64(machine.sessionTimeoutMilliseconds)) }
+        set { machine.sessionTimeoutMilliseconds = UInt64(newValue / .milliseconds(1)) }
+    }
     package var localTime: ClusterTime {
         get { machine.localTime }
         set { machine.localTime = newValue }
@@ -120,6 +125,16 @@ package final class MemoryState: StateStore {
         return copy
     }
 
+    /// What a process finds that starts with this state as its disk has it.
+    package func reopened() -> MemoryState {
+        let copy = copy()
+        copy.machine.recording = nil
+        #if ASPEN_TEST_BUILD
+            if plantedBug == .revisionGoesBack { copy.machine.loseLastRevision() }
+        #endif
+        return copy
+    }
+
     package func makeSnapshot() throws(StorageError) -> any SnapshotReader {
         guard let membership else {
             throw .corrupt("a state without a membership has no snapshot")
@@ -127,6 +142,7 @@ package final class MemoryState: StateStore {
         var machine = machine
         #if ASPEN_TEST_BUILD
             if plantedBug == .snapshotWithoutLeases { machine.forgetLeases() }
+            if plantedBug == .snapshotWithoutSessions { machine.forgetSessions() }
         #endif
         let meta = machine.meta
         return MemorySnapshotReader(
@@ -144,9 +160,10 @@ package final class MemoryState: StateStore {
         by machine: KVMachine<MemoryTables>,
         membership: (index: LogIndex, membership: Membership)?
     ) {
-        let planted = plantedBug
+        let (planted, timeout) = (plantedBug, sessionTimeout)
         self.machine = machine
         plantedBug = planted
+        sessionTimeout = timeout
         self.membership = membership
         checkpointed = machine.meta.appliedIndex
     }

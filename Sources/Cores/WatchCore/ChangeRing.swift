@@ -7,21 +7,21 @@ import KVCore
 /// The newest changes, all of them in order and bounded: what watches that are nearly up to date are
 /// fed from.
 struct ChangeRing {
-    /// Bytes kept, `ChangeRecording.bytes` of each change.
-    static let bytesMax = 8_388_608
-
+    private let bytesMax: Int
     private var changes: Deque<Change> = []
     private var byteCount = 0
     /// Everything after this revision and up to `end` is here.
     private(set) var start = Revision.zero
     private(set) var end = Revision.zero
 
+    init(bytesMax: Int) { self.bytesMax = bytesMax }
+
     var count: Int { changes.count }
     subscript(_ place: Int) -> Change { changes[place] }
 
     /// Nothing is known of what was before `revision`.
     mutating func restart(at revision: Revision) {
-        self = ChangeRing()
+        self = ChangeRing(bytesMax: bytesMax)
         start = revision
         end = revision
     }
@@ -38,7 +38,7 @@ struct ChangeRing {
 
     /// Whole revisions go.
     private mutating func trim() {
-        while byteCount > Self.bytesMax, let oldest = changes.first?.header.number.revision {
+        while byteCount > bytesMax, let oldest = changes.first?.header.number.revision {
             while let change = changes.first, change.header.number.revision == oldest {
                 byteCount -= ChangeRecording.bytes(of: change)
                 changes.removeFirst()

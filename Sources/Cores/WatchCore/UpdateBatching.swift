@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+
+/// Puts changes into messages: as few as possible, each with whole revisions.
+struct UpdateBatching {
+    /// What an event costs besides keys and values, at most.
+    private static let eventBytes = 96
+
+    private let updateBytesMax: Int
+    private let previousBytesMax: Int
+    private(set) var updates: [WatchUpdate] = []
+    private var events: [ChangeEvent] = []
+    private var byteCount = 0
+    /// The last revision in `events`.
+    private var revision = Revision.zero
+    /// Of a revision that may go on.
+    private var open: [ChangeEvent] = []
+    private var openBytes = 0
+
+    init(_ configuration: WatchConfiguration) {
+        updateBytesMax = configuration.updateBytesMax
+        previousBytesMax = configuration.previousBytesMax
+    }
+
+    mutating func add(_ change: Change) {
+        let header = change.header
+        add(
+            ChangeEvent(
+                number: header.number,
+                entry: KeyValue(
+                    key: header.key, value: change.value, createRevision: header.createRevision,
+                    modRevision: header.number.revision, version: header.version,
+                    lease: header.lease), isRemoval: header.isTombstone))
+    }
+
+    mutating func add(_ event: ChangeEvent) {
+        if let last = open.last, event.number.revision > last.number.revision { closeRevision() }
+        openBytes += event.byteCount + Self.eventBytes
+        open.append(event)
+    }
+
+    private mutating func closeRevision() {
+        guard let last = open.last else { return }
+        if byteCount > 0, byteCount + openBytes > updateBytesMax { end(revision) }
+        let isTooLarge = openBytes > previousBytesMax
+        for var event in open {
+            if isTooLarge { event.previous = nil }
+            events.append(event)
+        }
+        byteCount += openBytes
+        revision = last.number.revision
+        open.removeAll(keepingCapacity: true)
+        openBytes = 0
+    }
+
+    private mutating func end(_ revision: Revision) {
+        updates.append(WatchUpdate(events: events, revision: revision))
+        events = []
+        byteCount = 0
+    }
+
+    /// The last message says that everything up to `last` has been told. Empty without events.
+    mutating func finish(upTo last: Revision) -> [WatchUpdate] {
+        closeRevision()
+        if !events.isEmpty { end(last) }
+        return updates
+    }
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftCore
+import RaftStorage
+import SimFaults
+import WatchCore
+
+/// What one watcher has been told.
+struct WatcherBook {
+    var shape: WatchShape
+    /// Nil until the watch has begun.
+    var told: Revision?
+    var start: Revision?
+    var events = 0
+}
+
+/// What clients get, held against what they should.
+extension Oracle {
+    func checkResults(
+        _ node: Int, _ entries: [Entry], _ results: [CommandResult]
+    ) throws(Violation) {
+        for (entry, result) in zip(entries, results) {
+            if entry.index == reference.applied.next { reference.apply(entry) }
+            guard entry.index <= reference.applied else { continue }
+            let expected = reference.result(at: entry.index)
+            if !result.means(expected) {
+                throw breach(
+                    "results are right",
+                    "n\(node + 1) answers entry \(entry.index) with \(result), not \(expected)")
+            }
+        }
+    }
+
+    package func opened(_ node: Int, _ state: MemoryState) throws(Violation) {
+        let expected = reference.revision(at: state.appliedIndex)
+        if state.revision != expected {
+            throw breach(
+                "revisions never go back",
+                "n\(node + 1) starts at revision \(state.revision), index \(state.appliedIndex) "
+                    + "made \(expected)")
+        }
+    }
+
+    // MARK: - Reads
+
+    package func looked(
+        _ node: Int, number: UInt64, _ read: SimRead, _ answer: SimReadAnswer
+    ) throws(Violation) {
+        guard let began = looks[node].removeValue(forKey: number) else { return }
+        let isPast = read.at != nil
+        if !isPast, answer.revision < reference.revision(at: began) {
+            throw breach(
+                "reads are current",
+                "n\(node + 1) answers from revision \(answer.revision); when the read came, "
+                    + "\(reference.revision(at: began)) was committed")
+        }
+        guard answer.revision <= reference.revision else {
+            throw breach("reads are current", "n\(node + 1) answers from a revision to come")
+        }
+        let expected = expectation(read, at: answer.revision)
+        if answer.entries != expected.entries || answer.more != expected.more {
+            throw breach(
+                "reads see one revision",
+                "n\(node + 1) answers \(read) at \(answer.revision) with \(answer.entries) "
+                    + "(more: \(answer.more)), not \(expected.entries) (more: \(expected.more))")
+        }
+    }
+
+    private func expectation(
+        _ read: SimRead, at revision: Revision
+    ) -> (entries: [KeyValue?], more: Bool) {
+        switch read.what {
+        case .keys(let keys): return (keys.map { reference.value(of: $0, at: revision) }, false)
+        case .range(let from, let to, let limit):
+            let all = reference.range(from: from, to: to, at: revision)
+            return (all.prefix(limit).map { $0 }, all.count > limit)
+        }
+    }
+
+    package func lookCompacted(_ node: Int, number: UInt64, _ at: Revision) throws(Violation) {
+        looks[node][number] = nil
+        if at >= reference.compacted {
+            throw breach(
+                "what is not compacted can be read",
+                "n\(node + 1) refuses revision \(at), compacted is \(reference.compacted)")
+        }
+    }
+
+    // MARK: - Watches
+
+    package func watchOpened(_ watcher: Int, _ shape: WatchShape, from start: Revision?) {
+        watchers[watcher] = WatcherBook(shape: shape, told: nil, start: start)
+    }
+
+    package func watchTold(
+        _ watcher: Int, _ events: [ChangeEvent], upTo revision: Revision
+    ) throws(Violation) {
+        guard let book = watchers[watcher] else { return }
+        guard let told = book.told else {
+            if let start = book.start, revision.next != start, start > .zero {
+                throw breach(
+                    "watches go on where they were",
+                    "watcher \(watcher) wanted to go on from \(start) and begins after \(revision)")
+            }
+            watchers[watcher]?.told = revision
+            return
+        }
+        guard revision >= told, revision <= reference.revision else {
+            throw breach(
+                "watches are in order",
+                "watcher \(watcher) was told \(told), now hears up to \(revision) of "
+                    + "\(reference.revision)")
+        }
+        let expected = reference.events(after: told, upTo: revision).joined()
+            .filter { book.shape.wants($0.entry.key, isRemoval: $0.isRemoval) }
+        let isRight =
+            events.count == expected.count
+            && zip(events, expected).allSatisfy { agree($0, $1, book.shape) }
+        if !isRight {
+            throw breach(
+                "watches miss and repeat nothing",
+                "watcher \(watcher) hears for revisions \(told.next)...\(revision): "
+                    + "\(events.map(Self.brief)), not \(expected.map(Self.brief))")
+        }
+        watchers[watcher]?.told = revision
+        watchers[watcher]?.events += events.count
+        eventsTold += events.count
+    }
+
+    private func agree(_ one: ChangeEvent, _ other: ChangeEvent, _ shape: WatchShape) -> Bool {
+        guard one.number == other.number, one.isRemoval == other.isRemoval,
+            one.entry.key == other.entry.key, one.entry.modRevision == other.entry.modRevision
+        else { return false }
+        if shape.previousValues, one.previous != other.previous { return false }
+        return one.isRemoval || one.entry == other.entry
+    }
+
+    private static func brief(_ event: ChangeEvent) -> String {
+        let key = String(decoding: event.entry.key, as: UTF8.self)
+        return "\(event.number.revision)\(event.isRemoval ? "-" : "+")\(key)"
+    }
+
+    package func watchEnded(_ watcher: Int, _ end: WatchEnd) throws(Violation) {
+        guard case .compacted(let oldest, let told) = end else { return }
+        guard oldest <= reference.compacted.next, told.next < oldest else {
+            throw breach(
+                "what is not compacted can be watched",
+                "watcher \(watcher) is told that changes before \(oldest) are gone, compacted is "
+                    + "\(reference.compacted)")
+        }
+    }
+
+    /// Nothing that it wants to hear is still to come.
+    package func isFullyTold(_ watcher: Int) -> Bool {
+        guard let book = watchers[watcher], let told = book.told else { return false }
+        return !reference.events(after: told, upTo: reference.revision).joined()
+            .contains { book.shape.wants($0.entry.key, isRemoval: $0.isRemoval) }
+    }
+}

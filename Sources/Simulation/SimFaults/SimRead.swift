@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftStorage
+
+/// What a client wants to see, all of it at one revision.
+package struct SimRead: Equatable, Sendable {
+    package enum What: Equatable, Sendable {
+        case keys([[UInt8]])
+        case range(from: [UInt8], to: [UInt8]?, limit: Int)
+    }
+
+    package var what: What
+    /// Nil: now. The later pages of a range are read at the revision of the first.
+    package var at: Revision?
+
+    package init(_ what: What, at: Revision? = nil) {
+        self.what = what
+        self.at = at
+    }
+
+    static let nothing = SimRead(.keys([]))
+}
+
+package struct SimReadAnswer: Equatable, Sendable {
+    package var revision: Revision
+    package var entries: [KeyValue?]
+    /// Of a range: there are keys beyond the last one.
+    package var more = false
+}
+
+extension SimRead {
+    /// - Returns: nil if its revision is compacted away.
+    func answer(from state: MemoryState) -> SimReadAnswer? {
+        switch what {
+        case .keys(let keys):
+            guard case .value(let page) = state.get(keys, at: at) else { return nil }
+            return SimReadAnswer(revision: page.revision, entries: page.entries)
+        case .range(let from, let to, let limit):
+            let request = RangeRequest(from: from, to: to, limit: limit, at: at)
+            guard case .page(let page) = state.range(request) else { return nil }
+            return SimReadAnswer(revision: page.revision, entries: page.entries, more: page.more)
+        }
+    }
+
+    /// What is left of a range behind an answer.
+    func rest(after answer: SimReadAnswer) -> SimRead? {
+        guard answer.more, case .range(_, let to, let limit) = what,
+            let last = answer.entries.last ?? nil
+        else { return nil }
+        return SimRead(.range(from: last.key + [0], to: to, limit: limit), at: answer.revision)
+    }
+}
