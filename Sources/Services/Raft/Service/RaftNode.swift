@@ -151,6 +151,9 @@ package final class RaftNode: @unchecked Sendable {
         links.update(membership)
         links.start()
         space.start()
+        loop.scheduleTask(in: SnapshotTransfers.partialKept) { [weak self] in
+            if let self, !isStopped { snapshots.forgetPartial() }
+        }
         events.record("started", "aspend-raft started")
         armTimer()
     }
