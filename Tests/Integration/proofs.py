@@ -8,9 +8,9 @@ import sys
 import time
 
 import test_life
-from aspen_cluster import Cluster, Node, alive, bin_dir, free_ports, wait_for
+from aspen_cluster import Cluster, alive, bin_dir, wait_for
 from proving import (WATCH, Load, Sampler, bench, check, disk_bytes, in_step, join, latencies, member,
-                     metric, node_info, percentile, resident, same_state, spread)
+                     metric, newcomer, percentile, resident, same_state, spread)
 from python_client import Client
 
 SCALE = 1.0
@@ -28,6 +28,11 @@ def timely(condition, text):
 
 def say(text):
     print(f"  {text}", flush=True)
+
+
+def three_nodes(spares=0):
+    """Small proofs keep a small log: it is soon too short for whoever is behind."""
+    return Cluster(3, spares=spares, settings={} if SCALE >= 1 else {"ASPEN_LOG_TAIL_ENTRIES": "20"})
 
 
 def value_size():
@@ -49,7 +54,7 @@ def fill(cluster, keys):
 def learner():
     keys, quiet = scaled(1_500_000), max(2, scaled(15))
     rate, rounds = (1000, 3) if SCALE >= 1 else (200, 1)
-    with Cluster(3, learners=rounds) as cluster:
+    with three_nodes(spares=rounds) as cluster:
         fill(cluster, keys)
         voters, through = cluster.nodes[:3], cluster.leader(cluster.nodes[0])[0]
         bench(cluster, "put", "--keys", keys, "--value-size", value_size(), "--clients", 64,
@@ -77,7 +82,7 @@ def learner():
         hog.wait()
         report = load.finish()
         check(not report["errors"] and not report["wrong"], f"puts failed: {report}")
-        index, digest = same_state(voters + [cluster.nodes[-1]])
+        index, digest = same_state(voters + [node])
         say(f"equal states at index {index}: {digest:016x}")
         figures = {}
         for name, windows in (("without", without), ("during", during), ("a busy core", busy)):
@@ -90,9 +95,9 @@ def learner():
 
 def interrupted():
     keys = scaled(1_500_000)
-    with Cluster(3, learners=1) as cluster:
+    with three_nodes(spares=1) as cluster:
         fill(cluster, keys)
-        node, sender = cluster.nodes[3], cluster.leader(cluster.nodes[0])[0]
+        sender, node = cluster.leader(cluster.nodes[0])[0], cluster.nodes[3]
         load = Load(cluster, "put", "--keys", keys, "--value-size", value_size(), "--clients", 16, "--rate",
                     100, nodes=cluster.nodes[:3])
         sender.cli("cluster", "add-learner", "--node-id", str(node.number), check=0)
@@ -123,7 +128,7 @@ def interrupted():
 
 def follower():
     writes, keys = scaled(200_000), scaled(50_000)
-    with Cluster(3) as cluster:
+    with three_nodes() as cluster:
         leader, _ = cluster.leader()
         away, other = [node for node in cluster.nodes if node is not leader]
         bench(cluster, "load", "--keys", keys, "--value-size", 256)
@@ -168,7 +173,7 @@ def watchers():
 
 def one_watch_and_kills():
     seconds, rate = max(6, scaled(20)), 6000
-    with Cluster(3) as cluster:
+    with three_nodes() as cluster:
         leader, _ = cluster.leader()
         victim, other = [node for node in cluster.nodes if node is not leader]
         first = node_revision(cluster) + 1
@@ -204,7 +209,7 @@ def node_revision(cluster):
 
 def thousand_watches():
     seconds, count, rate = max(3, scaled(10)), 1000, 6000
-    with Cluster(3) as cluster:
+    with three_nodes() as cluster:
         leader, _ = cluster.leader()
         node, other = [node for node in cluster.nodes if node is not leader]
         bench(cluster, "put", "--clients", 64, "--count", scaled(20_000), "--value-size", 16)
@@ -244,11 +249,11 @@ def thousand_watches():
 
 def backup():
     keys, leases = scaled(200_000), scaled(50, 5)
-    with Cluster(3) as cluster:
+    with three_nodes() as cluster:
         node = cluster.nodes[1]
         fill(cluster, keys)
         for number in range(leases):
-            lease = node.cli("lease", "grant", "--ttl", "1h", check=0).out.decode().strip()
+            lease = node.cli("lease", "grant", "--ttl", "60m", check=0).out.decode().strip()
             node.cli("kv", "set", f"leased/{number}", "x", "--lease", lease, check=0)
         listed = leases_of(node)
         load = Load(cluster, "put", "--keys", keys, "--value-size", value_size(), "--clients", 64,
@@ -262,9 +267,7 @@ def backup():
         values = sorted(latency / 1e6 for _, latency in load.samples)
         say(f"{made['bytes'] / 1e6:.0f} MB at revision {made['revision']} in {took:.1f} s under "
             f"{report['rate_per_second']:.0f} writes/s: {spread(values)}")
-        fresh = Node(cluster, 9, free_ports(1)[0])
-        cluster.nodes.append(fresh)
-        fresh.start()
+        fresh = newcomer(cluster)
         began = time.monotonic()
         begun = fresh.cli("cluster", "restore", path, "-o", "json", timeout_ms=300_000, check=0).json()
         say(f"restored in {time.monotonic() - began:.1f} s")
@@ -292,7 +295,7 @@ def leases_of(node):
 
 def overwrites():
     count, keys, value = scaled(5_000_000), 10_000, 256
-    with Cluster(3) as cluster:
+    with three_nodes() as cluster:
         limit = 4 * keys * (32 + value) + 128_000_000
         sizes = [Sampler(lambda node=node: disk_bytes(node.data), 1) for node in cluster.nodes]
         report = bench(cluster, "put", "--keys", keys, "--value-size", value, "--clients", 256,
@@ -324,7 +327,7 @@ def parts(directory):
 
 def restart():
     keys = scaled(1_000_000)
-    with Cluster(3) as cluster:
+    with three_nodes() as cluster:
         fill(cluster, keys)
         bench(cluster, "put", "--keys", keys, "--value-size", value_size(), "--clients", 64, "--count",
               scaled(50_000))

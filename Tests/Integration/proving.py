@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 
-from aspen_cluster import wait_for
+from aspen_cluster import Node, free_ports, wait_for
 from python_client import Client, parse
 
 GET_NODE_INFO, WATCH = 13, 32
@@ -120,12 +120,20 @@ def metric(node, name):
     return 0
 
 
+def newcomer(cluster):
+    """Another node, which runs and is no member."""
+    node = Node(cluster, len(cluster.nodes) + 1, free_ports(1)[0])
+    cluster.nodes.append(node)
+    node.start()
+    return node
+
+
 def join(cluster, node, through):
     """Adds a learner and waits until it is in step. Returns when that began and ended."""
     started = time.monotonic()
     through.cli("cluster", "add-learner", "--node-id", str(node.number), check=0)
-    wait_for("the snapshot", lambda: "installed a snapshot" in node.log(), 600)
-    wait_for("the learner in step", lambda: in_step(cluster, node, through), 120)
+    wait_for("the learner in step", lambda: in_step(cluster, node, through), 600)
+    check("installed a snapshot" in node.log(), "the learner was filled from the log")
     return started, time.monotonic()
 
 
