@@ -461,6 +461,7 @@ package final class RaftNode: @unchecked Sendable {
         space.stop()
         links.stop()
         log.stop()
+        snapshots.stop()
         state.stop()
         space.close()
     }

@@ -26,7 +26,7 @@ extension SnapshotTransfers {
 
     private func take(_ chunk: SnapshotChunk) {
         guard let incoming, incoming.id == chunk.id, !incoming.isFinishing else { return }
-        guard !incoming.isResuming else { return incoming.hold(chunk) }
+        guard !incoming.isHolding else { return incoming.hold(chunk) }
         guard chunk.offset == incoming.accepted else {
             return reply(incoming.id, to: incoming.from, received: incoming.written)
         }
@@ -40,10 +40,10 @@ extension SnapshotTransfers {
         incoming.isFinishing = chunk.isLast
         let (bytes, isLast) = (chunk.bytes, chunk.isLast)
         let box = NIOLoopBound(incoming, eventLoop: node.loop)
-        node.state.perform { [unowned self, writer = incoming.writer] _ in
+        takeIn { [weak self, writer = incoming.writer] in
             // A damaged stream is the sender's fault, not our disk's: the transfer ends, we go on.
             let failure = try writer.append(bytes)
-            return { self.wrote(box.value, UInt64(bytes.count), isLast, failure) }
+            return { [weak self] in self?.wrote(box.value, UInt64(bytes.count), isLast, failure) }
         }
     }
 
@@ -51,18 +51,56 @@ extension SnapshotTransfers {
         node.logger.info(
             "receives a snapshot", metadata: ["peer": "\(from)", "index": "\(chunk.meta.index)"])
         let writer = WriterBox()
-        let meta = chunk.meta
-        incoming = IncomingSnapshot(id: chunk.id, from: from, meta: meta, writer: writer)
+        let transfer = IncomingSnapshot(
+            id: chunk.id, from: from, meta: chunk.meta, writer: writer)
+        incoming = transfer
         // Twice the bytes: not where space is short.
         let keeps = node.space.level == .ample
         let id = chunk.id
-        node.state.perform { store in
-            writer.writer = try store.receiveSnapshot(meta)
-            if keeps, let directory = store.partialSnapshots {
+        open(transfer) { directory in
+            if keeps, let directory {
                 writer.partial = PartialSnapshot.begin(directory: directory, transfer: id)
             }
-            return {}
+            return true
+        } then: { [weak self] in
+            self?.release(transfer)
         }
+    }
+
+    /// Makes room for the new state, when the last transfer's is gone. Until then pieces wait.
+    ///
+    /// - Parameters:
+    ///   - prepare: on the state thread, with the place of partial snapshots; false: refuse.
+    ///   - then: on the loop, when bytes can be taken in.
+    private func open(
+        _ transfer: IncomingSnapshot, prepare: @escaping @Sendable (String?) -> Bool,
+        then: @escaping () -> Void
+    ) {
+        transfer.isHolding = true
+        let box = NIOLoopBound((transfer, then), eventLoop: node.loop)
+        let (meta, writer) = (transfer.meta, transfer.writer)
+        takeIn { [weak self] in
+            // On the loop, behind whatever the thread still did for an earlier transfer.
+            return { [weak self] in
+                self?.node.state.perform { [weak self] store in
+                    guard prepare(store.partialSnapshots) else {
+                        return { [weak self] in self?.refuse(box.value.0) }
+                    }
+                    writer.writer = try store.receiveSnapshot(meta)
+                    return { [weak self] in
+                        // Given up meanwhile; whoever comes next removes the files.
+                        if self?.incoming === box.value.0 { box.value.1() }
+                    }
+                }
+            }
+        }
+    }
+
+    private func release(_ transfer: IncomingSnapshot) {
+        transfer.isHolding = false
+        let held = transfer.held
+        transfer.held = []
+        for chunk in held { take(chunk.dropping(below: transfer.accepted)) }
     }
 
     // MARK: Going on after a restart
@@ -74,22 +112,15 @@ extension SnapshotTransfers {
     /// kept what came before it.
     private func resume(_ chunk: SnapshotChunk, from: NodeID) {
         let writer = WriterBox()
-        let (id, meta, offset) = (chunk.id, chunk.meta, chunk.offset)
-        let transfer = IncomingSnapshot(id: id, from: from, meta: meta, writer: writer)
-        transfer.isResuming = true
+        let (id, offset) = (chunk.id, chunk.offset)
+        let transfer = IncomingSnapshot(id: id, from: from, meta: chunk.meta, writer: writer)
         transfer.held = [chunk]
         incoming = transfer
-        let box = NIOLoopBound(transfer, eventLoop: node.loop)
-        node.state.perform { [weak self] store in
-            let found = store.partialSnapshots.flatMap {
-                PartialSnapshot.find(directory: $0, transfer: id)
-            }
-            guard let found, found.byteCount >= offset else {
-                return { [weak self] in self?.refuse(box.value) }
-            }
-            writer.writer = try store.receiveSnapshot(meta)
-            writer.partial = found
-            return { [weak self] in self?.takeAgain(box.value) }
+        open(transfer) { directory in
+            writer.partial = directory.flatMap { PartialSnapshot.find(directory: $0, transfer: id) }
+            return writer.partial.map { $0.byteCount >= offset } ?? false
+        } then: { [weak self] in
+            self?.takeAgain(transfer)
         }
     }
 
@@ -98,7 +129,7 @@ extension SnapshotTransfers {
         guard incoming === transfer else { return }
         let offset = transfer.written
         let box = NIOLoopBound(transfer, eventLoop: node.loop)
-        node.state.perform { [weak self, writer = transfer.writer] _ in
+        takeIn { [weak self, writer = transfer.writer] in
             guard let piece = writer.partial?.read(at: offset, count: Limits.snapshotChunkBytesMax)
             else {
                 return { [weak self] in self?.refuse(box.value) }
@@ -127,10 +158,7 @@ extension SnapshotTransfers {
         node.logger.info(
             "goes on with a snapshot",
             metadata: ["peer": "\(transfer.from)", "bytes": "\(transfer.written)"])
-        transfer.isResuming = false
-        let held = transfer.held
-        transfer.held = []
-        for chunk in held { take(chunk.dropping(below: transfer.accepted)) }
+        release(transfer)
     }
 
     /// There is nothing to go on from: the sender begins anew.
@@ -233,7 +261,7 @@ extension SnapshotTransfers {
     private func abandon() {
         guard let incoming else { return }
         self.incoming = nil
-        node.state.perform { [writer = incoming.writer] _ in
+        takeIn { [writer = incoming.writer] in
             writer.abandon()
             return {}
         }
@@ -274,12 +302,14 @@ final class IncomingSnapshot {
     /// Bytes it has taken in.
     var written: UInt64 = 0
     var isFinishing = false
-    /// What an earlier process received is being taken in again; until that is done, pieces wait.
-    var isResuming = false
+    /// Nothing can be taken in yet: the place for it is being made, or what an earlier process received
+    /// comes first. Until then pieces wait.
+    var isHolding = false
     var held: [SnapshotChunk] = []
 
     /// The sender sends again what it has in flight, a window at most, each time the link is back.
     func hold(_ chunk: SnapshotChunk) {
+        if held.isEmpty { return held.append(chunk) }
         guard let last = held.last, last.offset + UInt64(last.bytes.count) == chunk.offset,
             !last.isLast
         else { return }
@@ -294,7 +324,8 @@ final class IncomingSnapshot {
     }
 }
 
-// SAFETY: used on the state thread only.
+// SAFETY: used by one thread at a time, the state thread before and after the thread that takes in;
+// each hands over to the other by way of the loop.
 final class WriterBox: @unchecked Sendable {
     var writer: (any SnapshotWriter)?
     var partial: PartialSnapshot?

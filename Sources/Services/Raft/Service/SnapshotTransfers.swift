@@ -9,7 +9,7 @@ import RaftStorage
 import ServiceKit
 
 /// Snapshots on their way out (to peers that need what the log no longer has) and in. Confined to
-/// the event loop; the state thread reads and writes the bytes.
+/// the event loop; the state thread reads the bytes, a thread of their own takes them in.
 ///
 /// The sender keeps what has not been acknowledged, at most `windowBytes`, and sends it again when
 /// the link has been away: a transfer goes on where it was, also when the receiver's daemon has ended
@@ -20,6 +20,7 @@ final class SnapshotTransfers: @unchecked Sendable {
     static let windowBytes: UInt64 = 4_000_000
     /// A transfer without any progress ends after this time.
     static let stallTimeout = TimeAmount.seconds(30)
+    static let intakeNiceness: CInt = 10
     /// Between two looks at a spool that has no whole piece yet. Nobody waits for it on the state
     /// thread: writes would wait behind him.
     static let spoolPause = TimeAmount.milliseconds(5)
@@ -28,6 +29,8 @@ final class SnapshotTransfers: @unchecked Sendable {
     private var outgoing: [NodeID: OutgoingSnapshot] = [:]
     var incoming: IncomingSnapshot?
     var resetCompletion: (() -> Void)?
+    /// Takes in what comes; others go first. Made with the first snapshot.
+    private var intake: WorkerThread<@Sendable () -> Void>?
 
     init(node: RaftNode) { self.node = node }
 
@@ -111,6 +114,36 @@ final class SnapshotTransfers: @unchecked Sendable {
     }
 
     fileprivate var loop: any EventLoop { node.loop }
+
+    // MARK: - The thread that takes in
+
+    /// What `body` returns runs on the loop. An error of the disk stops the daemon.
+    func takeIn(_ body: @escaping @Sendable () throws -> @Sendable () -> Void) {
+        let worker =
+            intake
+            ?? WorkerThread(niceness: Self.intakeNiceness) { jobs in for job in jobs { job() } }
+        intake = worker
+        worker.submit { [weak node = node, loop = node.loop] in
+            do {
+                let then = try body()
+                loop.execute { [weak node] in
+                    if let node, !node.isStopped { then() }
+                }
+            } catch {
+                let failure = (error as? StorageError) ?? .disk("\(error)")
+                loop.execute { [weak node] in node?.fatal(failure) }
+            }
+        }
+    }
+
+    /// Finishes what was given to the thread and ends it. Blocks. What has come so far stays for the next
+    /// process.
+    func stop() {
+        intake?.stop()
+        intake = nil
+        incoming?.writer.writer = nil
+        incoming = nil
+    }
 }
 
 /// A snapshot that is being streamed to one peer.

@@ -27,6 +27,7 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         var failure: StorageError?
     }
 
+    static let niceness: CInt = 10
     /// Bytes of the spool that wait for the disk at most: more would stall the syncs of the log.
     private static let writeBehindBytes: UInt64 = 2_097_152
 
@@ -220,6 +221,8 @@ private final class SpoolWork {
     }
 
     func run() {
+        // Where processors are short, writes go first. Refused by some sandboxes.
+        _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, SnapshotSpool.niceness)
         let failure = copy()
         // The connection is closed, and with it the read transaction, before anybody hears of it.
         stream = nil
