@@ -38,11 +38,11 @@ extension SnapshotTransfers {
         node.metrics.snapshotBytesReceived += UInt64(chunk.bytes.count)
         incoming.accepted += UInt64(chunk.bytes.count)
         incoming.isFinishing = chunk.isLast
-        let (bytes, isLast) = (chunk.bytes, chunk.isLast)
+        let (bytes, isLast, keeps) = (chunk.bytes, chunk.isLast, node.space.level == .ample)
         let box = NIOLoopBound(incoming, eventLoop: node.loop)
         takeIn { [weak self, writer = incoming.writer] in
             // A damaged stream is the sender's fault, not our disk's: the transfer ends, we go on.
-            let failure = try writer.append(bytes)
+            let failure = try writer.append(bytes, keeps: keeps)
             return { [weak self] in self?.wrote(box.value, UInt64(bytes.count), isLast, failure) }
         }
     }
@@ -330,8 +330,10 @@ final class WriterBox: @unchecked Sendable {
     var writer: (any SnapshotWriter)?
     var partial: PartialSnapshot?
 
+    /// - Parameter keeps: there is room for what the next process would need.
     /// - Returns: why the bytes cannot be a snapshot. A failing disk is thrown.
-    func append(_ bytes: [UInt8]) throws -> String? {
+    func append(_ bytes: [UInt8], keeps: Bool) throws -> String? {
+        if !keeps { dropPartial() }
         let failure = try takeIn(bytes)
         // Before they are acknowledged: what this process has said it has, the next one finds.
         if failure == nil, let partial, !partial.append(bytes) { dropPartial() }
