@@ -13,7 +13,8 @@ extension SnapshotTransfers {
     func received(_ chunk: SnapshotChunk, from message: Message) {
         guard message.term >= node.standing.term else { return }
         if incoming?.id != chunk.id {
-            guard incoming?.isFinishing != true else { return }
+            // One database at a time is made; who sends another snapshot tries again.
+            guard incoming?.isFinishing != true, incoming?.isOpening != true else { return }
             abandon()
             guard node.core.takesSnapshot(chunk.meta), node.space.level < .short else {
                 return reply(chunk.id, to: message.from, received: 0, refused: true)
@@ -77,6 +78,7 @@ extension SnapshotTransfers {
         then: @escaping () -> Void
     ) {
         transfer.isHolding = true
+        transfer.isOpening = true
         let box = NIOLoopBound((transfer, then), eventLoop: node.loop)
         let (meta, writer) = (transfer.meta, transfer.writer)
         takeIn { [weak self] in
@@ -84,12 +86,16 @@ extension SnapshotTransfers {
             return { [weak self] in
                 self?.node.state.perform { [weak self] store in
                     guard prepare(store.partialSnapshots) else {
-                        return { [weak self] in self?.refuse(box.value.0) }
+                        return { [weak self] in
+                            box.value.0.isOpening = false
+                            self?.refuse(box.value.0)
+                        }
                     }
                     writer.writer = try store.receiveSnapshot(meta)
                     return { [weak self] in
-                        // Given up meanwhile; whoever comes next removes the files.
-                        if self?.incoming === box.value.0 { box.value.1() }
+                        let (transfer, then) = box.value
+                        transfer.isOpening = false
+                        if self?.incoming === transfer { then() } else { writer.writer = nil }
                     }
                 }
             }
@@ -305,6 +311,8 @@ final class IncomingSnapshot {
     /// Nothing can be taken in yet: the place for it is being made, or what an earlier process received
     /// comes first. Until then pieces wait.
     var isHolding = false
+    /// The state thread makes the place for it: `writer` is that thread's.
+    var isOpening = false
     var held: [SnapshotChunk] = []
 
     /// The sender sends again what it has in flight, a window at most, each time the link is back.
