@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Promises about size, as functions; `prove` runs them whole, test_scale.py small."""
+"""Promises about size, as functions; `prove` runs them, whole or scaled down."""
 
 import json
 import os
