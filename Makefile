@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz soak damage stress measure bench clean
+.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz soak damage stress measure prove bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -44,6 +44,11 @@ stress: ## commits beside checkpoints at full speed for MINUTES=10, then without
 
 measure: ## fail-over, idle cost and start of a real cluster, in figures
 	@Tests/Integration/measure
+
+prove: bootstrap ## promises about size, at full size, by release programs (NAMES="learner follower …")
+	@for product in aspend-net aspend-raft aspen-node aspen-cli aspen-bench; do \
+	    swift build -c release --product $$product || exit 1; done
+	@ASPEN_BIN_DIR=.build/release Tests/Integration/prove $(NAMES)
 
 bench: ## side by side with etcd on this machine
 	@Tests/Benchmarks/etcd-side-by-side.sh

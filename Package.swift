@@ -155,6 +155,7 @@ let tools: [Target] = [
         "AspenBench", "Tools/Bench",
         nio + [
             "AspenCLI", "AspenClient", "AspenMachine", "AspenWire", "AspenTypes", arguments,
+            collections,
             .product(name: "Histogram", package: "hdrhistogram-swift"),
         ]),
     module(

@@ -83,7 +83,7 @@ class Node:
         log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
             arguments + list(extra), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, env={**os.environ, **(env or {})})
+            start_new_session=True, env={**os.environ, **self.cluster.settings, **(env or {})})
         log.close()
         wait_for(f"node {self.number} up (log {self.log_path})",
                  lambda: self.log().count("is up; its sockets") > before
@@ -154,10 +154,11 @@ def alive(pid):
 
 
 class Cluster:
-    """`with Cluster(3) as c:` gives three voters, and leaves nothing behind."""
+    """`with Cluster(3) as c:` gives three voters, and leaves nothing behind. Spares run, and are no members."""
 
-    def __init__(self, count=3, backend="persistent", learners=0):
+    def __init__(self, count=3, backend="persistent", learners=0, spares=0, settings=None):
         self.bin = bin_dir()
+        self.settings = settings or {}
         self.backend = backend
         self.holder = tempfile.TemporaryDirectory(prefix="aspen-test-", dir="/tmp")
         self.directory = self.holder.name
@@ -165,9 +166,9 @@ class Cluster:
         with open(self.cookie, "wb") as f:
             f.write(base64.b64encode(os.urandom(32)))
         os.chmod(self.cookie, 0o600)
-        self.voters = count
+        self.voters, self.members = count, count + learners
         self.nodes = []
-        for number, port in enumerate(free_ports(count + learners), 1):
+        for number, port in enumerate(free_ports(count + learners + spares), 1):
             self.nodes.append(Node(self, number, port))
 
     def __enter__(self):
@@ -176,7 +177,7 @@ class Cluster:
                 node.start()
             first = self.nodes[0]
             first.cli("cluster", "init", check=0)
-            for node in self.nodes[1:]:
+            for node in self.nodes[1:self.members]:
                 first.cli("cluster", "add-learner", "--node-id", str(node.number), check=0)
             if self.voters > 1:
                 first.cli("cluster", "change-membership",

@@ -9,11 +9,11 @@ import subprocess
 from aspen_cluster import Cluster, wait_for, run
 
 
-def every_member_is_replaced_under_load():
+def every_member_is_replaced_under_load(clients=12, seconds=25):
     with Cluster(3, learners=3) as cluster:
         nodes = cluster.nodes
-        arguments = [f"{cluster.bin}/aspen-bench", "audit", "--clients", "12", "--duration", "25",
-                     "--roam"]
+        arguments = [f"{cluster.bin}/aspen-bench", "audit", "--clients", str(clients), "--duration",
+                     str(seconds), "--roam"]
         for node in nodes:
             arguments += ["--socket", node.socket]
         for node in nodes[:3]:

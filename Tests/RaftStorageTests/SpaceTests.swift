@@ -15,10 +15,13 @@ import Testing
         #expect(small.reserveBytes == 8 * Self.megabyte)
         #expect(small.segmentBytes == 2 * Self.megabyte)
         #expect(small.walBytes == Self.megabyte)
-        #expect(SpaceLimits(capacity: 512 * Self.megabyte).reserveBytes == 64 * Self.megabyte)
+        #expect(SpaceLimits(capacity: 256 * Self.megabyte).reserveBytes == 32 * Self.megabyte)
         let large = SpaceLimits(capacity: 1 << 42)
         #expect(large == SpaceLimits())
         #expect(large.segmentBytes == LogConfiguration().segmentBytes)
+        // One that is written to, one that is prepared or about to go, and a spare. A data directory is
+        // smaller than four times its live data and 128 MB; the history gets what is left.
+        #expect(large.reserveBytes + 3 * large.segmentBytes + large.walBytes < 64_000_000)
     }
 
     @Test func aLevelIsLeftLaterThanItIsReached() {

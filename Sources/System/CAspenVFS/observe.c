@@ -156,3 +156,13 @@ int aspen_vfs_unnamed_file(const char *directory) {
     unlink(path);
     return descriptor;
 }
+
+void aspen_vfs_write_behind(int descriptor, uint64_t offset, uint64_t count, uint64_t behind) {
+    (void)sync_file_range(descriptor, (off_t)offset, (off_t)count, SYNC_FILE_RANGE_WRITE);
+    if (behind > offset) behind = offset;
+    if (behind > 0) {
+        (void)sync_file_range(descriptor, (off_t)(offset - behind), (off_t)behind,
+                              SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE
+                                  | SYNC_FILE_RANGE_WAIT_AFTER);
+    }
+}

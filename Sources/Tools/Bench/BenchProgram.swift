@@ -14,6 +14,7 @@ package enum BenchProgram {
         do {
             var command = try BenchCommand.parseAsRoot(arguments)
             if let audit = command as? Audit { return try await audit.audit() }
+            if let watchers = command as? Watchers { return try await watchers.follow() }
             guard let verb = command as? any LoadCommand else {
                 try command.run()
                 return ExitStatus.usage.rawValue
@@ -21,6 +22,7 @@ package enum BenchProgram {
             let plan = try verb.plan()
             let report = try await LoadTest(plan).run()
             output.write(verb.options.isJSON ? report.json.text + "\n" : report.text)
+            if let path = plan.samples { try report.writeSamples(to: path) }
             status = report.status
         } catch let failure as CommandFailure {
             let hint = failure.status == .usage ? "See 'aspen-bench --help'.\n" : ""
@@ -54,7 +56,8 @@ struct BenchCommand: ParsableCommand {
         abstract: "Load a cluster and measure rate and latency.",
         discussion: """
             Each client sends its next request when the answer to the last one is here (a closed loop), \
-            so the rate says what so many clients get, not what they would like.
+            so the rate says what so many clients get, not what they would like; with --rate requests \
+            are due at fixed times. SIGINT or SIGTERM ends the measuring early; the report is printed.
 
             EXAMPLES
               aspen-bench put --clients 64 --duration 10s
@@ -62,7 +65,10 @@ struct BenchCommand: ParsableCommand {
               aspen-bench mixed --read-percent 90 --socket a/raft.sock --socket b/raft.sock
             """,
         version: "aspen-bench \(programVersion)",
-        subcommands: [PutLoad.self, GetLoad.self, MixedLoad.self, ScanLoad.self, Audit.self])
+        subcommands: [
+            PutLoad.self, GetLoad.self, MixedLoad.self, ScanLoad.self, FillLoad.self, Watchers.self,
+            Audit.self,
+        ])
 }
 
 protocol LoadCommand: ParsableCommand {
@@ -118,6 +124,14 @@ struct ScanLoad: LoadCommand {
         return try options.plan(
             .scan(limit: UInt32(limit)), isStale: reading.stale, isLoaded: !reading.noLoad)
     }
+}
+
+struct FillLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "load",
+        abstract: "Write every key of the key space once, 100 in a transaction.")
+    @OptionGroup var options: LoadOptions
+    func plan() throws -> LoadPlan { try options.plan(.load, isLoaded: true) }
 }
 
 struct ReadOptions: ParsableArguments {

@@ -20,6 +20,16 @@ struct LoadOptions: ParsableArguments {
     @Option(help: "How many requests to measure, instead of a time.")
     var count: Int?
 
+    @Option(
+        help: """
+            Requests a second of all clients together: an open loop, in which a request that had to \
+            wait for a client counts from when it was due. (default: as many as the clients get)
+            """)
+    var rate: Int?
+
+    @Option(help: "A file for every request measured: nanoseconds of its start, of its latency.")
+    var samples: String?
+
     @Option(help: "How long to run before measuring.")
     var warmup = TimeLimit(.seconds(1))
 
@@ -73,6 +83,9 @@ struct LoadOptions: ParsableArguments {
             throw CommandFailure.usage(
                 "--keys is 1 to 100000000, --threads 1 to 64, --count 1 or more")
         }
+        guard (1...1_000_000).contains(rate ?? 1) else {
+            throw CommandFailure.usage("--rate is 1 to 1000000")
+        }
         if count != nil, duration != nil {
             throw CommandFailure.usage("--count and --duration both end the run: give one")
         }
@@ -83,7 +96,7 @@ struct LoadOptions: ParsableArguments {
             end: count.map { .count($0) }
                 ?? .time(duration?.duration ?? .seconds(10)),
             keySize: keySize, valueSize: valueSize, keys: keys, timeout: timeout.duration,
-            seed: seed, isStale: isStale, isLoaded: isLoaded)
+            seed: seed, isStale: isStale, isLoaded: isLoaded, rate: rate, samples: samples)
     }
 
     private func endpoints() throws -> [Endpoint] {
@@ -112,6 +125,8 @@ struct LoadPlan: Sendable {
         case get
         case mixed(readPercent: UInt64)
         case scan(limit: UInt32)
+        /// Nothing but the writing of all keys, in transactions.
+        case load
 
         var name: String {
             switch self {
@@ -119,6 +134,7 @@ struct LoadPlan: Sendable {
             case .get: "get"
             case .mixed: "mixed"
             case .scan: "scan"
+            case .load: "load"
             }
         }
     }
@@ -142,4 +158,8 @@ struct LoadPlan: Sendable {
     var seed: UInt64
     var isStale: Bool
     var isLoaded: Bool
+    /// Requests a second; nil: a closed loop.
+    var rate: Int?
+    /// Path of a file that gets a line for each request.
+    var samples: String?
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenCLI
+import AspenTypes
+import Glibc
 import Histogram
 
 /// What a run gave, for people and for programs.
@@ -10,6 +12,8 @@ struct LoadReport {
     private let errors: [(String, Int)]
     private let texts: [String: String]
     private let wrong: Int
+    private let written: Int
+    private let samples: [(start: UInt64, latency: UInt64)]
     private let seconds: Double
 
     init(_ plan: LoadPlan, _ results: [LaneResult], elapsed: Duration) {
@@ -28,17 +32,19 @@ struct LoadReport {
         self.latency = latency
         self.errors = errors.sorted { $0.key < $1.key }
         wrong = results.reduce(0) { $0 + $1.wrong }
+        written = results.reduce(0) { $0 + $1.written }
+        samples = results.flatMap(\.samples)
         seconds = elapsed / .seconds(1)
     }
 
-    private var count: UInt64 { latency.totalCount }
+    private var count: UInt64 { latency.totalCount + UInt64(written) }
     private var rate: Double { seconds > 0 ? Double(count) / seconds : 0 }
 
     private func milliseconds(_ percentile: Double) -> Double {
-        count == 0 ? 0 : Double(latency.valueAtPercentile(percentile)) / 1e6
+        latency.totalCount == 0 ? 0 : Double(latency.valueAtPercentile(percentile)) / 1e6
     }
 
-    private var maximum: Double { count == 0 ? 0 : Double(latency.max) / 1e6 }
+    private var maximum: Double { latency.totalCount == 0 ? 0 : Double(latency.max) / 1e6 }
 
     /// Errors are data (a node may be killed on purpose); wrong answers never are, and neither is a
     /// run in which nothing succeeded.
@@ -69,6 +75,24 @@ struct LoadReport {
         for (code, _) in errors { text += "         \(code): \(texts[code] ?? "")\n" }
         if wrong > 0 { text += "WRONG    \(wrong) answers\n" }
         return text
+    }
+
+    /// A line for each request: when it was due, and its latency.
+    func writeSamples(to path: String) throws(AspenError) {
+        guard let file = fopen(path, "w") else {
+            throw AspenError(.storage, "\(path): \(String(cString: strerror(errno)))")
+        }
+        var text = ""
+        var isWhole = true
+        for (number, sample) in samples.enumerated() {
+            text += "\(sample.start) \(sample.latency)\n"
+            guard number % 1024 == 1023 || number == samples.count - 1 else { continue }
+            isWhole = fputs(text, file) >= 0 && isWhole
+            text = ""
+        }
+        guard fclose(file) == 0, isWhole else {
+            throw AspenError(.storage, "\(path): \(String(cString: strerror(errno)))")
+        }
     }
 
     var json: JSON {

@@ -4,6 +4,7 @@ import AspenCLI
 import AspenClient
 import AspenTypes
 import AspenWire
+import DequeModule
 import Histogram
 import NIOCore
 import NIOPosix
@@ -21,7 +22,15 @@ struct LoadTest {
         let group = MultiThreadedEventLoopGroup(numberOfThreads: plan.threads)
         let result: Result<LoadReport, any Error>
         do {
+            let started = NIODeadline.now()
             if plan.isLoaded { try await load() }
+            if plan.kind == .load {
+                try? await group.shutdownGracefully()
+                var filled = LaneResult()
+                filled.written = plan.keys
+                let elapsed = Duration.nanoseconds((NIODeadline.now() - started).nanoseconds)
+                return LoadReport(plan, [filled], elapsed: elapsed)
+            }
             let loops = Array(group.makeIterator())
             let lanes = try await connect(loops)
             result = .success(try await measure(lanes))
@@ -77,6 +86,7 @@ struct LoadTest {
     }
 
     private func measure(_ lanes: [NIOLoopBound<Lane>]) async throws -> LoadReport {
+        Interruption.watch()
         for lane in lanes { lane.eventLoop.execute { lane.value.start() } }
         try await Task.sleep(for: plan.warmup)
         let started = NIODeadline.now()
@@ -117,6 +127,11 @@ struct LaneResult: Sendable {
     /// The text of the first error of each code: a count alone helps nobody.
     var texts: [String: String] = [:]
     var wrong = 0
+    /// Keys written by `load`.
+    var written = 0
+    /// Of right answers, if asked for: when the request was due, and its latency, in nanoseconds of
+    /// the monotonic clock.
+    var samples: [(start: UInt64, latency: UInt64)] = []
 
     mutating func count(_ error: AspenError) {
         errors[error.code.name, default: 0] += 1
@@ -143,6 +158,10 @@ final class Lane {
     private let lines: [Line]
     private let clientCount: Int
     private let share: Int?
+    /// Nil: a closed loop.
+    private var pace: Pace?
+    /// With a pace: the lines of clients that have nothing to do.
+    private var idle: Deque<Line> = []
     private var isStopped = false
     private var isMeasuring = false
     /// Requests that may still be counted, when the run ends by count.
@@ -163,6 +182,7 @@ final class Lane {
         }
         clientCount = part(plan.clients)
         if case .count(let count) = plan.end { share = part(count) } else { share = nil }
+        pace = plan.rate.map { Pace(rate: $0, lanes: lanes) }
     }
 
     func connect() -> EventLoopFuture<Void> {
@@ -191,7 +211,14 @@ final class Lane {
         case .time(let duration):
             loop.assumeIsolated().scheduleTask(in: TimeAmount(duration)) { self.finish() }
         }
+        heedInterruption()
         return promise.futureResult
+    }
+
+    private func heedInterruption() {
+        guard isMeasuring else { return }
+        if Interruption.isSet { return finish() }
+        loop.assumeIsolated().scheduleTask(in: Interruption.interval) { self.heedInterruption() }
     }
 
     private func finish() {
@@ -213,17 +240,49 @@ final class Lane {
             line.idleClients += 1
             return
         }
-        let start = NIODeadline.now()
+        guard pace == nil else {
+            idle.append(line)
+            return dispatch()
+        }
+        send(on: line, connection, due: .now())
+    }
+
+    /// Gives what is due to the clients that are free.
+    private func dispatch() {
+        while !isStopped, let line = idle.first {
+            guard let due = pace?.takeDue(.now()) else { return awaitDue() }
+            idle.removeFirst()
+            guard let connection = line.connection, connection.isOpen else {
+                line.idleClients += 1
+                pace?.giveBack(due)
+                continue
+            }
+            send(on: line, connection, due: due)
+        }
+    }
+
+    private func awaitDue() {
+        guard let next = pace?.nextWake() else { return }
+        loop.assumeIsolated().scheduleTask(deadline: next) {
+            self.pace?.isWaking = false
+            self.dispatch()
+        }
+    }
+
+    private func send(on line: Line, _ connection: ClientConnection, due start: NIODeadline) {
         // A request sent before the measuring began would be counted with its whole latency.
         let counts = isMeasuring
-        connection.send(workload.next(), deadline: start + TimeAmount(plan.timeout)) {
+        connection.send(workload.next(), deadline: .now() + TimeAmount(plan.timeout)) {
             [self] in
             switch $0 {
             case .success(let response):
                 record(counts) { result in
                     if workload.isRight(response) {
-                        let elapsed = NIODeadline.now() - start
-                        result.latency.record(UInt64(max(1, elapsed.nanoseconds)))
+                        let elapsed = UInt64(max(1, (NIODeadline.now() - start).nanoseconds))
+                        result.latency.record(elapsed)
+                        if plan.samples != nil {
+                            result.samples.append((start.uptimeNanoseconds, elapsed))
+                        }
                     } else {
                         result.wrong += 1
                     }

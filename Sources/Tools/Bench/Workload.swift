@@ -33,6 +33,7 @@ struct Workload {
         case .get: get()
         case .mixed(let percent): random.chance(percent, in: 100) ? get() : put()
         case .scan(let limit): scan(limit)
+        case .load: preconditionFailure("keys are written by LoadTest.load")
         }
     }
 

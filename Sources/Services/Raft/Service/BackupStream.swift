@@ -69,7 +69,10 @@ final class BackupStream {
             return origin.fail(AspenError(.unavailable, "the backup was not read", retry: .safe))
         }
         let box = NIOLoopBound(self, eventLoop: service.node.loop)
-        guard origin.sink.isWritable else {
+        // Not one that waits for the spool on the state thread: writes would wait behind it.
+        guard origin.sink.isWritable, reader.isReady else {
+            // It is not the client that is slow.
+            if origin.sink.isWritable { movedAt = now }
             service.node.loop.scheduleTask(in: Self.pause) { box.value.pump() }
             return
         }
@@ -108,7 +111,8 @@ final class BackupStream {
 
 /// The snapshot and the frame around it.
 // SAFETY: `header` and `first` never change; the reader is used on the state thread only, one call
-// at a time; `last` is called on the loop after the last of them.
+// at a time, but for `isReady`, which any thread may ask; `last` is called on the loop after the last
+// of them.
 private final class BackupReader: @unchecked Sendable {
     let header: BackupHeader
     let first: [UInt8]
@@ -120,6 +124,8 @@ private final class BackupReader: @unchecked Sendable {
         self.header = header
         first = writer.begin(header)
     }
+
+    var isReady: Bool { reader.isReady }
 
     /// Nil at the end. That a spool fails concerns the backup, not the state.
     func next() -> ([UInt8]?, StorageError?) {

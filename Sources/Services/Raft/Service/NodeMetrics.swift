@@ -19,6 +19,8 @@ final class NodeMetrics {
     var checkpoints: UInt64 = 0
     var snapshotsSent: UInt64 = 0
     var snapshotsReceived: UInt64 = 0
+    var snapshotBytesSent: UInt64 = 0
+    var snapshotBytesReceived: UInt64 = 0
 
     func asked(row: Int) { requests[row] += 1 }
 
@@ -75,6 +77,12 @@ final class NodeMetrics {
             .counter("aspen_snapshots_sent_total", snapshotsSent, "Snapshots taken by peers."),
             .counter(
                 "aspen_snapshots_received_total", snapshotsReceived, "Snapshots put in force here."),
+            .counter(
+                "aspen_snapshot_bytes_sent_total", snapshotBytesSent,
+                "Bytes of snapshots sent to peers, those sent again included."),
+            .counter(
+                "aspen_snapshot_bytes_received_total", snapshotBytesReceived,
+                "Bytes of snapshots taken from peers."),
         ]
     }
 }

@@ -151,6 +151,9 @@ package final class RaftNode: @unchecked Sendable {
         links.update(membership)
         links.start()
         space.start()
+        loop.scheduleTask(in: SnapshotTransfers.partialKept) { [weak self] in
+            if let self, !isStopped { snapshots.forgetPartial() }
+        }
         events.record("started", "aspend-raft started")
         armTimer()
     }
@@ -458,6 +461,7 @@ package final class RaftNode: @unchecked Sendable {
         space.stop()
         links.stop()
         log.stop()
+        snapshots.stop()
         state.stop()
         space.close()
     }

@@ -19,11 +19,15 @@ final class WorkerThread<Job>: @unchecked Sendable {
     private var isHeld = false
     private var isStopping = false
     private var thread: pthread_t?
+    private let niceness: CInt
     private let run: ([Job]) -> Void
 
-    /// - Parameter run: called on the thread with everything that was queued, in order.
-    init(run: @escaping ([Job]) -> Void) {
+    /// - Parameters:
+    ///   - niceness: above 0: where processors are short, others go first (see nice(7)).
+    ///   - run: called on the thread with everything that was queued, in order.
+    init(niceness: CInt = 0, run: @escaping ([Job]) -> Void) {
         self.run = run
+        self.niceness = niceness
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(condition, nil)
         start()
@@ -51,6 +55,8 @@ final class WorkerThread<Job>: @unchecked Sendable {
     }
 
     private func work() {
+        // Refused by some sandboxes: then it competes as all others do.
+        if niceness > 0 { _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, niceness) }
         pthread_mutex_lock(mutex)
         while true {
             while isHeld || (queue.isEmpty && !isStopping) { pthread_cond_wait(condition, mutex) }

@@ -135,10 +135,13 @@ package protocol StateStore: AnyObject {
     func makeSnapshot() throws(StorageError) -> any SnapshotReader
     /// Collects chunks beside the state; `finish` replaces the state by them.
     func receiveSnapshot(_ meta: SnapshotMeta) throws(StorageError) -> any SnapshotWriter
+    /// Where what has come of a snapshot may outlive the process; nil: nowhere.
+    var partialSnapshots: String? { get }
     func close()
 }
 
 extension StateStore {
+    package var partialSnapshots: String? { nil }
     package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
         (try checkpoint(), false)
     }
@@ -158,9 +161,16 @@ package enum RangeOutcome: Equatable, Sendable {
 
 package protocol SnapshotReader: AnyObject {
     var meta: SnapshotMeta { get }
+    /// Whether `next` would answer without waiting for whoever reads the rows. May be asked on any
+    /// thread.
+    var isReady: Bool { get }
     /// The next piece, or nil at the end. The stream ends with its own checksum.
     func next() throws(StorageError) -> [UInt8]?
     func close()
+}
+
+extension SnapshotReader {
+    package var isReady: Bool { true }
 }
 
 package protocol SnapshotWriter: AnyObject {

@@ -3,7 +3,8 @@
 import AspenDisk
 
 /// What a node takes of its file system and when it is short of space, in bytes. Everything scales
-/// down with a small file system, and is the same on all from 512 MiB on.
+/// down with a small file system, and is the same on all from 2 GiB on. Reserve, three segments and WAL
+/// take less than 64 MB: history has the other half of what a node may take beside its live data.
 package struct SpaceLimits: Equatable, Sendable {
     /// Kept back in a file of its own (see `SpaceReserve`): an eighth of the file system. What
     /// deletes, compaction, elections and a restart live on when others have filled it up.
@@ -15,8 +16,8 @@ package struct SpaceLimits: Equatable, Sendable {
     /// Entries appended and not committed: a 32nd.
     package var uncommittedBytes = uncommittedBytesMax
 
-    package static let reserveBytesMax = 64 << 20
-    package static let segmentBytesMax = 16 << 20
+    package static let reserveBytesMax = 32 << 20
+    package static let segmentBytesMax = 8 << 20
     package static let walBytesMax = 4_096_000
     package static let uncommittedBytesMax = 64_000_000
 

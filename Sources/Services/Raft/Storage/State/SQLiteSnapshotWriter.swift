@@ -10,6 +10,11 @@ import SQLiteKit
 final class SQLiteSnapshotWriter: SnapshotWriter {
     private let state: SQLiteState
     private let meta: SnapshotMeta
+    /// Bytes taken in after which the kernel is asked to write what the new file has in memory: all at
+    /// once, at the end, it would stall every sync of that disk for seconds.
+    private static let writeBehindBytes = 4_194_304
+
+    private var behindBytes = 0
     /// Nil once finished or abandoned.
     private var intake: SnapshotIntake<SQLiteTables>?
 
@@ -35,6 +40,10 @@ final class SQLiteSnapshotWriter: SnapshotWriter {
         // Left out on an error: what was taken in so far is of no use.
         try intake.append(bytes, storage: SQLiteState.explain)
         self.intake = intake
+        behindBytes += bytes.count
+        guard behindBytes >= Self.writeBehindBytes else { return }
+        behindBytes = 0
+        SQLiteState.writeBehind(state.directory + "/" + SQLiteState.incomingName)
     }
 
     func finish() throws(StorageError) {

@@ -34,6 +34,15 @@ extension SQLiteState {
         try check(aspen_vfs_sync_file(path), "sync \(path)")
     }
 
+    /// Has the kernel begin to write what it holds of a file. Not for a database that is shared: closing
+    /// a descriptor gives up the locks of this process.
+    static func writeBehind(_ path: String) {
+        let descriptor = open(path, O_RDWR | O_CLOEXEC)
+        guard descriptor >= 0 else { return }
+        aspen_vfs_write_behind(descriptor, 0, 0, 0)
+        Glibc.close(descriptor)
+    }
+
     static func rename(_ from: String, _ to: String) throws(StorageError) {
         try check(aspen_vfs_rename(from, to), "rename \(from)")
     }

@@ -351,6 +351,8 @@ package final class SQLiteState: StateStore {
         return spool
     }
 
+    package var partialSnapshots: String? { directory }
+
     package func receiveSnapshot(_ meta: SnapshotMeta) throws(StorageError) -> any SnapshotWriter {
         if let failure { throw failure }
         return try SQLiteSnapshotWriter(into: self, meta: meta)

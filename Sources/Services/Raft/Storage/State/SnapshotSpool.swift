@@ -13,10 +13,12 @@ import SQLiteKit
 /// read transaction, which keeps the WAL from being started over, is bounded by the disk and not by
 /// the network.
 ///
-/// `next` waits for the spooling thread when it has to, at most for one piece.
+/// `next` waits for the spooling thread when it has to, at most for one piece; whoever cannot wait
+/// asks `isReady` first.
 final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
-    // SAFETY: `progress` is only touched with `mutex` held; `sent` only by the one thread that uses
-    // the reader; everything else never changes after `init`.
+    // SAFETY: `progress` is only touched with `mutex` held, and `sent` too where another thread than
+    // the one that uses the reader may look; `writtenBehind` belongs to the spooling thread; everything
+    // else never changes after `init`.
 
     private struct Progress {
         var byteCount: UInt64 = 0
@@ -25,11 +27,17 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         var failure: StorageError?
     }
 
+    static let niceness: CInt = 10
+    /// Bytes of the spool that wait for the disk at most: more would stall the syncs of the log.
+    private static let writeBehindBytes: UInt64 = 2_097_152
+
     let meta: SnapshotMeta
     private let descriptor: Int32
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let changed: UnsafeMutablePointer<pthread_cond_t>
     private var progress = Progress()
+    /// Bytes of the spool that the disk was told to write; touched by the spooling thread alone.
+    private var writtenBehind: UInt64 = 0
     private var sent: UInt64 = 0
 
     /// - Parameters:
@@ -75,12 +83,21 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
 
     // MARK: Reader
 
+    var isReady: Bool {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return isNextThere
+    }
+
+    /// Call with `mutex` held.
+    private var isNextThere: Bool {
+        !progress.isReading || progress.byteCount >= sent + UInt64(Limits.snapshotChunkBytesMax)
+    }
+
     func next() throws(StorageError) -> [UInt8]? {
         let wanted = UInt64(Limits.snapshotChunkBytesMax)
         pthread_mutex_lock(mutex)
-        while progress.isReading, progress.byteCount < sent + wanted {
-            pthread_cond_wait(changed, mutex)
-        }
+        while !isNextThere { pthread_cond_wait(changed, mutex) }
         let (available, failure) = (progress.byteCount, progress.failure)
         pthread_mutex_unlock(mutex)
         if let failure { throw failure }
@@ -101,7 +118,9 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
             initialized = done
         }
         guard done == count else { throw .disk("the spool file cannot be read") }
+        pthread_mutex_lock(mutex)
         sent += UInt64(count)
+        pthread_mutex_unlock(mutex)
         return piece
     }
 
@@ -164,11 +183,19 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
             }
             done += wrote
         }
+        writeBehind(upTo: offset + UInt64(bytes.count))
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
         progress.byteCount += UInt64(bytes.count)
         pthread_cond_broadcast(changed)
         return !progress.isCancelled
+    }
+
+    private func writeBehind(upTo end: UInt64) {
+        guard end - writtenBehind >= Self.writeBehindBytes else { return }
+        aspen_vfs_write_behind(
+            descriptor, writtenBehind, end - writtenBehind, Self.writeBehindBytes)
+        writtenBehind = end
     }
 
     /// The read transaction is over.
@@ -194,6 +221,8 @@ private final class SpoolWork {
     }
 
     func run() {
+        // Where processors are short, writes go first. Refused by some sandboxes.
+        _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, SnapshotSpool.niceness)
         let failure = copy()
         // The connection is closed, and with it the read transaction, before anybody hears of it.
         stream = nil
