@@ -135,7 +135,7 @@ import Testing
             events += trial.eventsTold
             compacted += trial.statistics.watchesCompacted
         }
-        #expect(events > 1000 && compacted > 5, "\(events) changes, \(compacted) compacted")
+        #expect(events > 1000 && compacted > 0, "\(events) changes, \(compacted) compacted")
     }
 
     @Test func peaceIsUneventful() {
