@@ -4,7 +4,9 @@ import AspenMachine
 import AspenTypes
 import AspenWire
 import FoundationEssentials
+import KVCore
 import NIOCore
+import RaftCore
 import Testing
 
 @testable import RaftService
@@ -83,6 +85,55 @@ import Testing
             #expect(ends.allSatisfy { $0.kind == .delete })
             #expect(Set(ends.map(\.entry.modRevision)).count == 1)
         }
+    }
+
+    /// Many that are due together are ended by entries that follow one another closely, and by few
+    /// more than are needed.
+    @Test(.timeLimit(.minutes(1))) func manyLeasesEndTogether() async throws {
+        try await RequestTests.withNode { cluster, client in
+            _ = try await grant(client, ttlMs: 60_000, lease: 1)
+            let count = 40 * KVLimits.leasesExpiredPerEntry
+            let granted = (0..<count).map { number in
+                var body = Aspen_Client_V1_GrantLeaseRequest()
+                body.ttlMs = 4000
+                body.lease = UInt64(number + 2)
+                return client.send(.grantLease(body))
+            }
+            // More than one connection may have waiting at once is refused.
+            var accepted = 0
+            for answer in granted where try await answer.get().failure == nil { accepted += 1 }
+            #expect(accepted > 10 * KVLimits.leasesExpiredPerEntry)
+            let node = try cluster.running(NodeID(1))
+            let index = { try await node.loop.submit { node.server.node.core.lastIndex }.get() }
+            let before = try await index().rawValue
+            func left() async throws -> Int {
+                try await client.ask(.listLeases(.init())).listLeases.leases.count
+            }
+            while try await left() > 1 {}
+            let needed =
+                (accepted + KVLimits.leasesExpiredPerEntry - 1)
+                / KVLimits.leasesExpiredPerEntry
+            // Those that are due in several moments take an entry each, and a window may be wasted.
+            let entries = Int(try await index().rawValue - before)
+            #expect(entries <= 2 * needed + 2 * Housekeeping.expiriesInFlightMax, "\(entries)")
+        }
+    }
+
+    @Test func roundsThatAreSlowNarrowTheWindow() {
+        var housekeeping = Housekeeping()
+        var now = RaftNode.now
+        func round(_ time: Duration) {
+            housekeeping.expiriesProposedAt = now
+            now = now + time
+            housekeeping.adaptExpiryWindow(now)
+        }
+        #expect(housekeeping.expiryWindow == 1)
+        for _ in 0..<9 { round(.milliseconds(5)) }
+        #expect(housekeeping.expiryWindow == Housekeeping.expiriesInFlightMax)
+        round(.milliseconds(150))
+        #expect(housekeeping.expiryWindow == Housekeeping.expiriesInFlightMax)
+        for _ in 0..<9 { round(.milliseconds(300)) }
+        #expect(housekeeping.expiryWindow == 1)
     }
 
     @Test(.timeLimit(.minutes(1))) func leasesAreListedInPages() async throws {
