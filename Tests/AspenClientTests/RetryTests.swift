@@ -184,6 +184,22 @@ private func code(
         }
     }
 
+    /// A request with many answers too, and it is not sent again.
+    @Test func aCancelledBackupReturnsAtOnce() async throws {
+        try await withServer { server, client in
+            let isBackup: @Sendable (FakeRequest) -> Bool = {
+                if case .backup = $0.request { true } else { false }
+            }
+            server.script { isBackup($0) ? .swallow : nil }
+            let backup = Task { await code { _ = try await client.backup { _ in } } }
+            while !server.requests.contains(where: isBackup) { await Task.yield() }
+            backup.cancel()
+            #expect(await backup.value == (.deadlineExceeded, .safe))
+            try await client.set("k", to: "v")
+            #expect(server.requests.filter(isBackup).count == 1)
+        }
+    }
+
     @Test func theNextEndpointTakesOver() async throws {
         let first = FakeRaftServer()
         let second = FakeRaftServer(sharing: first)

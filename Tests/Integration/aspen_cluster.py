@@ -69,10 +69,10 @@ class Node:
     def socket(self):
         return os.path.join(self.data, "run", "raft.sock")
 
-    def start(self, cookie_file=None, extra=(), env=None):
+    def start(self, cookie_file=None, extra=(), env=None, programs=None):
         before = self.log().count("is up; its sockets")
         arguments = [
-            f"{self.cluster.bin}/aspen-node", "--node-id", str(self.number),
+            f"{programs or self.cluster.bin}/aspen-node", "--node-id", str(self.number),
             "--cookie-file", cookie_file or self.cluster.cookie, "--data-dir", self.data,
             "--listen", f"127.0.0.1:{self.port}", "--tokens-required", "false",
             "--storage-backend", self.cluster.backend]

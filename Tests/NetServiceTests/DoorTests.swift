@@ -93,6 +93,58 @@ extension NetServiceTests {
             }
         }
 
+        @Test func eachLimitAtTheDoorHasAnAnswer() async throws {
+            try await withNode { node, client in
+                let tooMany = NetLimits.streamsBeforeTokenMax + 1
+                let ended = try await client.attack(
+                    node, alpn: .client, streams: tooMany, [ProtocolVersion.streamWithToken])
+                guard case .closedByPeer(let code, let reason) = ended else {
+                    Issue.record("\(ended)")
+                    return
+                }
+                #expect(StreamErrorCode(rawValue: code) == .unauthenticated)
+                #expect(reason.contains("too many streams"))
+
+                let service = try #require(node.service)
+                let token = try Self.token(for: client.key.endpoint)
+                let address = try SocketAddress(ipAddress: "127.0.0.1", port: Int(node.port))
+                func connect() async throws -> QUICConnection {
+                    try await client.endpoint.connect(
+                        to: node.endpoint, addresses: [address], alpn: ALPN.client.rawValue
+                    ).get()
+                }
+                /// As if so many others were there.
+                func add(
+                    _ path: ReferenceWritableKeyPath<NetService, Int> & Sendable, _ count: Int
+                ) async throws {
+                    try await node.loop.submit { service[keyPath: path] += count }.get()
+                }
+                try await add(\.clientsWithoutToken, NetLimits.clientsWithoutTokenMax)
+                await #expect(throws: QUICError.self) { _ = try await connect() }
+                try await add(\.clientsWithoutToken, -NetLimits.clientsWithoutTokenMax)
+
+                let resets = Mutex<[UInt64]>([])
+                func open(_ count: Int) async throws {
+                    let connection = try await connect()
+                    let bytes = header(token.encoded())
+                    try await client.loop.submit {
+                        let stream = try connection.openStream()
+                        stream.onReset = { code in resets.withLock { $0.append(code) } }
+                        stream.write(ByteBuffer(bytes: bytes))
+                    }.get()
+                    #expect(await eventually { resets.withLock { $0.count } == count })
+                }
+                try await add(\.clientHeaders, NetLimits.clientHeadersMax)
+                try await open(1)
+                try await add(\.clientHeaders, -NetLimits.clientHeadersMax)
+                try await add(\.joinedClientStreams, NetLimits.clientStreamsMax)
+                try await open(2)
+                try await add(\.joinedClientStreams, -NetLimits.clientStreamsMax)
+                let exhausted = StreamErrorCode.resourceExhausted.rawValue
+                #expect(resets.withLock { $0 } == [exhausted, exhausted])
+            }
+        }
+
         @Test func aGoodTokenIsHandedOverWhole() async throws {
             try await withNode { node, client in
                 let token = try Self.token(for: client.key.endpoint)

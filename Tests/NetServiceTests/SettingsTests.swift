@@ -160,6 +160,8 @@ import Testing
             let text = message { _ = try CookieRule.check(bad.map { Secret(Array($0.utf8)) }) }
             #expect(text?.contains("aspen-cli setup") == true, "\(bad ?? "none")")
         }
+        let large = [UInt8](repeating: 5, count: 4097)
+        #expect(message { _ = try CookieRule.check(Secret(large)) }?.contains("over 4096") == true)
         #expect(try CookieRule.check(Secret(Array("my-cluster".utf8))) != nil)
         #expect(try CookieRule.check(Secret([UInt8](repeating: 5, count: 32))) == nil)
     }

@@ -130,6 +130,23 @@ import Testing
         #expect(world.violations.isEmpty)
     }
 
+    @Test func membershipsAreBounded() {
+        let world = ledWorld()
+        let tooMany = UInt64(max(Limits.votersMax, Limits.learnersMax)) + 4
+        let (known, others) = (ids(1...3), ids(4...tooMany))
+        let wishes = [(known + others, []), (known, others)]
+        for (number, (voters, learners)) in wishes.enumerated() {
+            let id = ProposalID(node: one, incarnation: 9, number: UInt64(number))
+            world.step(
+                one,
+                .changeMembership(
+                    voters: voters, learners: learners,
+                    members: (known + others).map(world.present), id: id))
+            #expect(world.node(one).proposalsFailed.last == id)
+        }
+        #expect(world.node(one).proposalsFailed.count == 2 && world.violations.isEmpty)
+    }
+
     /// A leader with much that is not committed takes no more, even of few entries.
     @Test func uncommittedBytesAreBounded() {
         let world = World(seed: 1)

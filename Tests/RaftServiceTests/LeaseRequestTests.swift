@@ -4,7 +4,9 @@ import AspenMachine
 import AspenTypes
 import AspenWire
 import FoundationEssentials
+import KVCore
 import NIOCore
+import RaftCore
 import Testing
 
 @testable import RaftService
@@ -83,6 +85,63 @@ import Testing
             #expect(ends.allSatisfy { $0.kind == .delete })
             #expect(Set(ends.map(\.entry.modRevision)).count == 1)
         }
+    }
+
+    /// Many that are due together are ended by entries that follow one another closely, and by few
+    /// more than are needed.
+    @Test(.timeLimit(.minutes(1))) func manyLeasesEndTogether() async throws {
+        try await RequestTests.withNode { cluster, client in
+            _ = try await grant(client, ttlMs: 60_000, lease: 1)
+            let node = try cluster.running(NodeID(1))
+            /// Nothing is ended while the leader seems to be looking already.
+            func look(_ isOn: Bool) async throws {
+                try await node.loop.submit {
+                    let service = node.server.node.client as? ClientService
+                    service?.housekeeping.isLookingForLeases = !isOn
+                    service?.keepHouse()
+                }.get()
+            }
+            try await look(false)
+            // More than one connection may have waiting at once is refused.
+            let granted = (0..<ClientConnection.requestsMax).map { number in
+                var body = Aspen_Client_V1_GrantLeaseRequest()
+                body.ttlMs = 1000
+                body.lease = UInt64(number + 2)
+                return client.send(.grantLease(body))
+            }
+            for answer in granted { #expect(try await answer.get().failure == nil) }
+            let last = UInt64(granted.count + 1)
+            while try await timeToLive(client, last).leaseTimeToLive.lease.remainingTtlMs > 0 {}
+
+            let index = { try await node.loop.submit { node.server.node.core.lastIndex }.get() }
+            let before = try await index().rawValue
+            try await look(true)
+            func left() async throws -> Int {
+                try await client.ask(.listLeases(.init())).listLeases.leases.count
+            }
+            while try await left() > 1 {}
+            let needed = granted.count / KVLimits.leasesExpiredPerEntry + 1
+            let entries = Int(try await index().rawValue - before)
+            #expect(entries >= needed)
+            #expect(entries <= needed + Housekeeping.expiriesInFlightMax, "\(entries)")
+        }
+    }
+
+    @Test func roundsThatAreSlowNarrowTheWindow() {
+        var housekeeping = Housekeeping()
+        var now = RaftNode.now
+        func round(_ time: Duration) {
+            housekeeping.expiriesProposedAt = now
+            now = now + time
+            housekeeping.adaptExpiryWindow(now)
+        }
+        #expect(housekeeping.expiryWindow == 1)
+        for _ in 0..<9 { round(.milliseconds(5)) }
+        #expect(housekeeping.expiryWindow == Housekeeping.expiriesInFlightMax)
+        round(.milliseconds(150))
+        #expect(housekeeping.expiryWindow == Housekeeping.expiriesInFlightMax)
+        for _ in 0..<9 { round(.milliseconds(300)) }
+        #expect(housekeeping.expiryWindow == 1)
     }
 
     @Test(.timeLimit(.minutes(1))) func leasesAreListedInPages() async throws {

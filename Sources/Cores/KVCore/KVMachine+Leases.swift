@@ -81,22 +81,21 @@ extension KVMachine {
 
     /// All keys of the lease go in one revision, and the lease with them.
     private mutating func end(_ lease: LeaseRow) throws(Tables.Failure) {
-        var plan = Plan(succeeded: true)
-        var keys = try tables.keys(of: lease.id, after: nil, count: KVLimits.leaseKeysMax + 1)
-        precondition(keys.count == lease.keyCount, "a lease knows how many keys it has")
-        if has(.leaseLeavesKey) { keys = keys.dropLast() }
-        for key in keys {
-            let standing = try self.standing(of: key, after: plan)
-            precondition(standing.lease == lease.id, "a key and its lease name each other")
-            write(key, nil, over: standing, to: &plan, isAlone: true)
+        if lease.keyCount > 0 {
+            var plan = Plan(succeeded: true)
+            var keys = try tables.keys(of: lease.id, after: nil, count: KVLimits.leaseKeysMax + 1)
+            precondition(keys.count == lease.keyCount, "a lease knows how many keys it has")
+            if has(.leaseLeavesKey) { keys = keys.dropLast() }
+            for key in keys {
+                let standing = try self.standing(of: key, after: plan)
+                precondition(standing.lease == lease.id, "a key and its lease name each other")
+                write(key, nil, over: standing, to: &plan, isAlone: true)
+            }
+            // The keys are not counted: the row that has their number goes as it stands.
+            _ = try carryOut(plan)
         }
-        plan.countLeases()
-        _ = try carryOut(plan)
-        // As `carryOut` has left it, without keys.
-        var emptied = lease
-        emptied.keyCount -= UInt64(keys.count)
         try tables.removeLease(lease.id)
-        meta.rowHash &-= RowHash.of(emptied)
+        meta.rowHash &-= RowHash.of(lease)
         meta.leaseCount -= 1
         if meta.leaseCount == 0 { leaseExpiryHint = nil }
     }

@@ -137,20 +137,41 @@ public final class AspenClient: Sendable {
         _ request: WireRequest, timeout: Duration,
         part: @escaping @Sendable (WireResponse) -> Bool
     ) async throws(AspenError) {
-        let result: Result<Void, AspenError> = await withCheckedContinuation { continuation in
-            engine.eventLoop.execute { [engine, options] in
-                engine.value.waitForConnection(budget: options.timeout) { failure in
-                    if let failure { return continuation.resume(returning: .failure(failure)) }
-                    guard let connection = engine.value.connection else {
-                        return continuation.resume(
-                            returning: .failure(
-                                AspenError(.unavailable, "the connection is closed", retry: .safe)))
+        let cancelled = Cancellation()
+        /// Gives the request up, as long as it is under way.
+        let abandon = NIOLoopBoundBox.makeBoxSendingValue(
+            (() -> Void)?.none, eventLoop: engine.eventLoop)
+        let result: Result<Void, AspenError> = await withTaskCancellationHandler {
+            await withCheckedContinuation { continuation in
+                engine.eventLoop.execute { [engine, options] in
+                    engine.value.waitForConnection(budget: options.timeout) { failure in
+                        if let failure { return continuation.resume(returning: .failure(failure)) }
+                        guard let connection = engine.value.connection else {
+                            return continuation.resume(returning: .failure(.closedConnection))
+                        }
+                        if cancelled.isRequested {
+                            return continuation.resume(returning: .failure(.cancelled))
+                        }
+                        let id = connection.send(
+                            request, deadline: .now() + TimeAmount(timeout), part: part
+                        ) { result in
+                            abandon.value = nil
+                            continuation.resume(returning: result.map { _ in () })
+                        }
+                        guard let id else { return }
+                        abandon.value = {
+                            connection.abandon(id)
+                            continuation.resume(returning: .failure(.cancelled))
+                        }
                     }
-                    connection.send(
-                        request, deadline: .now() + TimeAmount(timeout),
-                        part: part
-                    ) { result in continuation.resume(returning: result.map { _ in () }) }
                 }
+            }
+        } onCancel: {
+            cancelled.request()
+            engine.eventLoop.execute {
+                let giveUp = abandon.value
+                abandon.value = nil
+                giveUp?()
             }
         }
         try result.get()
@@ -185,6 +206,17 @@ public final class AspenClient: Sendable {
             engine.eventLoop.execute { [engine] in engine.value.cancel(id) }
         }
         return try result.get()
+    }
+}
+
+extension AspenError {
+    /// Of a request that changes nothing.
+    static var cancelled: AspenError {
+        AspenError(.deadlineExceeded, "the caller cancelled the request", retry: .safe)
+    }
+
+    fileprivate static var closedConnection: AspenError {
+        AspenError(.unavailable, "the connection is closed", retry: .safe)
     }
 }
 

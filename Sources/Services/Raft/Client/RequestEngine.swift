@@ -142,8 +142,7 @@ final class RequestEngine {
                         .unknownOutcome,
                         "the caller cancelled the request after it was sent; whether it was "
                             + "carried out is unknown", retry: .withSession)
-                    : AspenError(
-                        .deadlineExceeded, "the caller cancelled the request", retry: .safe)))
+                    : .cancelled))
     }
 
     func finish(_ call: Call, _ result: Result<WireResponse, AspenError>) {

@@ -12,7 +12,8 @@ import WatchCore
 
 /// Where the answer to a request goes.
 protocol ReplySink: AnyObject {
-    func reply(_ response: WireResponse, to id: UInt64)
+    /// - Parameter bytes: what the request counted for.
+    func reply(_ response: WireResponse, to id: UInt64, bytes: Int)
     /// One of several answers to the same request; `reply` gives the last one.
     func part(_ response: WireResponse, to id: UInt64)
     var isOpen: Bool { get }
@@ -27,15 +28,21 @@ struct RequestOrigin {
     let deadline: MonotonicInstant
     /// Passed on by another node: not to be passed on again.
     let isFromPeer: Bool
+    /// Of its frame, as far as they count (see `ClientConnection.requestBytesMax`).
+    var bytes = 0
 
-    func reply(_ response: WireResponse) { sink.reply(response, to: id) }
-    func fail(_ error: AspenError) { sink.reply(WireResponse(error), to: id) }
+    func reply(_ response: WireResponse) { sink.reply(response, to: id, bytes: bytes) }
+    func fail(_ error: AspenError) { sink.reply(WireResponse(error), to: id, bytes: bytes) }
 }
 
 /// One client: frames of request id (u64 LE) and protobuf message. Confined to the event loop.
 final class ClientConnection: ReplySink {
     /// Requests of one connection that wait for their answers.
     static let requestsMax = 4096
+    /// Bytes of requests that wait for their answers, on all connections of a node. Small ones do
+    /// not count: their number is bounded.
+    static let requestBytesMax = 134_217_728
+    static let smallRequestBytesMax = 4096
     /// Unread answers, in bytes, above which no further requests are read from this client.
     static let outgoingBytesHigh = 1_000_000
     /// Unread answers, in bytes, above which the connection is closed.
@@ -101,11 +108,23 @@ final class ClientConnection: ReplySink {
                         "more than \(Self.requestsMax) requests wait on this connection",
                         retry: .safe)), id)
         }
+        let bytes = frame.readableBytes > Self.smallRequestBytesMax ? frame.readableBytes : 0
+        guard service.requestBytes + bytes <= Self.requestBytesMax else {
+            return write(
+                WireResponse(
+                    AspenError(
+                        .resourceExhausted,
+                        "the requests that wait at this node have more than "
+                            + "\(Self.requestBytesMax) bytes: send fewer at a time",
+                        retry: .safe)), id)
+        }
         inFlight += 1
+        service.requestBytes += bytes
         let deadline = service.deadline(milliseconds: request.timeoutMs)
         service.handle(
             request,
-            RequestOrigin(sink: self, id: id, deadline: deadline, isFromPeer: false),
+            RequestOrigin(
+                sink: self, id: id, deadline: deadline, isFromPeer: false, bytes: bytes),
             permission: permission, denial: denial, bearer: bearer)
     }
 
@@ -116,8 +135,9 @@ final class ClientConnection: ReplySink {
         frames.close()
     }
 
-    func reply(_ response: WireResponse, to id: UInt64) {
+    func reply(_ response: WireResponse, to id: UInt64, bytes: Int) {
         inFlight -= 1
+        service.requestBytes -= bytes
         service.node.metrics.answered(response)
         send(response, to: id)
     }
@@ -158,7 +178,7 @@ final class ClientConnection: ReplySink {
 
     // MARK: - Streams
 
-    /// The request is answered by more than one message, and waits no more.
+    /// The request, a small one, is answered by more than one message, and waits no more.
     func streamBegan() { inFlight -= 1 }
 
     /// Something that is said under an id that is a stream's, whatever waits already.

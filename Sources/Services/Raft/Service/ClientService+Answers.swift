@@ -60,7 +60,7 @@ extension ClientService {
         let deadline = RaftNode.now + max(bound, freshnessTimeMin)
         return RequestOrigin(
             sink: origin.sink, id: origin.id, deadline: min(deadline, origin.deadline),
-            isFromPeer: origin.isFromPeer)
+            isFromPeer: origin.isFromPeer, bytes: origin.bytes)
     }
 
     static let isTooOld = AspenError(

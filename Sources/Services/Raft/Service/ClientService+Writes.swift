@@ -143,10 +143,18 @@ extension ClientService {
     }
 
     func compact(to revision: Revision, ended: @escaping () -> Void) {
-        guard writeCount < Limits.proposalsInFlightMax else { return ended() }
+        proposeHousekeeping(.compact(revision)) { _ in ended() }
+    }
+
+    /// What the leader proposes of its own accord. It is little, and clients that have all their
+    /// proposals in flight do not hold it up: leases end in time however busy the cluster is.
+    func proposeHousekeeping(_ command: Command, ended: @escaping (ClientService) -> Void) {
+        guard node.membership != nil, command.version <= node.applied.facts.activeVersion else {
+            return ended(self)
+        }
         let write = PendingWrite(
-            nil, .housekeeping, CommandCodec.encode(.compact(revision)), hasSession: false)
-        write.onDone = ended
+            nil, .housekeeping, CommandCodec.encode(command), hasSession: false)
+        write.onDone = { [unowned self] in ended(self) }
         writeCount += 1
         propose(write)
         armSweep()

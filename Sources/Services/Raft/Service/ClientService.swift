@@ -52,6 +52,8 @@ final class ClientService: @unchecked Sendable {
 
     private var isSweeping = false
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
+    /// Of all connections: see `ClientConnection.requestBytesMax`.
+    var requestBytes = 0
     private var complaints = LogLimiter(burst: 3)
     private var isDraining = false
     private var drained: EventLoopPromise<Void>?
@@ -292,7 +294,7 @@ private final class PeerSink: ReplySink {
     var isOpen: Bool { true }
     var isWritable: Bool { true }
 
-    func reply(_ response: WireResponse, to id: UInt64) {
+    func reply(_ response: WireResponse, to id: UInt64, bytes counted: Int) {
         guard let bytes: [UInt8] = try? response.serializedBytes() else { return }
         channel.send { PeerFrame.response(id: id, bytes).write(to: &$0) }
     }

@@ -37,6 +37,12 @@ struct Housekeeping {
     static let sessionIntervalMin = Duration.seconds(1)
     /// Leases that are due and have been proposed for are looked at again after this time.
     static let leaseRepeat = Duration.milliseconds(250)
+    /// Entries that end leases and are on their way at once: twice as many after each round that
+    /// was quick, half as many after one that was slow, so that whoever reads meanwhile is not held
+    /// up for long by what they remove.
+    static let expiriesInFlightMax = 32
+    static let expiryRoundShort = Duration.milliseconds(100)
+    static let expiryRoundLong = Duration.milliseconds(200)
     /// Longest time between two looks at the leases while there are any.
     static let leaseInterval = Duration.seconds(60)
     /// Two compactions are at least this far apart: each sweeps up to
@@ -51,6 +57,10 @@ struct Housekeeping {
     /// Cluster time for which `leases` is set.
     var leasesArmedFor: ClusterTime?
     var isLookingForLeases = false
+    var expiriesInFlight = 0
+    /// How many may be in flight now; 1 while nothing is due.
+    var expiryWindow = 1
+    var expiriesProposedAt: MonotonicInstant?
     var compaction: Scheduled<Void>?
     var compactedAt: MonotonicInstant?
     var versions: Scheduled<Void>?
@@ -61,6 +71,19 @@ struct Housekeeping {
         for timer in [sessions, leases, compaction, versions] { timer?.cancel() }
         (sessions, leases, compaction, versions) = (nil, nil, nil, nil)
         leasesArmedFor = nil
+        expiryWindow = 1
+        expiriesProposedAt = nil
+    }
+
+    /// Call when half of what was proposed is through.
+    mutating func adaptExpiryWindow(_ now: MonotonicInstant) {
+        guard let began = expiriesProposedAt else { return }
+        expiriesProposedAt = nil
+        if now - began <= Self.expiryRoundShort {
+            expiryWindow = min(expiryWindow * 2, Self.expiriesInFlightMax)
+        } else if now - began > Self.expiryRoundLong {
+            expiryWindow = max(expiryWindow / 2, 1)
+        }
     }
 }
 
@@ -95,9 +118,7 @@ extension ClientService {
         }
     }
 
-    private func propose(_ command: Command) {
-        submit(command, .housekeeping, hasSession: false, nil)
-    }
+    private func propose(_ command: Command) { proposeHousekeeping(command) { _ in } }
 
     // MARK: - Leases
 
@@ -142,17 +163,28 @@ extension ClientService {
 
     private func expireLeases(_ due: ClusterTime?) {
         guard isKeepingHouse, let due else { return }
-        if due <= node.core.clusterTime(now: RaftNode.now) {
-            propose(.expireLeases)
-            armLeases(for: due, atLeast: Housekeeping.leaseRepeat)
-        } else {
-            armLeases(for: due, atLeast: .zero)
+        let now = RaftNode.now
+        guard due <= node.core.clusterTime(now: now) else {
+            housekeeping.expiryWindow = 1
+            housekeeping.expiriesProposedAt = nil
+            return armLeases(for: due, atLeast: .zero)
         }
+        let room = housekeeping.expiryWindow - housekeeping.expiriesInFlight
+        for _ in 0..<max(0, room) {
+            housekeeping.expiriesInFlight += 1
+            housekeeping.expiriesProposedAt = now
+            proposeHousekeeping(.expireLeases) { $0.housekeeping.expiriesInFlight -= 1 }
+        }
+        armLeases(for: due, atLeast: Housekeeping.leaseRepeat)
     }
 
-    /// A proposal of ours has been applied: if there are more leases due, they need not wait.
+    /// A proposal of ours has been applied: if there are more leases due, they need not wait. One
+    /// entry too many does nothing; a round trip for each 200 leases would take too long.
     func housekeepingApplied() {
-        guard isKeepingHouse, housekeeping.leasesArmedFor != nil else { return }
+        guard isKeepingHouse, housekeeping.leasesArmedFor != nil,
+            housekeeping.expiriesInFlight <= housekeeping.expiryWindow / 2
+        else { return }
+        housekeeping.adaptExpiryWindow(RaftNode.now)
         housekeeping.leases?.cancel()
         lookForLeases()
     }
