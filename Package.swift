@@ -70,7 +70,8 @@ let cores: [Target] = [
     module(
         "RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
     module("KVCore", "Cores/KVCore", ["AspenMachine", "AspenBytes"], settings: pure),
-    module("WatchCore", "Cores/WatchCore", ["AspenMachine", "KVCore", collections], settings: pure),
+    module(
+        "WatchCore", "Cores/WatchCore", ["AspenMachine", "KVCore", collections], settings: pure),
     module("LinkCore", "Cores/LinkCore", ["AspenMachine", "AspenBytes"], settings: pure),
     module("TokenCore", "Cores/TokenCore", ["AspenTypes", "AspenBytes"], settings: pure),
 ]
@@ -131,7 +132,8 @@ let services: [Target] = [
         "RaftService", "Services/Raft/Service",
         nio + [
             "RaftStorage", "RaftCore", "KVCore", "WatchCore", "TokenCore", "CSodium", "NetClient",
-            "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit", "CAspenVFS",
+            "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
+            "CAspenVFS",
             logging,
             collections, protobuf,
         ]),
@@ -232,7 +234,8 @@ let checks: [Target] = [
     tests(
         "RaftServiceTests",
         nio + [
-            "RaftService", "RaftStorage", "RaftCore", "KVCore", "TokenCore", "QUIC", "NetClient",
+            "RaftService", "RaftStorage", "RaftCore", "KVCore", "TokenCore", "WatchCore", "QUIC",
+            "NetClient",
             "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
             logging, protobuf,
         ]),

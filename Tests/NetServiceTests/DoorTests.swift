@@ -115,7 +115,7 @@ extension NetServiceTests {
                 }
                 /// As if so many others were there.
                 func add(
-                    _ path: ReferenceWritableKeyPath<NetService, Int> & Sendable, _ count: Int
+                    _ path: any ReferenceWritableKeyPath<NetService, Int> & Sendable, _ count: Int
                 ) async throws {
                     try await node.loop.submit { service[keyPath: path] += count }.get()
                 }

@@ -8,6 +8,7 @@ import NIOCore
 import NIOPosix
 import Testing
 import TokenCore
+import WatchCore
 
 @testable import RaftService
 
@@ -81,7 +82,7 @@ import TokenCore
             await log.wait(for: deleted.revision)
             #expect(log.failure == nil && log.events.count == 10)
             let bytes = log.events.reduce(0) { $0 + $1.previous.value.count }
-            #expect(bytes <= UpdateEncoder.previousBytesMax)
+            #expect(bytes <= WatchConfiguration().previousBytesMax)
         }
     }
 

@@ -64,8 +64,9 @@ import Testing
         "batchReadBytesMax": "RaftServiceTests.pagesAndBatchesAreBoundedByBytes",
         "watchesPerConnectionMax": "Integration.connections_and_watches_have_an_end",
         "watchesMax": "Integration.connections_and_watches_have_an_end",
-        "ChangeRing.bytesMax": "RaftServiceTests.whoDoesNotReadDisturbsNobodyAndMissesNothing",
-        "UpdateEncoder.previousBytesMax":
+        "WatchConfiguration.ringBytesMax":
+            "RaftServiceTests.whoDoesNotReadDisturbsNobodyAndMissesNothing",
+        "WatchConfiguration.previousBytesMax":
             "RaftServiceTests.previousValuesThatFillAFrameAreLeftOut",
         "addressesMax": "RaftServiceTests.membershipsAreBounded",
         "ticketEndpointsMax": "AspenWireTests.ticketsRoundTripAndSayWhatIsWrong",
