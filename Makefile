@@ -45,7 +45,7 @@ stress: ## commits beside checkpoints at full speed for MINUTES=10, then without
 measure: ## fail-over, idle cost and start of a real cluster, in figures
 	@Tests/Integration/measure
 
-prove: bootstrap ## promises about size, at full size, by release programs (NAMES="learner follower …")
+prove: bootstrap ## tries the promises about size, at full size, by release programs (NAMES="learner follower …")
 	@for product in aspend-net aspend-raft aspen-node aspen-cli aspen-bench; do \
 	    swift build -c release --product $$product || exit 1; done
 	@ASPEN_BIN_DIR=.build/release Tests/Integration/prove $(NAMES)

@@ -171,10 +171,6 @@ class Machine:
         answer = answer.json()
         return (answer["leader_id"], answer["term"]) if answer.get("leader_id") else None
 
-    def endpoint(self):
-        """Its public key, as its log names it."""
-        return self.cli("cluster", "endpoint").out.strip().split("@")[1]
-
     def processor_seconds(self):
         """What all of the machine has used so far."""
         group = f"{os.environ.get('TB_NET', 'aspentb')}-n{self.number}"
