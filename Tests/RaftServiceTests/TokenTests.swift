@@ -68,11 +68,11 @@ import TokenCore
     /// Asks on a connection of its own: a token that does not hold ends it.
     static func ask(
         _ cluster: TestCluster, _ token: [UInt8], _ request: WireRequest.OneOf_Request,
-        as endpoint: EndpointID = client.endpoint
+        of node: NodeID? = nil, as endpoint: EndpointID = client.endpoint, timeoutMs: UInt32 = 5000
     ) async throws -> WireResponse {
         let client = try await cluster.remoteClient(
-            of: cluster.ids[0], endpoint: endpoint, token: token)
-        let answer = try await client.ask(request, timeoutMs: 5000)
+            of: node ?? cluster.ids[0], endpoint: endpoint, token: token)
+        let answer = try await client.ask(request, timeoutMs: timeoutMs)
         try? await client.channel.close().get()
         return answer
     }

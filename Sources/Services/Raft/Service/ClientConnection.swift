@@ -30,6 +30,8 @@ struct RequestOrigin {
     let isFromPeer: Bool
     /// Of its frame, as far as they count (see `ClientConnection.requestBytesMax`).
     var bytes = 0
+    /// All that was committed when it came is known here: see `ClientService.whenTrustIsCurrent`.
+    var isTrustCurrent = false
 
     func reply(_ response: WireResponse) { sink.reply(response, to: id, bytes: bytes) }
     func fail(_ error: AspenError) { sink.reply(WireResponse(error), to: id, bytes: bytes) }

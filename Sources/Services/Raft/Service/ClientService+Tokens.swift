@@ -63,15 +63,14 @@ extension ClientService {
         }
     }
 
+    private func judge(_ bearer: TokenBearer) throws(TokenRefusal) -> CapabilitySet {
+        try bearer.rights(
+            under: trust ?? TokenTrust(), generation: trustGeneration, now: wallSeconds())
+    }
+
     private func rights(of bearer: TokenBearer) -> Result<CapabilitySet, AspenError> {
-        guard let trust else {
-            return .failure(
-                AspenError(
-                    .unavailable, "this node has just started: ask again", retry: .safe))
-        }
         do {
-            return .success(
-                try bearer.rights(under: trust, generation: trustGeneration, now: wallSeconds()))
+            return .success(try judge(bearer))
         } catch {
             return .failure(
                 AspenError(.unauthenticated, "\(error.message). \(Self.advice(error))"))
@@ -92,6 +91,41 @@ extension ClientService {
 
     // MARK: - What is trusted
 
+    /// Whether what this node knows is perhaps too old to judge by. After a start its state may be
+    /// from before a root was added or a token revoked, until it has read once what is committed;
+    /// and a root that it does not know may have been added a moment ago, through another node.
+    func isTrustInDoubt(for bearer: TokenBearer) -> Bool {
+        guard trust != nil, freshAsOf != nil else { return true }
+        do {
+            _ = try judge(bearer)
+            return false
+        } catch {
+            if case .untrustedRoot = error { return true }
+            return false
+        }
+    }
+
+    /// Goes on when all that was committed when `origin` came is applied here, and with it known;
+    /// fails `origin` if that cannot be had in its time.
+    func whenTrustIsCurrent(
+        _ origin: RequestOrigin, _ bearer: TokenBearer,
+        _ body: @escaping (RequestOrigin) -> Void
+    ) {
+        bearer.requestsInDoubt += 1
+        let barrier = TrustBarrier { failure in
+            bearer.requestsInDoubt -= 1
+            if let failure { return origin.fail(failure) }
+            var judged = origin
+            judged.isTrustCurrent = true
+            body(judged)
+        }
+        submit(
+            PendingRead(
+                origin: RequestOrigin(
+                    sink: barrier, id: 0, deadline: origin.deadline, isFromPeer: false),
+                query: .get(TokenTrust.prefix), shape: .tokenRoots))
+    }
+
     func setTrust(_ trust: TokenTrust) {
         guard trust != self.trust else { return }
         self.trust = trust
@@ -111,7 +145,7 @@ extension ClientService {
     /// Connections whose token no longer holds end; what they wait for would never be theirs.
     func closeExpired() {
         guard trust != nil else { return }
-        for (connection, bearer) in bearers {
+        for (connection, bearer) in bearers where bearer.requestsInDoubt == 0 {
             if case .failure = rights(of: bearer) { connection.close() }
         }
     }
@@ -213,6 +247,17 @@ extension ClientService {
         }
         return WireResponse(.listRevokedTokens(body))
     }
+}
+
+/// Takes the answer of a read that only waits.
+private final class TrustBarrier: ReplySink {
+    private let passed: (AspenError?) -> Void
+    init(_ passed: @escaping (AspenError?) -> Void) { self.passed = passed }
+
+    func part(_ response: WireResponse, to id: UInt64) {}
+    var isOpen: Bool { true }
+    var isWritable: Bool { true }
+    func reply(_ response: WireResponse, to id: UInt64, bytes: Int) { passed(response.failure) }
 }
 
 extension WireRequest {

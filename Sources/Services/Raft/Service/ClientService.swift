@@ -134,6 +134,11 @@ final class ClientService: @unchecked Sendable {
                     .invalidArgument,
                     "the request names nothing to do, or something this version does not know"))
         }
+        if let bearer, !origin.isTrustCurrent, isTrustInDoubt(for: bearer) {
+            return whenTrustIsCurrent(origin, bearer) { [self] judged in
+                handle(request, judged, permission: permission, denial: denial, bearer: bearer)
+            }
+        }
         let rule = Self.requestTable[named.row]
         node.metrics.asked(row: named.row)
         if let refusal = refusal(of: named, rule, permission, denial, bearer) {

@@ -108,6 +108,8 @@ struct TokenTrust: Sendable, Equatable {
 final class TokenBearer {
     let client: EndpointID
     let chain: TokenChain
+    /// Requests that wait until this node knows whom the cluster trusts.
+    var requestsInDoubt = 0
     /// What the chain gave when the trust was of `generation`.
     private var judged: (generation: UInt64, grant: Grant, veil: SessionVeil)?
 
