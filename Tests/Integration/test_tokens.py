@@ -127,6 +127,8 @@ def a_laptop_can_do_what_its_token_says_and_nothing_else():
         answer = laptop.run("aspen-cli", "kv", "get", "app/x", token=short, check=4)
         assert "expired" in answer.err, answer.err
         node.cli("cluster", "trust-root", "--remove", root, check=0)
+        for other in cluster.nodes:  # each has applied it
+            other.cli("kv", "get", "app/x", check=0)
         answer = laptop.run("aspen-cli", "kv", "get", "app/x", token=fresh, check=4)
         assert "not trusted" in answer.err, answer.err
 
