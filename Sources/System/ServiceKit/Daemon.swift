@@ -95,7 +95,7 @@ package enum Daemon {
         let inherited = handed
         let context = DaemonContext(name: name, eventLoop: loop, logger: logger, past: past)
         startWatchdog(on: loop)
-        if let past { sitOut(past, context, inherited, refusals, signals) }
+        if let past, !past.isRefusal { sitOut(past, context, inherited, refusals, signals) }
         let running: RunningDaemon
         do {
             running = try loop.flatSubmit {
@@ -156,12 +156,11 @@ package enum Daemon {
 
     /// How often the configuration's files are looked at for changes.
     private static let lookInterval = timespec(tv_sec: 1, tv_nsec: 0)
-    /// After this many seconds it is tried again whatever the files say: what is wrong may be
-    /// elsewhere, as a full disk, or a secret that systemd hands over at a start.
-    private static let retrySeconds = 15
 
     /// Serves the reason until something has changed, then ends: systemd starts a new process, with
-    /// secrets read anew, and keeps the sockets meanwhile.
+    /// secrets read anew, and keeps the sockets meanwhile. After some seconds, ever more of them, that
+    /// is done whatever the files say: what is wrong may be elsewhere, as a full disk, or a secret that
+    /// systemd hands over at a start.
     private static func refuse(
         _ reason: AspenError, _ context: DaemonContext, _ inherited: ActivatedSockets,
         _ refusals: [SocketRefusal], _ arguments: [String], _ signals: sigset_t
@@ -181,18 +180,19 @@ package enum Daemon {
         Notifier.ready(status: "\(statusWord(reason)): \(reason.message)")
         let known = ServiceSettings.files(arguments: arguments).fingerprint
         var signals = signals
-        for _ in 0..<retrySeconds {
+        for _ in 0..<PastFailure.refusalSeconds(after: context.past) {
             var interval = lookInterval
             let signal = sigtimedwait(&signals, nil, &interval)
             if signal > 0 {
                 context.logger.info(signal == SIGHUP ? "starting anew" : "stopping")
-                break
+                stop(context) { service.drain() }
             }
             if ServiceSettings.files(arguments: arguments).fingerprint != known {
                 context.logger.notice("the configuration has changed: starting anew")
-                break
+                stop(context) { service.drain() }
             }
         }
+        PastFailure.leave("", DaemonExit(reason), after: context.past)
         stop(context) { service.drain() }
     }
 

@@ -9,7 +9,9 @@ import NIOCore
 /// again: ten times a second it would fail again, and callers would meet a socket where nobody
 /// answers. So it leaves word, in a pipe that systemd keeps (FDSTORE of sd_notify(3)); the next
 /// process says in its status and to every caller what is wrong, waits, and then tries. Once what was
-/// wrong is mended it needs nobody's help, and no unit ever is `failed`.
+/// wrong is mended it needs nobody's help, and no unit ever is `failed`. One that refused to start
+/// (see `RefusingService`) ends by itself to be started with secrets read anew, and leaves how often
+/// it has done so: its successor tries at once, and waits longer if it has to refuse again.
 struct PastFailure: Sendable {
     static let name = "failure"
     /// A daemon that served this long has nothing to do with an earlier failure.
@@ -20,10 +22,20 @@ struct PastFailure: Sendable {
     let exit: Int32
     /// How often in a row, this one included.
     let count: Int
+    /// Empty after a refusal: whoever comes next finds out for itself.
     let text: String
 
+    var isRefusal: Bool { text.isEmpty }
+
     /// 1, 2, 4, 8, 15, 15, … s.
-    var delaySeconds: Int { min(Self.delayMax, 1 << min(count - 1, 4)) }
+    var delaySeconds: Int { Self.delaySeconds(count) }
+
+    /// What a process that refuses to start waits before it ends: 2, 4, 8, 15, 15, … s.
+    static func refusalSeconds(after past: PastFailure?) -> Int {
+        delaySeconds((past?.count ?? 0) + 2)
+    }
+
+    private static func delaySeconds(_ count: Int) -> Int { min(delayMax, 1 << min(count - 1, 4)) }
 
     static func take(from sockets: inout ActivatedSockets) -> PastFailure? {
         _ = began
@@ -40,9 +52,9 @@ struct PastFailure: Sendable {
     init?(_ record: String) {
         let lines = record.split(separator: "\n", maxSplits: 1)
         let numbers = lines.first?.split(separator: " ").compactMap { Int($0) } ?? []
-        guard numbers.count == 2, lines.count == 2 else { return nil }
+        guard numbers.count == 2 else { return nil }
         (exit, count) = (Int32(clamping: numbers[0]), max(1, numbers[1]))
-        text = String(lines[1])
+        text = lines.count == 2 ? String(lines[1]) : ""
     }
 
     private static let began = NIODeadline.now()
