@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -285,11 +286,12 @@ class Cluster:
             return None
         return wait_for("a leader", ask, 30)
 
-    def load(self, seconds, clients=8, machines=None, kind="audit"):
-        """aspen-bench against the local sockets of the machines; .finish() gives its report."""
+    def load(self, clients=8, machines=None, kind="audit"):
+        """aspen-bench against the local sockets of the machines until .finish(), which gives its
+        report."""
         program, environment = bench()
         arguments = [program, kind, "--clients", str(clients),
-                     "--duration", f"{seconds}s" if kind != "audit" else str(seconds)]
+                     "--duration", "600s" if kind != "audit" else "600"]
         for machine in machines or self.machines:
             arguments += ["--socket", machine.raft_socket]
         if kind == "audit":
@@ -303,16 +305,16 @@ class Load:
         self.process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, text=True)
 
-    def is_running(self):
-        return self.process.poll() is None
-
     def finish(self):
+        assert self.process.poll() is None, "the load has ended before it was told to"
+        self.process.send_signal(signal.SIGINT)
         out, err = self.process.communicate(timeout=180)
         assert self.process.returncode == 0, (
             f"the load found something wrong: exit {self.process.returncode}\n{out}\n{err}")
         return json.loads(out.splitlines()[0])
 
     def finish_quietly(self):
+        self.process.send_signal(signal.SIGINT)
         self.process.communicate(timeout=180)
 
 

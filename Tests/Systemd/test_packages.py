@@ -83,7 +83,7 @@ def upgrade_and_downgrade_under_load_lose_nothing(cluster):
     """All three machines in turn, up and down again, while clients write and read back."""
     with tempfile.TemporaryDirectory() as directory:
         newer = renumbered(directory, version() + "+1")
-        load = cluster.load(60)
+        load = cluster.load()
         for machine in cluster.machines:
             machine.copy_packages(newer)
             machine.sh("cd /root && apt-get install -y ./*_test.deb", timeout=120)

@@ -108,7 +108,7 @@ def a_full_disk(cluster):
     cursor = machine.cursor()
     before = machine.daemon_pid("aspend-raft")
     machine.sh("head -c 200M /dev/zero >/mnt/small/filler", check=None)
-    load = cluster.load(20, machines=[cluster[1], cluster[3]], kind="put")
+    load = cluster.load(machines=[cluster[1], cluster[3]], kind="put")
     try:
         event = wait_for("the event disk-full", lambda: [
             r for r in machine.journal("--after-cursor", cursor)

@@ -19,7 +19,7 @@ struct Audit: ParsableCommand {
 
     @Option(help: "Sockets of the nodes; clients are spread over them.") var socket: [String] = []
     @Option(help: "Concurrent clients.") var clients = 20
-    @Option(help: "Seconds of load.") var duration = 60
+    @Option(help: "Seconds of load; SIGINT or SIGTERM ends it early.") var duration = 60
     @Flag(help: "Clients go to another node when theirs has left the cluster.")
     var roam = false
     @Option(help: "Sockets of nodes that need not answer at the end.") var leaver: [String] = []
@@ -35,6 +35,7 @@ struct Audit: ParsableCommand {
         guard !socket.isEmpty, clients > 0 else {
             throw CommandFailure.usage("name at least one --socket, and one client")
         }
+        Interruption.watch()
         let start = ContinuousClock.now
         let end = start + .seconds(duration)
         let reports = await withTaskGroup(of: AuditReport.self) { group in
@@ -48,11 +49,12 @@ struct Audit: ParsableCommand {
             }
             return await group.reduce(into: []) { $0.append($1) }
         }
+        let ended = min(end, .now)
         var total = reports.reduce(into: AuditReport()) { $0.merge($1) }
         for path in socket where !leaver.contains(path) {
             await AuditCheck(prefix: prefix, socket: path).run(reports, into: &total)
         }
-        let gap = total.longestGap(from: start, to: end)
+        let gap = total.longestGap(from: start, to: ended)
         print(
             """
             {"acknowledged":\(total.acknowledged),"unknown":\(total.unknown),\
@@ -120,7 +122,7 @@ private struct AuditClient {
         var options = AspenClient.Options()
         options.timeout = .seconds(10)
         var connected: AspenClient?
-        while connected == nil, ContinuousClock.now < end {
+        while connected == nil, ContinuousClock.now < end, !Interruption.isSet {
             connected = try? await AspenClient.connect(.sockets(sockets), options: options)
         }
         guard let client = connected else {
@@ -129,7 +131,7 @@ private struct AuditClient {
         }
         var seen: [Int: Int] = [:]
         var turn = 0
-        while ContinuousClock.now < end {
+        while ContinuousClock.now < end, !Interruption.isSet {
             turn += 1
             switch turn % 4 {
             case 0: await writeNewKey(client, turn, &report)
