@@ -4,18 +4,21 @@ import AspenMachine
 
 /// What happens next in virtual time: earliest first, and among equals the one that was scheduled
 /// first, so that a run never depends on how the heap happens to be laid out.
+///
+/// Events stay where they are put; what moves up and down the heap are three numbers.
 package struct EventHeap<Event> {
     @usableFromInline
     struct Item {
         @usableFromInline let at: UInt64
         @usableFromInline let sequence: UInt64
-        @usableFromInline let event: Event
+        /// In `events`.
+        @usableFromInline let place: Int
 
         @inlinable
-        init(at: UInt64, sequence: UInt64, event: Event) {
+        init(at: UInt64, sequence: UInt64, place: Int) {
             self.at = at
             self.sequence = sequence
-            self.event = event
+            self.place = place
         }
 
         @inlinable
@@ -25,6 +28,8 @@ package struct EventHeap<Event> {
     }
 
     @usableFromInline var items: [Item] = []
+    @usableFromInline var events: [Event?] = []
+    @usableFromInline var vacant: [Int] = []
     @usableFromInline var scheduled: UInt64 = 0
 
     @inlinable
@@ -41,7 +46,7 @@ package struct EventHeap<Event> {
     @inlinable
     package mutating func schedule(_ event: Event, at time: MonotonicInstant) {
         scheduled += 1
-        let item = Item(at: time.nanoseconds, sequence: scheduled, event: event)
+        let item = Item(at: time.nanoseconds, sequence: scheduled, place: keep(event))
         items.append(item)
         var child = items.count - 1
         while child > 0 {
@@ -56,9 +61,7 @@ package struct EventHeap<Event> {
     @inlinable
     package mutating func pop() -> (at: MonotonicInstant, event: Event)? {
         guard let last = items.popLast() else { return nil }
-        guard let first = items.first else {
-            return (MonotonicInstant(nanoseconds: last.at), last.event)
-        }
+        guard let first = items.first else { return take(last) }
         var hole = 0
         while true {
             var child = 2 * hole + 1
@@ -69,6 +72,23 @@ package struct EventHeap<Event> {
             hole = child
         }
         items[hole] = last
-        return (MonotonicInstant(nanoseconds: first.at), first.event)
+        return take(first)
+    }
+
+    @inlinable
+    mutating func keep(_ event: Event) -> Int {
+        guard let place = vacant.popLast() else {
+            events.append(event)
+            return events.count - 1
+        }
+        events[place] = event
+        return place
+    }
+
+    @inlinable
+    mutating func take(_ item: Item) -> (at: MonotonicInstant, event: Event)? {
+        guard let event = events[item.place].take() else { return nil }
+        vacant.append(item.place)
+        return (MonotonicInstant(nanoseconds: item.at), event)
     }
 }
