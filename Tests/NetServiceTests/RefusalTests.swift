@@ -95,6 +95,40 @@ private func isRefusedInHandshake(_ error: QUICError) -> Bool {
 
 extension NetServiceTests {
     @Suite struct RefusalTests {
+        /// Handshakes are done, and then nobody proves that it knows the cookie.
+        @Test func strangersWithoutAProofAreCounted() async throws {
+            let node = TestNode()
+            try await node.start { $0.proofTimeout = .seconds(60) }
+            try await node.startEcho()
+            try await node.startControl([], isClosed: false)
+            #expect(await eventually { node.connects.withLock { $0 } == 1 })
+            let stranger = try await Rogue()
+            let address = try SocketAddress(ipAddress: "127.0.0.1", port: Int(node.port))
+            @Sendable func connect() async throws -> QUICConnection {
+                try await stranger.endpoint.connect(
+                    to: node.endpoint, addresses: [address], alpn: ALPN.raft.rawValue
+                ).get()
+            }
+            var open: [QUICConnection] = []
+            for _ in 0..<NetLimits.unprovedMax { open.append(try await connect()) }
+            await #expect(throws: QUICError.self) { _ = try await connect() }
+            #expect(node.log.count("more than 64 strangers before the proof") > 0)
+            // Whoever is expected is let in all the same.
+            let member = TestNode()
+            try await member.start()
+            try await member.startEcho()
+            try await member.startControl([node.peer])
+            try await node.setPeers([member.peer], isClosed: false)
+            #expect(await eventually { member.has(.peerUp(node.endpoint)) })
+            // Who has left makes room.
+            let last = try #require(open.last)
+            try await stranger.loop.submit { last.close(code: 0, reason: "") }.get()
+            #expect(await eventually { (try? await connect()) != nil })
+            try await member.stop()
+            try await stranger.stop()
+            try await node.stop()
+        }
+
         @Test func anotherCookieIsRefusedByBothAndLoggedOnce() async throws {
             let nodes = [TestNode(), TestNode()]
             try await nodes[0].start(cookie: Cookies.right)

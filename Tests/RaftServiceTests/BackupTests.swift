@@ -118,9 +118,7 @@ import Testing
             kept.count == before.count + 1
                 + kept.filter { $0.key.starts(with: Data("later".utf8)) }.count)
         try await cluster.start(NodeID(4))
-        var add = Aspen_Client_V1_AddLearnerRequest()
-        add.nodeID = 4
-        #expect(try await again.ask(.addLearner(add)).failure == nil)
+        #expect(try await again.addLearner(4).failure == nil)
         let learner = try await cluster.client(of: NodeID(4))
         while try await learner.get("new").failure != nil {}
         #expect(try await everything(learner) == kept)
@@ -161,9 +159,7 @@ import Testing
         let first = try await cluster.client(of: NodeID(1))
         #expect(try await first.ask(.initCluster(.init())).failure == nil)
         for node in UInt64(2)...3 {
-            var add = Aspen_Client_V1_AddLearnerRequest()
-            add.nodeID = node
-            #expect(try await first.ask(.addLearner(add)).failure == nil)
+            #expect(try await first.addLearner(node).failure == nil)
         }
         var change = Aspen_Client_V1_ChangeMembershipRequest()
         change.voters = [1, 2, 3]
@@ -200,16 +196,13 @@ import Testing
         #expect(try await stranger.put("split", [1]).get().failure != nil)
         #expect(try await stranger.get("after", stale: true).readKey.hasEntry == false)
         #expect(try await survivor.ask(.getLeader(.init())).getLeader.term == term)
-        var add = Aspen_Client_V1_AddLearnerRequest()
-        add.nodeID = 3
-        let refused = try await survivor.ask(.addLearner(add))
+        let refused = try await survivor.addLearner(3)
         #expect(
             refused.failure?.code == .preconditionFailed
                 || refused.failure?.code == .permissionDenied, "\(refused)")
         // A fresh one joins, through a log that speaks of the old cluster.
         try await cluster.start(NodeID(4))
-        add.nodeID = 4
-        #expect(try await survivor.ask(.addLearner(add)).failure == nil)
+        #expect(try await survivor.addLearner(4).failure == nil)
         let learner = try await cluster.client(of: NodeID(4))
         while try await learner.get("after").failure != nil {}
         #expect(try await everything(learner).count == 51)

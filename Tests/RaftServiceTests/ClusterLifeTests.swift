@@ -11,9 +11,7 @@ import Testing
 
 @Suite(.serialized) struct ClusterLifeTests {
     private func add(_ node: UInt64, _ client: TestClient) async throws {
-        var body = Aspen_Client_V1_AddLearnerRequest()
-        body.nodeID = node
-        let added = try await client.ask(.addLearner(body))
+        let added = try await client.addLearner(node)
         try #require(added.failure == nil, "\(added)")
     }
 

@@ -3,7 +3,6 @@
 import AspenDisk
 import AspenTypes
 import AspenWire
-import Dispatch
 import FoundationEssentials
 import Glibc
 import Logging
@@ -81,12 +80,6 @@ private final class SmallDisk: Sendable {
         }
     }
 
-    private static func delete(_ client: TestClient, _ key: String) async throws -> WireResponse {
-        var body = Aspen_Client_V1_DeleteKeyRequest()
-        body.key = Data(key.utf8)
-        return try await client.ask(.deleteKey(body))
-    }
-
     @Test(.timeLimit(.minutes(2)))
     func deletesFreeWhatPutsHaveFilled() async throws {
         let cluster = TestCluster(1)
@@ -109,7 +102,7 @@ private final class SmallDisk: Sendable {
         #expect(disk.space.available > 0)
         #expect(try await client.get("k0").failure == nil)
         for number in 0..<count {
-            let response = try await Self.delete(client, "k\(number)")
+            let response = try await client.delete("k\(number)")
             #expect(response.failure == nil, "\(response)")
         }
         #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
@@ -139,7 +132,7 @@ private final class SmallDisk: Sendable {
         disks[second].fill()
         _ = try await Self.untilPut(client, isRefused: true)
         _ = try await Self.untilPut(other, isRefused: true)
-        #expect(try await Self.delete(other, "k3").failure == nil)
+        #expect(try await other.delete("k3").failure == nil)
         disks[second].empty()
         disks[place].empty()
         #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
@@ -161,22 +154,16 @@ private final class SmallDisk: Sendable {
         let client = try await cluster.client(of: leader)
         disks[place].fill()
 
-        let gate = DispatchSemaphore(value: 0)
-        defer { gate.signal() }
-        try await full.loop.submit {
-            full.server.node.state.perform { _ in
-                gate.wait()
-                return {}
+        try await full.whileStateStandsStill {
+            let value = [UInt8](repeating: 7, count: 200_000)
+            // A quarter of its reserve, which is wanted twice by the state: half of it must stay.
+            for number in 0..<12 {
+                let response = try await client.put("k\(number)", value).get()
+                #expect(response.failure == nil, "\(response)")
             }
-        }.get()
-        let value = [UInt8](repeating: 7, count: 200_000)
-        // A quarter of its reserve, which is wanted twice by the state: half of it must stay.
-        for number in 0..<12 {
-            let response = try await client.put("k\(number)", value).get()
-            #expect(response.failure == nil, "\(response)")
+            let node = full.server.node
+            while try await full.loop.submit({ node.space.level }).get() != .exhausted {}
         }
-        while try await full.loop.submit({ full.server.node.space.level }).get() != .exhausted {}
-        gate.signal()
         disks[place].empty()
         let other = try await cluster.client(of: cluster.ids[place])
         #expect(try await Self.untilPut(other, isRefused: false) < .seconds(5))
@@ -219,7 +206,7 @@ private final class SmallDisk: Sendable {
         try await disk.start(cluster, cluster.ids[0])
         client = try await cluster.client(of: cluster.ids[0])
         #expect(try await client.get("k9").failure == nil)
-        #expect(try await Self.delete(client, "k9").failure == nil)
+        #expect(try await client.delete("k9").failure == nil)
         #expect(Self.isRefused(try await client.put("k9", [1]).get()))
         disk.empty()
         #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))

@@ -116,9 +116,7 @@ import Testing
     @Test(.timeLimit(.minutes(1))) func theHistoryOfAKey() async throws {
         try await RequestTests.withNode { _, client in
             for value in 1...5 { _ = try await client.put("k", [UInt8(value)]).get() }
-            var body = Aspen_Client_V1_DeleteKeyRequest()
-            body.key = Data("k".utf8)
-            _ = try await client.ask(.deleteKey(body))
+            _ = try await client.delete("k")
             let all = try await history(client, 0, before: 0)
             #expect(all.events.map(\.kind) == [.delete, .put, .put, .put, .put, .put])
             #expect(

@@ -10,12 +10,6 @@ import Testing
 @testable import RaftService
 
 @Suite(.serialized) struct MembershipTests {
-    private func add(_ node: UInt64, _ client: TestClient) async throws -> WireResponse {
-        var body = Aspen_Client_V1_AddLearnerRequest()
-        body.nodeID = node
-        return try await client.ask(.addLearner(body))
-    }
-
     private func change(_ voters: [UInt64], _ client: TestClient) async throws -> WireResponse {
         var body = Aspen_Client_V1_ChangeMembershipRequest()
         body.voters = voters
@@ -44,7 +38,7 @@ import Testing
         // Until the log has really let go of it.
         while try await client.ask(.getNodeInfo(.init())).getNodeInfo.firstLogIndex < 50 {}
         try await cluster.start(NodeID(2), adjust: noTail)
-        #expect(try await add(2, client).failure == nil)
+        #expect(try await client.addLearner(2).failure == nil)
         try await caughtUp(cluster, NodeID(2))
         let reader = try await cluster.client(of: NodeID(2))
         for count in 0..<100 {
@@ -68,12 +62,12 @@ import Testing
         for id in cluster.ids { try await cluster.start(id) }
         let first = try await cluster.client(of: NodeID(1))
         #expect(try await first.ask(.initCluster(.init())).failure == nil)
-        #expect(try await add(2, first).failure == nil)
+        #expect(try await first.addLearner(2).failure == nil)
         try await caughtUp(cluster, NodeID(2))
         // Node 2 passes it on to the leader.
         let second = try await cluster.client(of: NodeID(2))
-        #expect(try await add(3, second).failure == nil)
-        #expect(try await add(3, second).failure == nil, "it is so already")
+        #expect(try await second.addLearner(3).failure == nil)
+        #expect(try await second.addLearner(3).failure == nil, "it is so already")
         let unknown = try await change([1, 4], second)
         #expect(unknown.failure?.code == .preconditionFailed)
         let changed = try await change([1, 2, 3], second)
@@ -137,11 +131,11 @@ import Testing
         try await cluster.start(victim)
         let client = try await cluster.client(of: leader)
         #expect(try await client.put("k", [1]).get().failure == nil)
-        let refused = try await add(victim.rawValue, client)
+        let refused = try await client.addLearner(victim.rawValue)
         #expect(refused.failure?.code == .preconditionFailed)
         let rest = cluster.ids.filter { $0 != victim }.map(\.rawValue)
         #expect(try await change(rest, client).failure == nil)
-        #expect(try await add(victim.rawValue, client).failure == nil)
+        #expect(try await client.addLearner(victim.rawValue).failure == nil)
         #expect(try await change([1, 2, 3], client).failure == nil)
         try await caughtUp(cluster, victim)
         try await cluster.stop()

@@ -87,10 +87,7 @@ import Testing
         // The acknowledgement of the third piece was lost, and the link broke once more.
         try await give(source.messages(2..<4) + source.messages(2..<source.pieces.count), to: node)
         let client = try await cluster.client(of: NodeID(2))
-        while try await client.ask(.getNodeInfo(.init())).getNodeInfo.node.applied
-            < source.meta.index.rawValue
-        {}
-        let info = try await client.ask(.getNodeInfo(.init())).getNodeInfo
+        let info = try await client.nodeInfo(applied: source.meta.index.rawValue)
         #expect(info.node.applied == source.meta.index.rawValue)
         #expect(info.stateHash == source.hash)
         let again = try await node.loop.submit { [node] in
@@ -123,10 +120,33 @@ import Testing
         while try await written(node) != nil {}
         try await give(source.messages(0..<source.pieces.count), to: node)
         let client = try await cluster.client(of: NodeID(2))
-        while try await client.ask(.getNodeInfo(.init())).getNodeInfo.node.applied
-            < source.meta.index.rawValue
-        {}
-        let info = try await client.ask(.getNodeInfo(.init())).getNodeInfo
+        let info = try await client.nodeInfo(applied: source.meta.index.rawValue)
+        #expect(info.stateHash == source.hash)
+        try await cluster.stop()
+    }
+
+    /// The place it takes is given back when nobody goes on with it.
+    @Test(.timeLimit(.minutes(1))) func whatNobodyGoesOnWithIsRemoved() async throws {
+        let scratch = try ScratchDirectory()
+        let storage = PersistenceTests.persistent(scratch.path)
+        let cluster = TestCluster(2)
+        let source = try await source(cluster)
+        var node = try await cluster.start(NodeID(2), storage: storage)
+        try await give(source.messages(0..<3), to: node)
+        while try await written(node) != source.bytes(0..<3) {}
+        try await cluster.kill(NodeID(2))
+        let path = "\(scratch.path)/2/state/snapshot.partial"
+        #expect(FileManager.default.fileExists(atPath: path))
+
+        node = try await cluster.start(
+            NodeID(2), storage: storage,
+            adjust: { $0.options.snapshots.partialKept = .milliseconds(1) })
+        while FileManager.default.fileExists(atPath: path) {}
+        try await give(source.messages(3..<4), to: node)
+        while try await written(node) != nil {}
+        try await give(source.messages(0..<source.pieces.count, transfer: 79), to: node)
+        let client = try await cluster.client(of: NodeID(2))
+        let info = try await client.nodeInfo(applied: source.meta.index.rawValue)
         #expect(info.stateHash == source.hash)
         try await cluster.stop()
     }
@@ -149,11 +169,9 @@ import Testing
         try await give(source.messages(3..<source.pieces.count), to: node)
         while try await written(node) != nil {}
         let client = try await cluster.client(of: NodeID(2))
-        #expect(try await client.ask(.getNodeInfo(.init())).getNodeInfo.node.applied == 0)
+        #expect(try await client.nodeInfo().node.applied == 0)
         try await give(source.messages(0..<source.pieces.count, transfer: 79), to: node)
-        while try await client.ask(.getNodeInfo(.init())).getNodeInfo.node.applied
-            < source.meta.index.rawValue
-        {}
+        _ = try await client.nodeInfo(applied: source.meta.index.rawValue)
         try await cluster.stop()
     }
 }

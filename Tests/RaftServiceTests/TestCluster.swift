@@ -3,6 +3,7 @@
 import AspenMachine
 import AspenTypes
 import AspenWire
+import Dispatch
 import FoundationEssentials
 import Glibc
 import Logging
@@ -155,6 +156,30 @@ final class TestClient: Sendable {
         return send(.writeKey(body))
     }
 
+    func delete(_ key: String) async throws -> WireResponse {
+        var body = Aspen_Client_V1_DeleteKeyRequest()
+        body.key = Data(key.utf8)
+        return try await ask(.deleteKey(body))
+    }
+
+    func addLearner(_ node: UInt64) async throws -> WireResponse {
+        var body = Aspen_Client_V1_AddLearnerRequest()
+        body.nodeID = node
+        return try await ask(.addLearner(body))
+    }
+
+    func nodeInfo() async throws -> Aspen_Client_V1_GetNodeInfoResponse {
+        try await ask(.getNodeInfo(.init())).getNodeInfo
+    }
+
+    /// Once the node has applied that much; see the time limit of the test.
+    func nodeInfo(applied index: UInt64) async throws -> Aspen_Client_V1_GetNodeInfoResponse {
+        while true {
+            let info = try await nodeInfo()
+            if info.node.applied >= index { return info }
+        }
+    }
+
     func get(
         _ key: String, revision: UInt64 = 0, stale: Bool = false
     ) async throws -> WireResponse {
@@ -178,6 +203,19 @@ final class TestCluster: Sendable {
             self.id = id
             self.loop = loop
             self.server = server
+        }
+
+        /// The state's thread does nothing meanwhile: nothing is applied, no snapshot taken in.
+        func whileStateStandsStill(_ body: () async throws -> Void) async throws {
+            let gate = DispatchSemaphore(value: 0)
+            defer { gate.signal() }
+            try await loop.submit { [server] in
+                server.node.state.perform { _ in
+                    gate.wait()
+                    return {}
+                }
+            }.get()
+            try await body()
         }
     }
 
@@ -286,9 +324,7 @@ final class TestCluster: Sendable {
         let founded = try await client.ask(.initCluster(Aspen_Client_V1_InitClusterRequest()))
         try #require(founded.failure == nil, "\(founded)")
         for id in ids.dropFirst() {
-            var body = Aspen_Client_V1_AddLearnerRequest()
-            body.nodeID = id.rawValue
-            let added = try await client.ask(.addLearner(body))
+            let added = try await client.addLearner(id.rawValue)
             try #require(added.failure == nil, "\(added)")
         }
         guard ids.count > 1 else { return }

@@ -146,9 +146,7 @@ final class WatchLog: Sendable {
                 client, Self.request(prefix: "k") { $0.previousValues = true })
             _ = try await client.put("k", [1]).get()
             _ = try await client.put("k", [2]).get()
-            var body = Aspen_Client_V1_DeleteKeyRequest()
-            body.key = Data("k".utf8)
-            let last = try await client.ask(.deleteKey(body)).deleteKey.revision
+            let last = try await client.delete("k").deleteKey.revision
             await all.wait(for: last)
             await deletes.wait(for: last)
             #expect(puts.events.map(\.entry.value) == [Data([1]), Data([2])])

@@ -22,6 +22,8 @@ package struct NetConfiguration: Sendable {
     package var quic = QUICConfiguration()
     /// Less in tests.
     package var clientBytesMax = NetLimits.clientBytesMax
+    /// More in tests that count what has not proved itself.
+    package var proofTimeout = NetLimits.proofTimeout
     package var link: LinkConfiguration
 
     package init(

@@ -222,6 +222,7 @@ package final class NetService: @unchecked Sendable {
         let session = PeerSession(
             id: id, connection: connection, key: configuration.cookie, incarnation: incarnation,
             service: { [self] in raftState })
+        session.proofTimeout = configuration.proofTimeout
         session.onProved = { [self] in proved($0, $1, $2) }
         session.onNotice = { [self] session, name, state in
             if name == .raft { drive(.service(session.id, state)) }

@@ -51,6 +51,7 @@ final class PeerSession {
     /// Whether service streams are open.
     var onCarrying: (PeerSession, Bool) -> Void = { _, _ in }
 
+    var proofTimeout = NetLimits.proofTimeout
     private let key: CookieKey
     private let incarnation: UInt64
     private let service: () -> ServiceState
@@ -74,7 +75,7 @@ final class PeerSession {
     }
 
     func start(on loop: any EventLoop) {
-        timer = loop.assumeIsolated().scheduleTask(in: TimeAmount(NetLimits.proofTimeout)) {
+        timer = loop.assumeIsolated().scheduleTask(in: TimeAmount(proofTimeout)) {
             [self] in end(.timedOut)
         }
         connection.onClosed = { [self] error in lost(error) }

@@ -151,7 +151,7 @@ package final class RaftNode: @unchecked Sendable {
         links.update(membership)
         links.start()
         space.start()
-        loop.scheduleTask(in: SnapshotTransfers.partialKept) { [weak self] in
+        loop.scheduleTask(in: options.snapshots.partialKept) { [weak self] in
             if let self, !isStopped { snapshots.forgetPartial() }
         }
         events.record("started", "aspend-raft started")

@@ -23,8 +23,17 @@ package struct RaftNodeOptions: Sendable {
     package var eventFile: String?
     /// Where backups that come in are spooled.
     package var spoolDirectory = "/tmp"
+    package var snapshots = SnapshotTimes()
 
     package init(raft: RaftConfiguration) { self.raft = raft }
+}
+
+/// How long is waited for a snapshot on its way. Less in tests.
+package struct SnapshotTimes: Sendable {
+    /// A transfer without any progress ends after this time.
+    package var stallTimeout = TimeAmount.seconds(30)
+    /// How long after its start a process keeps what an earlier one has received of a snapshot.
+    package var partialKept = TimeAmount.seconds(120)
 }
 
 /// What a node is made of.

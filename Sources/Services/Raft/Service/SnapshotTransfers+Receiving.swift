@@ -111,9 +111,6 @@ extension SnapshotTransfers {
 
     // MARK: Going on after a restart
 
-    /// How long after its start a process keeps what an earlier one has received of a snapshot.
-    static let partialKept = TimeAmount.seconds(120)
-
     /// A piece from the middle of a transfer that this process has not seen: an earlier one may have
     /// kept what came before it.
     private func resume(_ chunk: SnapshotChunk, from: NodeID) {

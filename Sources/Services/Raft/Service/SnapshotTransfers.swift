@@ -18,8 +18,6 @@ import ServiceKit
 final class SnapshotTransfers: @unchecked Sendable {
     /// Bytes sent and not acknowledged, per peer.
     static let windowBytes: UInt64 = 4_000_000
-    /// A transfer without any progress ends after this time.
-    static let stallTimeout = TimeAmount.seconds(30)
     static let intakeNiceness: CInt = 10
     /// Between two looks at a spool that has no whole piece yet. Nobody waits for it on the state
     /// thread: writes would wait behind him.
@@ -226,7 +224,7 @@ private final class OutgoingSnapshot {
         stall?.cancel()
         guard let transfers else { return }
         let box = NIOLoopBound(self, eventLoop: transfers.loop)
-        stall = transfers.loop.scheduleTask(in: SnapshotTransfers.stallTimeout) {
+        stall = transfers.loop.scheduleTask(in: transfers.node.options.snapshots.stallTimeout) {
             box.value.transfers?.ended(box.value, succeeded: false)
         }
     }
