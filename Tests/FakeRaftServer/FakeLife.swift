@@ -26,6 +26,7 @@ enum FakeLife {
                 $0.getRaftMetrics.role = "leader"
                 $0.getRaftMetrics.term = 1
                 $0.getRaftMetrics.leaderID = 1
+                $0.getRaftMetrics.lastLogTerm = 1
                 $0.getRaftMetrics.lastLogIndex = 12
                 $0.getRaftMetrics.commit = 12
                 $0.getRaftMetrics.applied = 11

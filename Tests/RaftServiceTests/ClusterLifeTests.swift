@@ -171,6 +171,34 @@ import Testing
         #expect(objection(1...3, [1], sound: [1]) != nil, "the old ones cannot agree")
     }
 
+    /// What the rule is for, said without it, over all ways in which four nodes can be old voters, new
+    /// voters, up and caught up: and a rule that forgets a part of it is found out.
+    @Test(arguments: [nil] + QuorumRule.PlantedBug.allCases)
+    func noChangeThatLosesTheQuorumIsAllowed(bug: QuorumRule.PlantedBug?) {
+        func nodes(_ bits: Int) -> [NodeID] {
+            (0..<4).filter { bits & 1 << $0 != 0 }.map { NodeID(UInt64($0) + 1) }
+        }
+        func stands(_ voters: [NodeID], _ up: Set<NodeID>) -> Int {
+            voters.count { up.contains($0) } * 2 - voters.count
+        }
+        var mistakes = 0
+        for bits in 0..<(1 << 13) {
+            let (old, new) = (nodes(bits & 15), nodes(bits >> 4 & 15))
+            let sound = Set(nodes(bits >> 8 & 15))
+            let reachable = bits >> 12 == 0 ? sound : Set(nodes(15))
+            guard !old.isEmpty, !new.isEmpty else { continue }
+            var rule = QuorumRule(sound: sound, reachable: reachable)
+            rule.plantedBug = bug
+            guard rule.objection(from: old, to: new) == nil else { continue }
+            let isStuck = stands(old, reachable) <= 0 || stands(new, sound) <= 0
+            let isWorse =
+                stands(new, sound) <= 2 && stands(old, sound) > 2
+                && !new.allSatisfy(sound.contains)
+            if isStuck || isWorse { mistakes += 1 }
+        }
+        #expect((mistakes > 0) == (bug != nil), "\(mistakes)")
+    }
+
     @Test(.timeLimit(.minutes(1))) func figuresAreReal() async throws {
         let cluster = TestCluster(3)
         try await cluster.form()
@@ -193,6 +221,7 @@ import Testing
         #expect(raft.progress.count == 2)
         #expect(raft.commit >= 20)
         #expect(raft.commit <= raft.lastLogIndex)
+        #expect(raft.lastLogTerm == raft.term)
         try await cluster.stop()
     }
 

@@ -23,6 +23,7 @@ import Testing
         scenario.thinkTimeMax = .seconds(1)
         scenario.requestTimeout = .seconds(2)
         scenario.operatorInterval = nil
+        scenario.losesMajority = false
         scenario.rates = []
         return scenario
     }

@@ -109,6 +109,7 @@ extension KVMachine {
             newer = (row, value)
         }
         if let (row, value) = newer { page.events.append(event(key, row, value)) }
+        if has(.historyWithoutRemovals) { page.events.removeAll(where: \.isRemoval) }
         return page
     }
 

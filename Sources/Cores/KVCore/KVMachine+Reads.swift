@@ -47,6 +47,7 @@ extension KVMachine {
                 from: piece.from, to: piece.to, upTo: limit, count: count + 1 - rows.count,
                 descending: request.descending)
         }
+        if has(.pageDropsKey), request.at != nil, !rows.isEmpty { rows.removeFirst() }
         var entries: [KeyValue] = []
         entries.reserveCapacity(min(rows.count, count))
         var byteCount = 0
@@ -66,7 +67,7 @@ extension KVMachine {
     package func get(
         _ keys: [[UInt8]], at revision: Revision?
     ) throws(Tables.Failure) -> ReadOutcome<KeysPage> {
-        let limit: ChangeNumber
+        var limit: ChangeNumber
         switch self.limit(at: revision) {
         case .value(let number): limit = number
         case .compacted(let oldest): return .compacted(oldest: oldest)
@@ -76,6 +77,9 @@ extension KVMachine {
         page.entries.reserveCapacity(keys.count)
         var byteCount = 0
         for key in keys {
+            if has(.batchReadMixes), !page.entries.isEmpty, page.revision > meta.compacted {
+                limit = .last(of: Revision(page.revision.rawValue - 1))
+            }
             guard let row = try tables.version(of: key, upTo: limit), !row.isTombstone else {
                 page.entries.append(nil)
                 continue

@@ -92,6 +92,7 @@ extension KVMachine {
             switch operation {
             case .put(let key, let value, let lease):
                 if lease != .none, try tables.lease(lease) == nil {
+                    if has(.refusedHalfDone) { return .success(plan) }
                     return .failure(noLease(lease))
                 }
                 refusal = nil

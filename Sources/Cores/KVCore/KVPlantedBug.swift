@@ -29,6 +29,20 @@ package enum KVPlantedBug: String, Sendable, CaseIterable {
     case revisionGoesBack = "revision-goes-back-at-restart"
     /// A lease that has ended begins anew when it is kept alive.
     case keepExpiredLease = "keep-alive-revives-lease"
+    /// A later page of a range begins behind its first key.
+    case pageDropsKey = "page-drops-key"
+    /// Of several keys read together, all but the first are those of the revision before.
+    case batchReadMixes = "batch-read-mixes-revisions"
+    /// A transaction that is refused at one operation carries out those before it.
+    case refusedHalfDone = "refused-transaction-half-done"
+    /// The history of a key leaves out that it went.
+    case historyWithoutRemovals = "history-without-removals"
+    /// A backup has the rows of one moment and the description of another.
+    case backupMixesMoments = "backup-mixes-moments"
+    /// What is restored from a backup has every table but those of leases.
+    case restoreWithoutLeases = "restore-without-leases"
+    /// Sessions of the cluster that was backed up go on in the one restored.
+    case restoreKeepsSessions = "restore-keeps-sessions"
 }
 
 extension KVMachine {

@@ -26,8 +26,10 @@ extension RaftCore {
     ///
     /// - Parameter own: this node's value; counted only where it is a voter.
     mutating func reachedByQuorum(own: UInt64, _ value: (Peer) -> UInt64) -> UInt64 {
+        let isAnyone = bugs.learnersCount
         let incoming = reachedByMajority(
-            own: isOwnVoteIncoming ? own : nil, { $0.isIncoming }, value)
+            own: isOwnVoteIncoming || bugs.leaverCounts ? own : nil,
+            { $0.isIncoming || isAnyone }, value)
         guard isJoint else { return incoming }
         return min(
             incoming,

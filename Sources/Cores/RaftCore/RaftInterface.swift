@@ -57,6 +57,17 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case unboundedFlight = "unbounded-appends-in-flight"
     /// A snapshot is put in force although the log goes further.
     case installOlderSnapshot = "install-older-snapshot"
+    /// What a learner has counts like what a voter has.
+    case learnersCount = "learners-count"
+    /// A leader that is no voter any more counts itself.
+    case leaverCounts = "leaver-counts-itself"
+    /// A recovery from the loss of a majority keeps only what this node knew to be committed.
+    case recoveryDropsTail = "recovery-drops-tail"
+    // Of what surrounds the core.
+    /// A replica that took another's name is taken for it.
+    case believeOtherReplica = "believe-other-replica"
+    /// A read that may be stale is answered however old the state is.
+    case staleBeyondBound = "stale-beyond-bound"
     // Of the log.
     /// A term or vote that comes without entries is not written.
     case loseHardState = "lose-hard-state"
@@ -71,6 +82,13 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case pastReadSeesNow = "past-read-sees-now"
     case revisionGoesBack = "revision-goes-back-at-restart"
     case keepExpiredLease = "keep-alive-revives-lease"
+    case pageDropsKey = "page-drops-key"
+    case batchReadMixes = "batch-read-mixes-revisions"
+    case refusedHalfDone = "refused-transaction-half-done"
+    case historyWithoutRemovals = "history-without-removals"
+    case backupMixesMoments = "backup-mixes-moments"
+    case restoreWithoutLeases = "restore-without-leases"
+    case restoreKeepsSessions = "restore-keeps-sessions"
     // Of watches: see `WatchPlantedBug`.
     case watchSkipsCompacted = "watch-skips-compacted"
     case watchRepeatsAtResume = "watch-repeats-at-resume"

@@ -13,6 +13,13 @@ import AspenTypes
 // message, and the term goes far ahead of any that the old ones can have reached meanwhile: should
 // a message slip through (a stream that was open already), it is of an old term and has no effect.
 extension RaftCore {
+    /// Whether what this log holds is not less than what that one holds: by the term of the last
+    /// entry, then by length. Of several nodes that are left, one that has most is to be chosen.
+    package func hasAtLeast(_ other: borrowing RaftCore) -> Bool {
+        Position(log.lastIndex, log.lastTerm)
+            .isAtLeastAsUpToDate(as: Position(other.log.lastIndex, other.log.lastTerm))
+    }
+
     /// Elections that the rest of the old cluster can hold without reaching the new term.
     static let recoveryTermStep: UInt64 = 1 << 20
 
@@ -31,6 +38,11 @@ extension RaftCore {
         isHardStateDirty = true
         agreedIndex = .zero
         let alone = Membership(cluster: cluster, voters: [node], members: [own])
+        var dropped: LogIndex?
+        if bugs.recoveryDropsTail, commitIndex < log.lastIndex {
+            dropped = commitIndex
+            log.truncate(after: commitIndex)
+        }
         let entry = Entry(
             index: log.lastIndex.next, term: term, kind: .membership, origin: id, time: lastTime,
             payload: alone.payload)
@@ -38,7 +50,7 @@ extension RaftCore {
         role = .candidate
         ballots.removeAll()
         isTransferCampaign = false
-        candidacy = write(entries: [entry], &turn)
+        candidacy = write(entries: [entry], truncateAfter: dropped, &turn)
         adopt(alone, at: entry.index, &turn)
         restartElectionTimer(&turn)
     }

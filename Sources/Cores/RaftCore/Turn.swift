@@ -48,6 +48,9 @@ struct ActiveBugs {
     var damagedNodeVotes = false
     var unboundedFlight = false
     var installOlderSnapshot = false
+    var learnersCount = false
+    var leaverCounts = false
+    var recoveryDropsTail = false
 
     init(_ planted: Set<PlantedBug>) {
         #if ASPEN_TEST_BUILD
@@ -64,6 +67,9 @@ struct ActiveBugs {
             damagedNodeVotes = planted.contains(.damagedNodeVotes)
             unboundedFlight = planted.contains(.unboundedFlight)
             installOlderSnapshot = planted.contains(.installOlderSnapshot)
+            learnersCount = planted.contains(.learnersCount)
+            leaverCounts = planted.contains(.leaverCounts)
+            recoveryDropsTail = planted.contains(.recoveryDropsTail)
         #endif
     }
 }

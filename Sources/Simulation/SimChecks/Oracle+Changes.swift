@@ -14,6 +14,10 @@ extension Oracle {
             let before = disks[node].memberships.last,
             let after = Membership(payload: entry.payload)
         else { return }
+        // What remains of a cluster that lost its quorum is another cluster.
+        if after.cluster != before.cluster, after.voters.map({ Int($0.rawValue) }) == [node + 1] {
+            return
+        }
         let isRight =
             after.isJoint
             ? !before.isJoint && after.votersOutgoing == before.voters

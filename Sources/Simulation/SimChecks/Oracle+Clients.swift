@@ -43,51 +43,6 @@ extension Oracle {
         }
     }
 
-    // MARK: - Reads
-
-    package func looked(
-        _ node: Int, number: UInt64, _ read: SimRead, _ answer: SimReadAnswer
-    ) throws(Violation) {
-        guard let began = looks[node].removeValue(forKey: number) else { return }
-        let isPast = read.at != nil
-        if !isPast, answer.revision < reference.revision(at: began) {
-            throw breach(
-                "reads are current",
-                "n\(node + 1) answers from revision \(answer.revision); when the read came, "
-                    + "\(reference.revision(at: began)) was committed")
-        }
-        guard answer.revision <= reference.revision else {
-            throw breach("reads are current", "n\(node + 1) answers from a revision to come")
-        }
-        let expected = expectation(read, at: answer.revision)
-        if answer.entries != expected.entries || answer.more != expected.more {
-            throw breach(
-                "reads see one revision",
-                "n\(node + 1) answers \(read) at \(answer.revision) with \(answer.entries) "
-                    + "(more: \(answer.more)), not \(expected.entries) (more: \(expected.more))")
-        }
-    }
-
-    private func expectation(
-        _ read: SimRead, at revision: Revision
-    ) -> (entries: [KeyValue?], more: Bool) {
-        switch read.what {
-        case .keys(let keys): return (keys.map { reference.value(of: $0, at: revision) }, false)
-        case .range(let from, let to, let limit):
-            let all = reference.range(from: from, to: to, at: revision)
-            return (all.prefix(limit).map { $0 }, all.count > limit)
-        }
-    }
-
-    package func lookCompacted(_ node: Int, number: UInt64, _ at: Revision) throws(Violation) {
-        looks[node][number] = nil
-        if at >= reference.compacted {
-            throw breach(
-                "what is not compacted can be read",
-                "n\(node + 1) refuses revision \(at), compacted is \(reference.compacted)")
-        }
-    }
-
     // MARK: - Watches
 
     package func watchOpened(_ watcher: Int, _ shape: WatchShape, from start: Revision?) {

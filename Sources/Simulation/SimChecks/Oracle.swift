@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import KVCore
 import RaftCore
@@ -43,6 +44,8 @@ package final class Oracle: WorldObserver {
     var reference: Reference
     /// What was committed when each waiting read came, by node.
     var looks: [[UInt64: LogIndex]]
+    /// When each further index was committed first.
+    var commitTimes: [(at: MonotonicInstant, index: LogIndex)] = []
     var watchers: [Int: WatcherBook] = [:]
     var eventsTold = 0
 
@@ -325,6 +328,9 @@ package final class Oracle: WorldObserver {
     }
 
     package func afterEvent(_ world: World) throws(Violation) {
+        if committedIndex > commitTimes.last?.index ?? .zero {
+            commitTimes.append((world.now, committedIndex))
+        }
         for node in world.nodes {
             guard let shell = node.shell else { continue }
             let (applied, committed) = (shell.state.appliedIndex, shell.core.commitIndex)

@@ -118,6 +118,8 @@ package struct Scenario: Sendable {
     package var leaderHuntPercent: UInt64 = 50
     /// Mean time between membership changes and transfers; nil: none.
     package var operatorInterval: Duration?
+    /// Trouble ends with the loss of a majority for good, and one node becomes the cluster.
+    package var losesMajority = false
     /// Trouble ends by healing; when false, whatever is blocked or down then stays so, and a check
     /// for liveness must notice.
     package var heals = true
@@ -140,6 +142,7 @@ extension Scenario {
         var trouble = source.split()
         var keeping = source.split()
         var following = source.split()
+        var ending = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -151,6 +154,12 @@ extension Scenario {
         drawTrouble(&trouble)
         drawKeeping(&keeping)
         drawFollowing(&following)
+        // It takes a leader that has cut its log while an acknowledgement was on its way.
+        if planted.contains(.installOlderSnapshot) {
+            checkpointInterval = 5
+            logTail = 0
+        }
+        losesMajority = ending.chance(1, in: planted.contains(.recoveryDropsTail) ? 1 : 6)
         if let founders { self.founders = founders }
         if let steps { self.steps = steps }
     }

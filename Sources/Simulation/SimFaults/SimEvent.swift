@@ -69,6 +69,7 @@ enum SimEvent {
     case spaciousDisk(node: Int)
     case operate
     case replace
+    case recoverQuorum(node: Int)
     /// A part that still lasts now lasts too long.
     case endOfPatience(World.Part)
 }
@@ -137,6 +138,7 @@ extension SimEvent {
         case .operate: (23, 0)
         case .endOfPatience(let part): (24, Int(part.rawValue))
         case .replace: (35, 0)
+        case .recoverQuorum(let node): (49, node)
         case .replicaLearned(let node, _, let peer): (36, node << 8 | peer)
         case .keepHouse(let node, _): (37, node)
         case .watchAnswers(let node, _): (38, node)

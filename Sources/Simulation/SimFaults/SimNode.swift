@@ -24,6 +24,8 @@ package final class SimNode {
     /// The raft daemon stands still until then.
     var pausedUntil = MonotonicInstant.zero
     var isDiskSlow = false
+    /// It never comes back.
+    var isLost = false
 
     init(index: Int, disk: SimDisk, clock: SimClock) {
         self.index = index
@@ -91,6 +93,9 @@ package final class RaftShell {
     var proposals: [UInt64: ClientRequest] = [:]
     var reads: [UInt64: ClientRequest] = [:]
     var waitingReads: [WaitingRead] = []
+    /// When each read came, by the node's clock.
+    var readsBegan: [UInt64: MonotonicInstant] = [:]
+    var freshness = ReadFreshness()
     /// Nil until somebody watches here.
     var watching: SimWatchShell?
 

@@ -9,11 +9,15 @@ package struct SimRead: Equatable, Sendable {
     package enum What: Equatable, Sendable {
         case keys([[UInt8]])
         case range(from: [UInt8], to: [UInt8]?, limit: Int)
+        /// The newest changes of a key.
+        case history([UInt8], limit: Int)
     }
 
     package var what: What
     /// Nil: now. The later pages of a range are read at the revision of the first.
     package var at: Revision?
+    /// It may be so old; nil: it shows everything acknowledged before it.
+    package var staleness: Duration?
 
     package init(_ what: What, at: Revision? = nil) {
         self.what = what
@@ -25,9 +29,23 @@ package struct SimRead: Equatable, Sendable {
 
 package struct SimReadAnswer: Equatable, Sendable {
     package var revision: Revision
-    package var entries: [KeyValue?]
+    package var entries: [KeyValue?] = []
     /// Of a range: there are keys beyond the last one.
     package var more = false
+    /// Of a history, and what was compacted when it was read.
+    package var events: [ChangeEvent] = []
+    package var compacted = Revision.zero
+
+    package init(
+        revision: Revision, entries: [KeyValue?] = [], more: Bool = false,
+        events: [ChangeEvent] = [], compacted: Revision = .zero
+    ) {
+        self.revision = revision
+        self.entries = entries
+        self.more = more
+        self.events = events
+        self.compacted = compacted
+    }
 }
 
 extension SimRead {
@@ -41,6 +59,11 @@ extension SimRead {
             let request = RangeRequest(from: from, to: to, limit: limit, at: at)
             guard case .page(let page) = state.range(request) else { return nil }
             return SimReadAnswer(revision: page.revision, entries: page.entries, more: page.more)
+        case .history(let key, let limit):
+            let page = state.history(of: key, before: nil, limit: limit)
+            return SimReadAnswer(
+                revision: page.revision, more: page.more, events: page.events,
+                compacted: page.compacted)
         }
     }
 

@@ -4,6 +4,7 @@ import AspenMachine
 import AspenTypes
 import KVCore
 import RaftCore
+import SimKit
 
 /// What clients do, and what they make of the answers.
 extension World {
@@ -146,8 +147,13 @@ extension World {
             shell.proposals[number] = request
             let id = ProposalID(node: shell.node.id, incarnation: shell.life, number: number)
             try feed(shell, .propose([Proposal(id: id, payload: payload)]))
-        case .read:
+        case .read(let read):
+            let clock = shell.node.clock.reading(at: now)
+            if let bound = read.staleness, shell.freshness.holds(within: bound, now: clock) {
+                return try answerAtOnce(request, read, shell)
+            }
             shell.reads[number] = request
+            shell.readsBegan[number] = clock
             observer.readBegan(shell.node.index, number: number)
             try feed(shell, .read(ReadID(number)))
         }

@@ -11,7 +11,7 @@ extension World {
     // MARK: - Raft
 
     func startRaft(_ node: SimNode) throws(Violation) {
-        guard node.shell == nil else { return }
+        guard node.shell == nil, !node.isLost else { return }
         node.life += 1
         statistics.recoveries += 1
         let log: any LogStore
@@ -47,6 +47,9 @@ extension World {
             now: node.clock.reading(at: now), random: &random)
         let shell = RaftShell(
             node: node, core: core, log: log, state: state, random: random, peers: nodes.count)
+        #if ASPEN_TEST_BUILD
+            shell.freshness.ignoresBound = scenario.planted.contains(.staleBeyondBound)
+        #endif
         shell.membership = recovery.memberships.last?.membership
         for known in recovery.memberships { observer.membership(node.index, known.membership) }
         node.shell = shell

@@ -13,7 +13,12 @@ extension World {
         switch part {
         case .founding, .over: break
         case .trouble:
-            if step >= troubleBegan + UInt64(scenario.steps) { beginHealing() }
+            guard step >= troubleBegan + UInt64(scenario.steps) else { return }
+            if !loseMajority() { beginHealing() }
+        case .losing:
+            guard isRecovered() else { return }
+            statistics.recoveredQuorums += 1
+            beginHealing()
         case .healing:
             try giveErrands()
             if isHealed() { part = .over }
@@ -24,7 +29,10 @@ extension World {
         note("trouble ends")
         part = .healing
         schedule(.endOfPatience(.healing), after: patience)
-        guard scenario.heals else { return }
+        if scenario.heals { endTroubles() }
+    }
+
+    func endTroubles() {
         for node in nodes {
             node.pausedUntil = .zero
             node.isDiskSlow = false
@@ -82,6 +90,8 @@ extension World {
         case .healing:
             let started = finalMembers == nil ? "no settled leadership" : "errands not done"
             throw Violation(.liveness, "healing", "\(started): \(situation)")
+        case .losing:
+            throw Violation(.liveness, "recovery", "the last node does not serve: \(situation)")
         case .trouble, .over: break
         }
     }

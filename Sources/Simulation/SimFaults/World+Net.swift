@@ -37,7 +37,7 @@ extension World {
     // MARK: - Life and death
 
     func startNet(_ node: SimNode) {
-        guard node.net == nil else { return }
+        guard node.net == nil, !node.isLost else { return }
         note("n\(node.id) net starts")
         let net = SimNet(
             node: node, life: netRandom.next(),

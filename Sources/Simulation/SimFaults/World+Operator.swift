@@ -65,7 +65,7 @@ extension World {
             schedule(.operate, after: fate.uniform(interval / 5, interval * 2))
             guard let leader, let membership = leader.membership else { return }
             try intervene(leader, membership)
-        case .healing, .over: break
+        case .losing, .healing, .over: break
         }
     }
 

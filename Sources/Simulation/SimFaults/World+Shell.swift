@@ -59,6 +59,7 @@ extension World {
             shell.waitingReads.append(.init(index: readIndex, number: id.number))
             try answerReads(shell)
         case .readFailed(let id):
+            shell.readsBegan[id.number] = nil
             if let request = shell.reads.removeValue(forKey: id.number) {
                 answer(request, .unavailable)
             }
@@ -342,6 +343,9 @@ extension World {
         let ready = shell.waitingReads.filter { $0.index <= applied }
         shell.waitingReads.removeAll { $0.index <= applied }
         for read in ready {
+            if let began = shell.readsBegan.removeValue(forKey: read.number) {
+                shell.freshness.confirm(since: began)
+            }
             guard let request = shell.reads.removeValue(forKey: read.number),
                 case .read(let look) = request.body
             else { continue }
@@ -356,10 +360,23 @@ extension World {
         }
     }
 
+    /// What may be stale asks nobody where the state is young enough.
+    func answerAtOnce(
+        _ request: ClientRequest, _ read: SimRead, _ shell: RaftShell
+    ) throws(Violation) {
+        guard let found = read.answer(from: shell.state) else {
+            return answer(request, .compacted)
+        }
+        statistics.staleReads += 1
+        try observer.lookedStale(shell.node.index, read, found, now: now)
+        answer(request, .read(found))
+    }
+
     private func checkpointIfDue(_ shell: RaftShell) throws(Violation) {
         let applied = shell.state.appliedIndex
         let due = shell.node.checkpoint.appliedIndex.rawValue + scenario.checkpointInterval
         guard applied.rawValue >= due else { return }
+        try backUpIfDue(shell)
         shell.node.checkpoint = shell.state.copy()
         let keep = scenario.logTail
         let target = LogIndex(applied.rawValue > keep ? applied.rawValue - keep : 0)

@@ -107,7 +107,7 @@ extension World {
     // MARK: - Reads
 
     func look(_ client: SimClient) {
-        let read: SimRead
+        var read: SimRead
         if kvRandom.chance(1, in: 2) {
             var keys = (0..<kvRandom.uniform(2..<6)).map { _ in drawKey() }
             keys.append(SimValue.key(kvRandom.uniform(0..<scenario.keys)))
@@ -117,6 +117,13 @@ extension World {
             let range = KeyRange(prefix: Array(prefix.utf8))
             read = SimRead(
                 .range(from: range.from, to: range.to, limit: kvRandom.uniform(1..<8)))
+        }
+        if lookRandom.chance(1, in: 5) {
+            let key = Array("txn-\(lookRandom.uniform(0..<6))".utf8)
+            read = SimRead(.history(key, limit: lookRandom.uniform(1..<10)))
+        }
+        if lookRandom.chance(1, in: 3) {
+            read.staleness = lookRandom.uniform(.milliseconds(1), scenario.electionTimeoutMax * 2)
         }
         begin(client, .init(purpose: .look, payload: [], read: read, isRead: true))
     }

@@ -98,7 +98,8 @@ extension World {
 
     /// A stream begins with the replica ids of both ends. See `Message.isAnswer`.
     func isForeign(_ peer: Int, to shell: RaftShell) -> Bool {
-        guard let known = shell.replicas[peer] else { return false }
+        guard let known = shell.replicas[peer], !scenario.planted.contains(.believeOtherReplica)
+        else { return false }
         return known != nodes[peer].member.replica
     }
 

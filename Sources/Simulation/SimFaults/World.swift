@@ -15,7 +15,7 @@ import WatchCore
 /// trouble; then all trouble ends, and within a bound everything outstanding must be answered, new
 /// requests must succeed and all members must hold the same state.
 package final class World {
-    package enum Part: UInt8, Sendable { case founding = 0, trouble, healing, over }
+    package enum Part: UInt8, Sendable { case founding = 0, trouble, healing, over, losing }
 
     package let scenario: Scenario
     package private(set) var now = MonotonicInstant.zero
@@ -63,6 +63,8 @@ package final class World {
     var leaseRandom: RandomSource
     var watchRandom: RandomSource
     var kvRandom: RandomSource
+    /// Of backups, histories and reads that may be stale.
+    var lookRandom: RandomSource
 
     package struct Statistics: Equatable, Sendable {
         package var messages = 0
@@ -77,6 +79,9 @@ package final class World {
         package var wipes = 0
         package var leases = 0
         package var compactions = 0
+        package var backups = 0
+        package var staleReads = 0
+        package var recoveredQuorums = 0
         package var watchEvents = 0
         package var watchesCompacted = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
@@ -106,6 +111,7 @@ package final class World {
         leaseRandom = source.split()
         watchRandom = source.split()
         kvRandom = source.split()
+        lookRandom = source.split()
         for index in 0..<scenario.nodes {
             let drift = scenario.clockDriftPPMMax
             let clock = SimClock(
@@ -215,6 +221,7 @@ package final class World {
         case .operate: try operate()
         case .endOfPatience(let impatient): try runOutOfPatience(impatient)
         case .replace: try replace()
+        case .recoverQuorum(let node): try recoverQuorum(nodes[node])
         default: preconditionFailure("an event for a daemon has been handled above")
         }
     }

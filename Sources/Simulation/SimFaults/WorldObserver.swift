@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
+import AspenWire
 import KVCore
 import RaftCore
 import RaftStorage
@@ -62,6 +64,14 @@ package protocol WorldObserver: AnyObject {
     /// The answer to that read, or that its revision is compacted away.
     func looked(
         _ node: Int, number: UInt64, _ read: SimRead, _ answer: SimReadAnswer
+    ) throws(Violation)
+    /// An answer to a read that may be stale, without asking anybody.
+    func lookedStale(
+        _ node: Int, _ read: SimRead, _ answer: SimReadAnswer, now: MonotonicInstant
+    ) throws(Violation)
+    /// A backup of `node` was put into an empty store, which then is `state`.
+    func restored(
+        _ node: Int, _ header: BackupHeader, _ state: MemoryState, from source: MemoryState
     ) throws(Violation)
     func lookCompacted(_ node: Int, number: UInt64, _ at: Revision) throws(Violation)
     /// - Parameter start: the first revision that it wants to hear of; nil: whatever comes.

@@ -255,6 +255,7 @@ struct ClusterMetrics: ClientCommand {
         JSON.object([
             ("role", .string(raft.role)), ("term", .number(raft.term.rawValue)),
             ("leader_id", raft.leader.map { .number($0.rawValue) } ?? .null),
+            ("last_log_term", .number(raft.lastLogTerm.rawValue)),
             ("last_log_index", .number(raft.lastLogIndex.rawValue)),
             ("commit", .number(raft.commit.rawValue)), ("applied", .number(raft.applied.rawValue)),
             ("snapshot_index", .number(raft.snapshotIndex.rawValue)),

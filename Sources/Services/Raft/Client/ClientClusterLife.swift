@@ -73,6 +73,7 @@ extension AspenClient {
             return RaftMetrics(
                 role: answer.role, term: Term(answer.term),
                 leader: answer.leaderID == 0 ? nil : NodeID(answer.leaderID),
+                lastLogTerm: Term(answer.lastLogTerm),
                 lastLogIndex: LogIndex(answer.lastLogIndex), commit: LogIndex(answer.commit),
                 applied: LogIndex(answer.applied), snapshotIndex: LogIndex(answer.snapshotIndex),
                 progress: answer.progress.map { peer in

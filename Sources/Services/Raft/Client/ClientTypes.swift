@@ -246,6 +246,8 @@ public struct RaftMetrics: Sendable, Equatable {
     public var role: String
     public var term: Term
     public var leader: NodeID?
+    /// Of the last entry of the log: of several logs the one that is further has the higher one.
+    public var lastLogTerm: Term
     public var lastLogIndex: LogIndex
     public var commit: LogIndex
     public var applied: LogIndex

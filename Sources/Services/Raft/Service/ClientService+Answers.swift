@@ -48,13 +48,6 @@ extension ClientService {
 
     // MARK: - Freshness
 
-    /// Whether the state here shows everything that was acknowledged `bound` ago: a read round that
-    /// began since then has been waited for.
-    func isFresh(within bound: Duration) -> Bool {
-        guard let freshAsOf else { return false }
-        return RaftNode.now - freshAsOf <= bound
-    }
-
     /// Whoever takes an old answer does not wait long for a new one.
     static func hurried(_ origin: RequestOrigin, _ bound: Duration) -> RequestOrigin {
         let deadline = RaftNode.now + max(bound, freshnessTimeMin)

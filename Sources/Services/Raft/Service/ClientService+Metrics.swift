@@ -17,6 +17,7 @@ extension ClientService {
         body.term = node.standing.term.rawValue
         body.leaderID = node.standing.leader?.rawValue ?? 0
         body.lastLogIndex = core.lastIndex.rawValue
+        body.lastLogTerm = core.lastTerm.rawValue
         body.commit = core.commitIndex.rawValue
         body.applied = node.applied.index.rawValue
         body.snapshotIndex = max(1, node.firstLogIndex.rawValue) - 1

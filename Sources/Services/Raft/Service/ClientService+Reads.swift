@@ -131,7 +131,7 @@ extension ClientService {
         var read = read
         let bound = Duration.milliseconds(Int64(stalenessMaxMs))
         switch consistency {
-        case .stale where bound == .zero || isFresh(within: bound):
+        case .stale where bound == .zero || freshness.holds(within: bound, now: RaftNode.now):
             read.isStale = true
             executeNow(read)
         case .stale:
@@ -159,7 +159,7 @@ extension ClientService {
 
     func readReady(_ round: UInt64) {
         if let began = roundsBegan.removeValue(forKey: round) {
-            freshAsOf = max(freshAsOf ?? began, began)
+            freshness.confirm(since: began)
         }
         guard let reads = rounds.removeValue(forKey: round) else { return }
         execute(round, reads)

@@ -41,7 +41,7 @@ final class ClientService: @unchecked Sendable {
     /// When each round of `rounds` was asked for at the earliest.
     var roundsBegan: [UInt64: MonotonicInstant] = [:]
     /// The state here is not older than this: a round that began then has been waited for.
-    var freshAsOf: MonotonicInstant?
+    var freshness = ReadFreshness()
     var nextLocalRound: UInt64 = 1 << 63
 
     /// A backup that is being restored.

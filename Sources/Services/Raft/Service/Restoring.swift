@@ -65,52 +65,14 @@ final class RestoreIntake: @unchecked Sendable {
         do {
             _ = try checker.finish()
             let bodyEnd = checker.bodyOffset + checker.bodyBytes
-            let sent = try survey(upTo: bodyEnd)
-            var meta = sent.meta
-            meta.rowHash &-= sent.sessionHash
-            meta.sessionCount = 0
-            meta.storedAnswerBytes = 0
-            meta.membership = membership.payload
-            meta.membershipIndex = meta.appliedIndex
-            let snapshot = SnapshotMeta(
-                index: meta.appliedIndex, term: meta.appliedTerm, membership: membership,
-                time: meta.time)
-            let writer = try store.receiveSnapshot(snapshot)
-            do {
-                var stream = StateStreamWriter(
-                    meta: meta,
-                    rows: RestoredRows(pieces(upTo: bodyEnd)))
-                while let piece = try stream.next(bytesMax: 262_144) { try writer.append(piece) }
-                try writer.finish()
-            } catch {
-                writer.abandon()
-                throw error
-            }
+            let snapshot = try StateFromBackup { self.pieces(upTo: bodyEnd) }.put(
+                into: store, as: membership)
             return .success(snapshot)
         } catch let error as AspenError {
             return .failure(error)
         } catch StorageError.corrupt(let reason) {
             return .failure(AspenError(.corrupt, "the backup cannot be used: \(reason)"))
         }
-    }
-
-    /// Sessions belong to clients of the old cluster: they are left out.
-    private func survey(upTo end: UInt64) throws -> (meta: StateMeta, sessionHash: UInt64) {
-        var rows = RestoredRows(pieces(upTo: end))
-        rows.keepsSessions = true
-        var hash: UInt64 = 0
-        while let row = try rows.next() {
-            switch row {
-            case .session(let session): hash &+= RowHash.of(session)
-            case .answer(let answer): hash &+= RowHash.of(answer)
-            default: break
-            }
-        }
-        guard let meta = rows.meta, rows.isComplete else {
-            throw StorageError.corrupt("its state is cut short")
-        }
-        guard meta.appliedIndex > .zero else { throw StorageError.corrupt("it shows no state") }
-        return (meta, hash)
     }
 
     private func pieces(upTo end: UInt64) -> () throws(StorageError) -> [UInt8]? {
@@ -124,37 +86,6 @@ final class RestoreIntake: @unchecked Sendable {
             guard got > 0 else { throw .disk("the spooled backup cannot be read") }
             offset += UInt64(got)
             return Array(bytes.prefix(got))
-        }
-    }
-}
-
-/// The rows of a state's stream without its sessions.
-private struct RestoredRows: RowSource {
-    var keepsSessions = false
-    private(set) var meta: StateMeta?
-    private var reader = StateStreamReader()
-    private let pieces: () throws(StorageError) -> [UInt8]?
-
-    init(_ pieces: @escaping () throws(StorageError) -> [UInt8]?) { self.pieces = pieces }
-
-    var isComplete: Bool { reader.isComplete }
-
-    mutating func next() throws(StorageError) -> StateRow? {
-        while true {
-            let item: StateStream.Item?
-            do { item = try reader.next() } catch {
-                throw .corrupt("its state cannot be read: \(error)")
-            }
-            switch item {
-            case .meta(let found): meta = found
-            case .row(.session), .row(.answer):
-                if keepsSessions, case .row(let row)? = item { return row }
-            case .row(let row): return row
-            case .end: return nil
-            case nil:
-                guard let piece = try pieces() else { return nil }
-                reader.append(piece)
-            }
         }
     }
 }

@@ -2642,6 +2642,10 @@ package nonisolated struct Aspen_Client_V1_GetRaftMetricsResponse: Sendable {
 
   package var progress: [Aspen_Client_V1_GetRaftMetricsResponse.Progress] = []
 
+  /// Of the last entry of the log. Of several logs the one that is further has the higher one; among
+  /// equals, the one that is longer.
+  package var lastLogTerm: UInt64 = 0
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated struct Progress: Sendable {
@@ -7666,7 +7670,7 @@ nonisolated extension Aspen_Client_V1_GetRaftMetricsRequest: SwiftProtobuf.Messa
 
 nonisolated extension Aspen_Client_V1_GetRaftMetricsResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".GetRaftMetricsResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}role\0\u{1}term\0\u{3}leader_id\0\u{3}last_log_index\0\u{1}commit\0\u{1}applied\0\u{3}snapshot_index\0\u{1}progress\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}role\0\u{1}term\0\u{3}leader_id\0\u{3}last_log_index\0\u{1}commit\0\u{1}applied\0\u{3}snapshot_index\0\u{1}progress\0\u{3}last_log_term\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -7682,6 +7686,7 @@ nonisolated extension Aspen_Client_V1_GetRaftMetricsResponse: SwiftProtobuf.Mess
       case 6: try { try decoder.decodeSingularUInt64Field(value: &self.applied) }()
       case 7: try { try decoder.decodeSingularUInt64Field(value: &self.snapshotIndex) }()
       case 8: try { try decoder.decodeRepeatedMessageField(value: &self.progress) }()
+      case 9: try { try decoder.decodeSingularUInt64Field(value: &self.lastLogTerm) }()
       default: break
       }
     }
@@ -7712,6 +7717,9 @@ nonisolated extension Aspen_Client_V1_GetRaftMetricsResponse: SwiftProtobuf.Mess
     if !self.progress.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.progress, fieldNumber: 8)
     }
+    if self.lastLogTerm != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lastLogTerm, fieldNumber: 9)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -7724,6 +7732,7 @@ nonisolated extension Aspen_Client_V1_GetRaftMetricsResponse: SwiftProtobuf.Mess
     if lhs.applied != rhs.applied {return false}
     if lhs.snapshotIndex != rhs.snapshotIndex {return false}
     if lhs.progress != rhs.progress {return false}
+    if lhs.lastLogTerm != rhs.lastLogTerm {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
