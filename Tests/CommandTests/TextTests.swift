@@ -72,13 +72,21 @@ import Testing
 
     @Test(arguments: [
         ("500ms", 500), ("10s", 10_000), ("2m", 120_000), ("250", 250), ("1", 1),
+        ("24h", 86_400_000),
     ])
     func timeLimits(text: String, milliseconds: Int) {
         #expect(TimeLimit(argument: text)?.duration == .milliseconds(milliseconds))
     }
 
-    @Test(arguments: ["", "0", "s", "-1s", "1h", "1.5s", "99999999999999999999", "١s", "2000m"])
+    @Test(arguments: ["", "0", "s", "-1s", "25h", "1.5s", "99999999999999999999", "١s", "2000m"])
     func noTimeLimits(text: String) { #expect(TimeLimit(argument: text) == nil) }
+
+    /// Elsewhere a number alone is seconds.
+    @Test func leaseTimesHaveAUnit() {
+        #expect(LeaseTime(argument: "30s")?.duration == .seconds(30))
+        #expect(LeaseTime(argument: "2h")?.duration == .seconds(7200))
+        for text in ["3600", "5", "", "s", "25h"] { #expect(LeaseTime(argument: text) == nil) }
+    }
 
     @Test func tablesAlign() {
         var table = Table([.init(title: "A"), .init(title: "LONG", alignment: .right)])

@@ -11,6 +11,7 @@ package enum CommandLineProgram {
     /// in a sandbox that refuses the priorities which libdispatch wants for its threads, and the
     /// first change of thread would start those.
     package static func runAlone() -> Int32? {
+        Output.occupyStandardDescriptors()
         let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
         guard let area = arguments.first, localAreas.contains(area),
             let verb = try? AspenCommand.parseAsRoot(arguments) as? any LocalCommand
@@ -65,7 +66,7 @@ package enum CommandLineProgram {
             let failure = CommandFailure(error)
             // Half a page may stand there already; what went wrong comes after it.
             try? output.flush()
-            report(failure, asJSON: verb.global.isJSON, root)
+            report(failure, asJSON: verb.global.isJSON, root, verb: type(of: verb))
             return failure.status
         }
     }
@@ -78,7 +79,7 @@ package enum CommandLineProgram {
         } catch {
             let failure = CommandFailure(error)
             try? output.flush()
-            report(failure, asJSON: verb.isJSON, root)
+            report(failure, asJSON: verb.isJSON, root, verb: type(of: verb))
             return failure.status
         }
     }
@@ -143,8 +144,19 @@ package enum CommandLineProgram {
         root.configuration.commandName ?? "aspen-cli"
     }
 
+    /// The words that call a command, such as `aspen-cli kv set`.
+    private static func words(
+        of verb: any ParsableCommand.Type, _ root: any ParsableCommand.Type
+    ) -> String {
+        let usage = root.usageString(for: verb).droppingPrefix("Usage: ")
+        return usage.split(separator: " ").prefix { word in
+            word.allSatisfy { $0 == "-" || $0.isLowercase } && !word.hasPrefix("-")
+        }.joined(separator: " ")
+    }
+
     private static func report(
-        _ failure: CommandFailure, asJSON: Bool, _ root: any ParsableCommand.Type
+        _ failure: CommandFailure, asJSON: Bool, _ root: any ParsableCommand.Type,
+        verb: (any ParsableCommand.Type)? = nil
     ) {
         if asJSON, let error = failure.error {
             writeError(
@@ -159,7 +171,8 @@ package enum CommandLineProgram {
                     ),
                 ]).text + "\n")
         } else {
-            let hint = failure.status == .usage ? "See '\(name(root)) --help'.\n" : ""
+            let command = verb.map { self.words(of: $0, root) } ?? name(root)
+            let hint = failure.status == .usage ? "See '\(command) --help'.\n" : ""
             writeError("\(name(root)): \(failure.text)\n\(hint)")
         }
     }

@@ -96,10 +96,23 @@ package struct TimeLimit: ExpressibleByArgument, CustomStringConvertible {
         case "", "ms": factor = 1
         case "s": factor = 1000
         case "m": factor = 60_000
+        case "h": factor = 3_600_000
         default: return nil
         }
         let (milliseconds, overflow) = count.multipliedReportingOverflow(by: factor)
         guard !overflow, (1...Self.millisecondsMax).contains(milliseconds) else { return nil }
         self.init(.milliseconds(milliseconds))
+    }
+}
+
+/// How long a lease lives. A number alone could be seconds, as others have it, or milliseconds, as
+/// `--timeout` has it: it takes a unit.
+package struct LeaseTime: ExpressibleByArgument {
+    package let duration: Duration
+
+    package init?(argument: String) {
+        guard let last = argument.last, last.isLetter, let time = TimeLimit(argument: argument)
+        else { return nil }
+        duration = time.duration
     }
 }

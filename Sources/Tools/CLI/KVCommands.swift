@@ -86,7 +86,7 @@ struct KVSet: ClientCommand {
     var lease: UInt64?
 
     @Option(help: "The key goes after this time, such as 30s: under a lease of its own.")
-    var ttl: TimeLimit?
+    var ttl: LeaseTime?
 
     @Argument(help: "The key.")
     var key: String

@@ -12,14 +12,16 @@ struct ExpectationOptions: ParsableArguments {
     @Option(help: "The version that the key has to have.")
     var version: UInt64?
 
-    func compare(_ key: [UInt8], orAbsent isAbsent: Bool = false) throws -> Compare {
-        switch (expected, version, isAbsent) {
+    func compare(_ key: [UInt8], orAbsent isAbsent: Bool? = nil) throws -> Compare {
+        switch (expected, version, isAbsent ?? false) {
         case (let value?, nil, false):
             return Compare(key, .equal, .value(ArgumentBytes.bytes(value)))
         case (nil, let version?, false): return Compare(key, .equal, .version(version))
         case (nil, nil, true): return Compare(key, .equal, .exists(false))
         default:
-            throw CommandFailure.usage("say in one way what the key has to be: see --help")
+            throw CommandFailure.usage(
+                "say in one way what the key has to be: --expected VALUE, --version N"
+                    + (isAbsent == nil ? "" : ", --absent"))
         }
     }
 

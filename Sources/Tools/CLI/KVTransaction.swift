@@ -47,6 +47,10 @@ struct KVTransaction: ClientCommand {
         do { text = try TransactionText(bytes) } catch {
             throw CommandFailure.usage("line \(error.line): \(error.text)")
         }
+        guard !text.isEmpty else {
+            throw CommandFailure.usage(
+                "there is no transaction: it has neither compare nor operation")
+        }
         let answer = try await context.client.transaction(
             if: text.compares, then: text.success, else: text.failure)
         let operations = answer.succeeded ? text.success : text.failure

@@ -59,6 +59,9 @@ struct KVWatch: ClientCommand {
         }
         if let count, count < 1 { throw CommandFailure.usage("--count is 1 or more") }
         if fromRevision == 0 { throw CommandFailure.usage("revisions begin with 1") }
+        if key == "" {
+            throw CommandFailure.usage("a key may not be empty: --prefix '' is all keys")
+        }
     }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {

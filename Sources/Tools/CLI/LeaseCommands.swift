@@ -46,7 +46,7 @@ struct LeaseGrant: ClientCommand {
     @OptionGroup var global: GlobalOptions
 
     @Option(help: "How long it lives without a sign of life, such as 30s.")
-    var ttl: TimeLimit
+    var ttl: LeaseTime
 
     @Option(help: "Its number; without this the cluster chooses.")
     var id: UInt64 = 0

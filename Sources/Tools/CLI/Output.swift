@@ -17,6 +17,16 @@ package final class Output {
 
     package init() {}
 
+    /// Whoever closes them before the program starts must not have the next file or socket that it
+    /// opens take their numbers: what is meant for a person would go there. In their place stands what
+    /// can neither be read nor written. Call it before anything is opened.
+    package static func occupyStandardDescriptors() {
+        for descriptor in STDIN_FILENO...STDERR_FILENO where fcntl(descriptor, F_GETFD) == -1 {
+            // The lowest number that is free: this one.
+            _ = open("/dev/null", (descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY) | O_CLOEXEC)
+        }
+    }
+
     package func write(_ text: String) { write(Array(text.utf8)) }
 
     package func write(_ bytes: [UInt8]) {

@@ -11,6 +11,7 @@ import TokenCore
 /// cluster and no network.
 package enum TokenProgram {
     package static func run() async -> Int32 {
+        Output.occupyStandardDescriptors()
         await CommandLineProgram.run(TokenCommand.self, ArgumentBytes.ofProcess())
     }
 

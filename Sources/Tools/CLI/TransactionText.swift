@@ -32,6 +32,7 @@ struct TransactionText {
     private(set) var compares: [Compare] = []
     private(set) var success: [Operation] = []
     private(set) var failure: [Operation] = []
+    var isEmpty: Bool { compares.isEmpty && success.isEmpty && failure.isEmpty }
 
     init(_ bytes: [UInt8]) throws(Mistake) {
         var section = Section.compares
