@@ -20,6 +20,9 @@ package struct ReadFreshness: Sendable {
         asOf = max(asOf ?? began, began)
     }
 
+    /// False until the state has once shown everything that was committed.
+    package var hasBeenCurrent: Bool { asOf != nil }
+
     /// Whether the state shows everything that was acknowledged `bound` ago.
     package func holds(within bound: Duration, now: MonotonicInstant) -> Bool {
         #if ASPEN_TEST_BUILD

@@ -12,7 +12,7 @@ import TokenCore
 package enum TokenProgram {
     package static func run() async -> Int32 {
         Output.occupyStandardDescriptors()
-        await CommandLineProgram.run(TokenCommand.self, ArgumentBytes.ofProcess())
+        return await CommandLineProgram.run(TokenCommand.self, ArgumentBytes.ofProcess())
     }
 
     /// Seconds since 1970.

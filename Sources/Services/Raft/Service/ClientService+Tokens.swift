@@ -5,6 +5,7 @@ import AspenWire
 import FoundationEssentials
 import KVCore
 import NIOCore
+import RaftCore
 import RaftStorage
 import TokenCore
 
@@ -95,7 +96,7 @@ extension ClientService {
     /// from before a root was added or a token revoked, until it has read once what is committed;
     /// and a root that it does not know may have been added a moment ago, through another node.
     func isTrustInDoubt(for bearer: TokenBearer) -> Bool {
-        guard trust != nil, freshAsOf != nil else { return true }
+        guard trust != nil, freshness.hasBeenCurrent else { return true }
         do {
             _ = try judge(bearer)
             return false
