@@ -76,6 +76,7 @@ extension RaftNode {
         scheduleApply()
         step(.applied(batch.index))
         client?.applied(batch.answers, batch: batch)
+        if let last = batch.answers.last { landed(last.number) }
         releaseRounds()
         maintenanceCountdown -= count
         if maintenanceCountdown <= 0 || maintenanceBytes <= 0 {

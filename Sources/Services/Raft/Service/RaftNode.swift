@@ -83,6 +83,8 @@ package final class RaftNode: @unchecked Sendable {
 
     // What this turn has gathered.
     private var proposals: [Proposal] = []
+    private var gate = ProposalGate()
+    private var gateTimer: Scheduled<Void>?
     private var isReadWanted = false
     private var nextRound: UInt64 = 1
     private var isTurnScheduled = false
@@ -214,6 +216,7 @@ package final class RaftNode: @unchecked Sendable {
         case .readFailed(let id): client?.readFailed(id.number)
         case .proposalFailed(let id, let failure):
             guard id.incarnation == incarnation else { return }
+            landed(id.number)
             client?.proposalFailed(id.number, failure)
         case .standing(let standing): changed(standing)
         case .membership(let membership): changed(membership)
@@ -237,6 +240,7 @@ package final class RaftNode: @unchecked Sendable {
 
     private func changed(_ standing: RaftStanding) {
         news.reset()
+        gate.reset()
         let before = self.standing
         self.standing = standing
         let change = events.changed(from: before, to: standing, own: options.raft.node)
@@ -355,7 +359,11 @@ package final class RaftNode: @unchecked Sendable {
             nextRound += 1
             step(.read(ReadID(round)))
         }
-        guard !proposals.isEmpty else { return }
+        guard let last = proposals.last else { return }
+        if let until = gate.waits(Self.now) { return endTurn(at: until) }
+        gateTimer?.cancel()
+        gateTimer = nil
+        gate.passed(last.id.number)
         client?.willPropose(in: core.term)
         var rest: [Proposal] = []
         swap(&rest, &proposals)
@@ -372,6 +380,20 @@ package final class RaftNode: @unchecked Sendable {
                 bytes = 0
             }
         }
+    }
+
+    private func endTurn(at instant: MonotonicInstant) {
+        guard gateTimer == nil else { return }
+        gateTimer = loop.scheduleTask(deadline: .uptimeNanoseconds(instant.nanoseconds)) { [self] in
+            gateTimer = nil
+            if !isStopped { endTurn() }
+        }
+    }
+
+    /// Proposals of this process were answered, or will not be, up to this one.
+    func landed(_ number: UInt64) {
+        gate.landed(number)
+        if !proposals.isEmpty { scheduleTurn() }
     }
 
     private func readReady(_ round: UInt64, _ index: LogIndex) {
