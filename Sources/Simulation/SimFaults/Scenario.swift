@@ -264,6 +264,12 @@ extension Scenario {
                 rates.append(Rate(kind, every: isRare ? interval * 3 : interval))
             }
         }
+        // It takes damage before the second membership, and a state from before that, too.
+        if planted.contains(.forgetNewestMembership) {
+            rates.removeAll { $0.trouble == .wipe }
+            rates.append(Rate(.rot, every: electionTimeoutMax))
+            checkpointInterval = 300
+        }
         // A damaged tail and a voter whose disk is gone, together, wait for a person to decide.
         if rates.contains(where: { $0.trouble == .wipe }) {
             rates.removeAll { Trouble.damaging.contains($0.trouble) }
