@@ -189,8 +189,7 @@ final class Fuzz {
         let floor = max(node.appliedIndex, disk.base.index)
         guard !isOtherDamaged, disk.lastIndex > floor else { return }
         let end = disk.lastIndex
-        disk.untrustedBelow = end
-        disk.cut(
+        disk.damage(
             after: floor.advanced(by: random.uniform(0..<Int(end.rawValue - floor.rawValue))))
     }
 

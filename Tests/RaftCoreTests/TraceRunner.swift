@@ -174,8 +174,7 @@ final class TraceRunner {
             // damage N after I: what follows I is unreadable, and may have been acknowledged.
             guard words.skip("after") else { throw SyntaxError(description: "damage N after I") }
             let disk = world.node(id).disk
-            disk.untrustedBelow = disk.lastIndex
-            disk.cut(after: LogIndex(try words.number()))
+            disk.damage(after: LogIndex(try words.number()))
             world.forgetApplied(id, after: disk.lastIndex)
         case "roll-back":
             guard words.skip("to") else { throw SyntaxError(description: "roll-back N to I") }
@@ -227,6 +226,7 @@ final class TraceRunner {
             + " applied \(node.appliedIndex)"
             + (core.membership.map { " \(TraceFormat.text($0))" } ?? "")
             + (core.isTailTrusted ? "" : " untrusted")
+            + (core.lostMembership.map { " lost \(TraceFormat.text($0))" } ?? "")
     }
 }
 

@@ -14,6 +14,8 @@ final class World {
         /// The membership at `base`.
         var baseMembership: (index: LogIndex, membership: Membership)?
         var untrustedBelow: LogIndex?
+        /// What a log store keeps of the newest membership entry it ever held.
+        var newestMembership: NewestMembership?
 
         var lastIndex: LogIndex { base.index.advanced(by: entries.count) }
 
@@ -30,9 +32,23 @@ final class World {
 
         func carryOut(_ write: LogWrite) {
             if let cut = write.truncateAfter { self.cut(after: cut) }
-            for entry in write.entries where entry.index == lastIndex.next { entries.append(entry) }
+            for entry in write.entries where entry.index == lastIndex.next { append(entry) }
             if let state = write.hardState { hardState = state }
             if write.endsRepair { untrustedBelow = nil }
+        }
+
+        private func append(_ entry: Entry) {
+            entries.append(entry)
+            guard entry.kind == .membership, let membership = Membership(payload: entry.payload)
+            else { return }
+            newestMembership = NewestMembership(
+                index: entry.index, term: entry.term, membership: membership)
+        }
+
+        /// What follows `index` turns out to be unreadable, and may have been acknowledged.
+        func damage(after index: LogIndex) {
+            untrustedBelow = lastIndex
+            cut(after: index)
         }
 
         /// What a log store would find.
@@ -51,7 +67,8 @@ final class World {
                 snapshotTerm: base.term, lastIndex: lastIndex, termStarts: starts,
                 appliedIndex: applied, lastTime: entries.last?.time ?? .zero,
                 isTailTrusted: untrustedBelow == nil,
-                untrustedBelow: max(untrustedBelow ?? .zero, lastIndex))
+                untrustedBelow: max(untrustedBelow ?? .zero, lastIndex),
+                newestMembership: newestMembership)
         }
     }
 

@@ -293,7 +293,7 @@ private func open(_ disk: any Disk, _ bugs: Set<PlantedBug> = []) throws -> Segm
         let disk = MemoryDisk()
         _ = try open(disk)
         let file = try disk.open(Self.first, create: false)
-        for copy in 0..<4 { try file.write([2], at: UInt64(copy * 1024 + 8)) }
+        for copy in 0..<4 { try file.write([3], at: UInt64(copy * 1024 + 8)) }
         do {
             _ = try open(disk)
             Issue.record("a newer format was read")

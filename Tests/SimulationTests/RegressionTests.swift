@@ -18,6 +18,12 @@ import Testing
         .init(seed: 17607, reason: "a cluster that did not come right in time"),
         .init(seed: 16919, reason: "healing was judged by the patience of the founding"),
         .init(seed: 17125, reason: "healing was judged by the patience of the founding"),
+        .init(seed: 877, reason: "a founder with a damaged log elected itself"),
+        .init(seed: 881, reason: "a founder with a damaged log led a term that had a leader"),
+        .init(seed: 1096, reason: "a founder with a damaged log elected itself"),
+        .init(seed: 1187, reason: "a founder with a damaged log led a term that had a leader"),
+        .init(seed: 3282, reason: "a damaged log went by a membership that it had outlived"),
+        .init(seed: 6935, reason: "a damaged log went by a membership that it had outlived"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

@@ -202,6 +202,11 @@ extension RaftCore {
         for voter in membership.votersOutgoing where !voters.contains(voter) {
             voters.append(voter)
         }
+        if let lost = lostMembership {
+            for voter in lost.voters + lost.votersOutgoing where !voters.contains(voter) {
+                voters.append(voter)
+            }
+        }
         voters.removeAll { $0 == node }
         return voters
     }
@@ -221,7 +226,8 @@ extension RaftCore {
 
     /// A link came up in the middle of a campaign: what was asked through the old one is lost.
     mutating func repeatVoteRequest(to voter: NodeID, _ turn: inout Turn) {
-        guard let membership, membership.isVoter(voter),
+        guard let membership,
+            membership.isVoter(voter) || lostMembership?.isVoter(voter) == true,
             !ballots.contains(where: { $0.node == voter })
         else { return }
         requestVote(from: voter, &turn)
@@ -267,9 +273,10 @@ extension RaftCore {
     ) {
         let isVacant =
             message.term > term && !hasLiveLeader(besides: message.from, now: turn.now)
-        let isGranted =
-            isVacant && Position(lastIndex, lastTerm).isAtLeastAsUpToDate(as: log.end)
-        if isVacant { noteVacancy(message.from, isCandidateGood: isGranted, &turn) }
+        let candidate = Position(lastIndex, lastTerm)
+        let isGood = candidate.isAtLeastAsUpToDate(as: log.end)
+        if isVacant { noteVacancy(message.from, isCandidateGood: isGood, &turn) }
+        let isGranted = isVacant && isGood && reachesNewestMembership(candidate)
         // A refusal goes back under the candidate's own term, else it would be taken for stale.
         let answerTerm =
             isGranted ? message.term : max(term, Term(max(message.term.rawValue, 1) - 1))
@@ -304,7 +311,9 @@ extension RaftCore {
             hardState.votedFor == candidate
             || ((hardState.votedFor == nil || bugs.voteTwice) && leader == nil)
         let isGood = Position(lastIndex, lastTerm).isAtLeastAsUpToDate(as: log.end)
-        guard isFree, role != .leader, isGood else {
+        guard isFree, role != .leader, isGood,
+            reachesNewestMembership(Position(lastIndex, lastTerm))
+        else {
             if leader == nil, !isGood { hurry(&turn) }
             send(.voteReply(granted: false), to: candidate, &turn)
             return

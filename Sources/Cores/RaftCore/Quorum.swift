@@ -72,8 +72,14 @@ extension RaftCore {
         return refused >= voters.count - voters.count / 2 ? .lost : .open
     }
 
-    /// Every voter, of both sets, has granted: then even conditional votes count.
+    /// Every voter has granted, of both sets, and of the membership that this node has lost: then
+    /// even conditional votes count.
     private func isUnanimous(in membership: Membership) -> Bool {
+        if let lost = lostMembership, !hasGrants(ofAll: lost) { return false }
+        return hasGrants(ofAll: membership)
+    }
+
+    private func hasGrants(ofAll membership: Membership) -> Bool {
         func granted(_ voter: NodeID) -> Bool {
             ballots.contains { $0.node == voter && $0.isGranted }
         }

@@ -38,6 +38,9 @@ package struct RaftCore: Machine {
     /// Not nil: the end of the log was damaged, and this is the index up to which entries may have
     /// been acknowledged. See Repair.swift.
     var untrustedBelow: LogIndex?
+    /// With `untrustedBelow`: the newest membership entry that is known to have been in the log. See
+    /// rule 5 in Repair.swift.
+    var newestMembership: NewestMembership?
     /// Names this process in its requests for repair.
     let repairNonce: UInt64
 
@@ -128,6 +131,8 @@ package struct RaftCore: Machine {
         memberships = recovery.memberships
         lastTime = recovery.lastTime
         untrustedBelow = recovery.isTailTrusted ? nil : recovery.untrustedBelow
+        newestMembership =
+            recovery.isTailTrusted || bugs.forgetNewestMembership ? nil : recovery.newestMembership
         repairNonce = random.next()
         commitIndex = recovery.appliedIndex
         handedIndex = recovery.appliedIndex

@@ -73,6 +73,8 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case loseHardState = "lose-hard-state"
     /// A log that ends in damage is taken for one that ends there.
     case acceptTornTail = "accept-torn-tail"
+    /// A damaged log that has lost the newest membership goes by an older one.
+    case forgetNewestMembership = "forget-newest-membership"
     // Of the state machine: see `KVPlantedBug`.
     case applyRetryTwice = "apply-retry-twice"
     case executeExpiredSession = "execute-expired-session"
@@ -130,13 +132,17 @@ package struct RaftRecovery: Sendable {
     /// With an untrusted tail: the index up to which entries may once have been acknowledged; at
     /// least `lastIndex`.
     package var untrustedBelow: LogIndex
+    /// With an untrusted tail: the newest membership entry that this log is known to have held, lost
+    /// or not.
+    package var newestMembership: NewestMembership?
 
     package init(
         hardState: HardState = HardState(),
         memberships: [(index: LogIndex, membership: Membership)] = [],
         snapshotIndex: LogIndex = .zero, snapshotTerm: Term = .zero, lastIndex: LogIndex = .zero,
         termStarts: [(index: LogIndex, term: Term)] = [], appliedIndex: LogIndex = .zero,
-        lastTime: ClusterTime = .zero, isTailTrusted: Bool = true, untrustedBelow: LogIndex = .zero
+        lastTime: ClusterTime = .zero, isTailTrusted: Bool = true, untrustedBelow: LogIndex = .zero,
+        newestMembership: NewestMembership? = nil
     ) {
         self.hardState = hardState
         self.memberships = memberships
@@ -148,6 +154,20 @@ package struct RaftRecovery: Sendable {
         self.lastTime = lastTime
         self.isTailTrusted = isTailTrusted
         self.untrustedBelow = untrustedBelow
+        self.newestMembership = newestMembership
+    }
+}
+
+/// A membership entry that may be lost, but is known to have been there.
+package struct NewestMembership: Equatable, Sendable {
+    package var index: LogIndex
+    package var term: Term
+    package var membership: Membership
+
+    package init(index: LogIndex, term: Term, membership: Membership) {
+        self.index = index
+        self.term = term
+        self.membership = membership
     }
 }
 

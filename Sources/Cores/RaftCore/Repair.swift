@@ -26,7 +26,30 @@ import AspenTypes
 //    as a whole and finds a torn tail on every node: the longest intact log leads, the others are
 //    repaired from it. The price: it waits for all voters, because it cannot know which one holds
 //    the only copy left;
-// 4. elected so, is trusted at once: its log is now the truth.
+// 4. elected so, is trusted at once: its log is now the truth;
+// 5. goes by no membership that it has outlived. Rule 3 asks every voter, but of which membership? If
+//    the damage took newer ones along, the log names an older one: of the founder, perhaps, from
+//    before the others joined, and then its own consent is everybody's. So the log store keeps the
+//    newest membership entry N that it ever held where damage to the log does not hide it
+//    (`RaftRecovery.newestMembership`), durable with the entry itself. As long as its log is not as
+//    up to date as N, a node
+//    - grants nobody a vote whose log is not as up to date as N: it held N, and its vote must not
+//      help to forget it. In this it is as good a voter as if its log still reached N;
+//    - is itself elected by conditional votes only if, besides, every voter of N grants.
+//    Let e be committed, and C elected by conditional votes although C lacks e. If C's log is as up
+//    to date as the newest membership that each voter ever held, the electorate is at least as new as
+//    any that could have committed e, and 3 applies. Else C has lost N, and every voter of N (of both
+//    sets, if it is joint) granted. A membership after N was committed, if at all, by a majority of
+//    N's voters, who hold it or have held it: either way they refuse C. So e was committed under N
+//    or before it, and a majority of N's voters, or of the outgoing ones, held it or the joint entry
+//    behind it: who still has it, refuses. Hence the data of a majority was lost.
+//    It may be that N was never committed and that its leader's successors have cut it off: then
+//    whoever can lead has a log of a later term than N's, and gets the votes. When the node is
+//    repaired (2, 4) nothing of N remains to be waited for.
+//
+// Where every voter has lost N, or one has that is needed and another is gone, nobody guesses: the
+// cluster waits for a person. A voter without others elects itself: nobody else could have
+// acknowledged anything. What it has lost is lost, and the shell says so.
 //
 // Left out: repairing a damaged entry in the middle of a log while all nodes are damaged in
 // different places (the store cuts at the first damage, so only the longest intact prefix counts),
@@ -42,6 +65,36 @@ struct RepairRequest {
 }
 
 extension RaftCore {
+    // MARK: A membership that was lost
+
+    /// The newest membership that this node ever had, while its log does not reach it.
+    package var lostMembership: Membership? {
+        guard let newest = newestMembership, untrustedBelow != nil,
+            !log.end.isAtLeastAsUpToDate(as: Position(newest.index, newest.term))
+        else { return nil }
+        return newest.membership
+    }
+
+    /// Whom to talk to: the members in force, or those of a newer membership that was lost, for the
+    /// leader that can repair this node may be among them.
+    package var reachableMembership: Membership? {
+        guard let membership, let lost = lostMembership, lost.member(node) != nil else {
+            return self.membership
+        }
+        var all = lost
+        for member in membership.members where all.member(member.node) == nil {
+            all.members.append(member)
+        }
+        all.members.sort { $0.node < $1.node }
+        return all
+    }
+
+    /// Of a candidate's log: see rule 5.
+    func reachesNewestMembership(_ end: Position) -> Bool {
+        guard let newest = newestMembership, untrustedBelow != nil else { return true }
+        return end.isAtLeastAsUpToDate(as: Position(newest.index, newest.term))
+    }
+
     // MARK: At the leader
 
     mutating func receiveRepairing(
@@ -82,6 +135,7 @@ extension RaftCore {
 
     private mutating func endRepair(_ turn: inout Turn) {
         untrustedBelow = nil
+        newestMembership = nil
         write(endsRepair: true, &turn)
     }
 }

@@ -46,6 +46,7 @@ struct ActiveBugs {
     var readBeforeOwnEntry = false
     var transferWithoutVotes = false
     var damagedNodeVotes = false
+    var forgetNewestMembership = false
     var unboundedFlight = false
     var installOlderSnapshot = false
     var learnersCount = false
@@ -65,6 +66,7 @@ struct ActiveBugs {
             readBeforeOwnEntry = planted.contains(.readBeforeOwnEntry)
             transferWithoutVotes = planted.contains(.transferWithoutVotes)
             damagedNodeVotes = planted.contains(.damagedNodeVotes)
+            forgetNewestMembership = planted.contains(.forgetNewestMembership)
             unboundedFlight = planted.contains(.unboundedFlight)
             installOlderSnapshot = planted.contains(.installOlderSnapshot)
             learnersCount = planted.contains(.learnersCount)

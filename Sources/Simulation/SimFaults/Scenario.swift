@@ -273,10 +273,11 @@ extension Scenario {
                 rates.append(Rate(kind, every: isRare ? interval * 3 : interval))
             }
         }
-        // A log that loses its memberships may elect by one of long ago: see "Known gaps" in the
-        // fault model. Until that is mended bits flip only where the bug planted needs it.
-        if planted.isDisjoint(with: [.acceptTornTail, .damagedNodeVotes]) {
-            rates.removeAll { $0.trouble == .rot }
+        // It takes damage before the second membership, and a state from before that, too.
+        if planted.contains(.forgetNewestMembership) {
+            rates.removeAll { $0.trouble == .wipe }
+            rates.append(Rate(.rot, every: electionTimeoutMax))
+            checkpointInterval = 300
         }
         // A damaged tail and a voter whose disk is gone, together, wait for a person to decide.
         if rates.contains(where: { $0.trouble == .wipe }) {

@@ -53,7 +53,7 @@ extension World {
         shell.membership = recovery.memberships.last?.membership
         for known in recovery.memberships { observer.membership(node.index, known.membership) }
         node.shell = shell
-        if let membership = shell.membership { learnReplicas(membership, shell) }
+        if let membership = core.reachableMembership { learnReplicas(membership, shell) }
         try observer.committed(node.index, upTo: state.appliedIndex, leading: nil)
         note(
             "n\(node.id) raft starts: log \(log.firstIndex)...\(log.lastIndex), applied "

@@ -45,6 +45,7 @@ extension World {
             trace.fold(write.ticket.number)
             try observer.wrote(index, write)
             shell.writes.append(write)
+            if write.endsRepair { publishPeers(shell) }
         case .send(let message, let after): try send(message, after: after, shell)
         case .commit(let entries, let upTo):
             trace.fold(upTo.rawValue)

@@ -33,7 +33,7 @@ extension World {
 
     /// The members. Nets stay open to all that prove the cookie: see the fault model.
     func publishPeers(_ shell: RaftShell) {
-        let members = shell.membership?.members ?? []
+        let members = shell.core.reachableMembership?.members ?? []
         ask(
             shell,
             .setPeers(

@@ -44,10 +44,17 @@ extension ClientService {
         case .learner: role = "learner beside \(count)"
         case .follower where standing.leader != nil:
             role = "follower of node \(standing.leader?.description ?? "?")"
-        case .follower, .preCandidate, .candidate: role = "without a leader"
+        case .follower, .preCandidate, .candidate: role = "without a leader\(damageText)"
         }
         return
             "\(role), term \(standing.term), applied \(node.applied.index)\(node.space.statusText)"
+    }
+
+    /// Why this node may not help to find a leader.
+    private var damageText: String {
+        if node.core.isTailTrusted { return "" }
+        return node.core.lostMembership == nil
+            ? ", its log damaged" : ", its log damaged and the newest membership lost"
     }
 
     /// Milliseconds since 1970, for the first stamp of a new cluster.

@@ -107,8 +107,14 @@ package struct OpenedStorage {
                 "repaired: the state holds all that the log may have lost",
                 metadata: ["event": "\(JournalEvent.repaired)"])
         } else if isDamaged {
+            var metadata: Logger.Metadata = [:]
+            if let newest = log.recovery.newestMembership, newest.index > log.lastIndex {
+                metadata["membership-lost"] = "\(newest.index)"
+                metadata["voters"] = "\(newest.membership.voters)"
+            }
             logger.warning(
-                "this node neither votes nor acknowledges until its peers have filled its log")
+                "this node neither votes nor acknowledges until its peers have filled its log",
+                metadata: metadata)
         }
         return OpenedStorage(
             replica: replica.file.replica, log: log, state: state, recovery: merge(log, state),

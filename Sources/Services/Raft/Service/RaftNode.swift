@@ -150,7 +150,7 @@ package final class RaftNode: @unchecked Sendable {
         log.start()
         state.start()
         links.delegate = self
-        links.update(membership)
+        links.update(core.reachableMembership)
         links.start()
         space.start()
         loop.scheduleTask(in: options.snapshots.partialKept) { [weak self] in
@@ -190,10 +190,13 @@ package final class RaftNode: @unchecked Sendable {
             stages.wrote(write, isLeader: core.isLeader, Self.now)
             if write.endsRepair {
                 logger.notice(
-                    "repaired by its peers: the log holds again all that may have been acknowledged",
+                    core.isLeader
+                        ? "repaired: no voter has more than this damaged log holds, and it leads"
+                        : "repaired by its peers: the log holds again all that was acknowledged",
                     metadata: [
                         "last": "\(core.lastIndex)", "event": "\(JournalEvent.repaired)",
                     ])
+                links.update(core.reachableMembership)
             }
             writes.append(.write(write))
             var bytes = 0
@@ -286,7 +289,7 @@ package final class RaftNode: @unchecked Sendable {
                 "voters": "\(membership.voters)", "learners": "\(membership.learners)",
                 "joint": "\(membership.isJoint)",
             ])
-        links.update(self.membership)
+        links.update(core.reachableMembership)
     }
 
     func armTimer() {

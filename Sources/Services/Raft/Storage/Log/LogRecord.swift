@@ -25,6 +25,9 @@ enum RecordKind: UInt8 {
     case repaired = 6
     /// Takes up room.
     case filler = 7
+    /// The newest membership once more: see `KeptMembership`. Written a block behind the entry, and
+    /// first of all in each segment.
+    case membership = 8
 }
 
 /// The head of every record; little-endian, each record on a multiple of 8 bytes:

@@ -48,6 +48,8 @@ struct LogRecovery {
         /// The highest generation and epoch that anything on the disk speaks of.
         var generationMax: UInt64 = 0
         var epochMax: UInt32 = 0
+        /// The last segment of the log is of a format to which nothing new may be added.
+        var isOfOlderVersion = false
     }
 
     private struct Candidate {
@@ -183,6 +185,7 @@ struct LogRecovery {
                 replay.replay(segment, UnsafeRawBufferPointer(rebasing: bytes[..<limit]))
             }
             findings.replay = replay
+            findings.isOfOlderVersion = header.version < SegmentHeader.version
             findings.epochMax = max(findings.epochMax, replay.epoch)
             if let next, Int(next.previousEnd) == segment.end, next.chain == replay.chain {
                 continue

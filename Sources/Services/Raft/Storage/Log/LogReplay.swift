@@ -14,6 +14,7 @@ struct LogReplay {
     var epoch: UInt32
     var untrustedBelow: LogIndex
     var memberships: [(index: LogIndex, payload: [UInt8])] = []
+    var newestMembership: KeptMembership?
     /// A planted bug: generation and chain are not looked at (`PlantedBug.acceptRecycledRecord`).
     var acceptsRecycled = false
 
@@ -78,6 +79,7 @@ struct LogReplay {
             if EntryBody.kind(head) == .membership {
                 guard let entry = EntryBody.read(head, body) else { return false }
                 memberships.append((head.index, entry.payload))
+                keep(KeptMembership(entry))
             }
             map.append(head.index, term: head.term, at: offset)
             lastTime = max(lastTime, EntryBody.time(body))
@@ -93,9 +95,17 @@ struct LogReplay {
             untrustedBelow = LogIndex(UInt64(littleEndian: body.loadUnaligned(as: UInt64.self)))
         case .repaired: untrustedBelow = .zero
         case .filler: break
+        case .membership:
+            guard let copy = KeptMembership(body) else { return false }
+            keep(copy)
         case .mark: return false
         }
         return true
+    }
+
+    private mutating func keep(_ membership: KeptMembership?) {
+        guard let membership, membership.isNewer(than: newestMembership) else { return }
+        newestMembership = membership
     }
 
     #if ASPEN_TEST_BUILD
@@ -129,6 +139,7 @@ struct LogEvidence {
     var lastIndex = LogIndex.zero
     var epoch: UInt32 = 0
     var hardState = HardState()
+    var newestMembership: KeptMembership?
 
     /// Looks at every place where a record may begin.
     ///
@@ -162,17 +173,28 @@ struct LogEvidence {
             provesLoss = provesLoss || Int(head.syncedTo) > hole
             lastIndex = max(lastIndex, head.index)
             self.epoch = max(self.epoch, head.epoch)
-            if head.kind == .hardState {
-                let start = offset + RecordHead.byteCount
-                let body = UnsafeRawBufferPointer(
-                    rebasing: bytes[start..<start + head.bodyByteCount])
-                add(HardStateBody.read(head, body) ?? HardState())
-            }
+            let start = offset + RecordHead.byteCount
+            add(head, UnsafeRawBufferPointer(rebasing: bytes[start..<start + head.bodyByteCount]))
             offset += head.paddedByteCount
         }
     }
 
     init() {}
+
+    private mutating func add(_ head: RecordHead, _ body: UnsafeRawBufferPointer) {
+        switch head.kind {
+        case .hardState: add(HardStateBody.read(head, body) ?? HardState())
+        case .membership: add(KeptMembership(body))
+        case .entry where EntryBody.kind(head) == .membership:
+            add(EntryBody.read(head, body).map { KeptMembership($0) })
+        default: break
+        }
+    }
+
+    private mutating func add(_ membership: KeptMembership?) {
+        guard let membership, membership.isNewer(than: newestMembership) else { return }
+        newestMembership = membership
+    }
 
     mutating func add(_ state: HardState) {
         if state.term > hardState.term { hardState = state }
@@ -185,6 +207,7 @@ struct LogEvidence {
         lastIndex = max(lastIndex, other.lastIndex)
         epoch = max(epoch, other.epoch)
         add(other.hardState)
+        add(other.newestMembership)
     }
 
     mutating func add(_ header: SegmentHeader) {
@@ -198,6 +221,7 @@ extension LogReplay {
     /// The log ends before a damaged place: notes what is known to have been behind it.
     mutating func accept(_ damage: LogEvidence) {
         untrustedBelow = max(untrustedBelow, damage.lastIndex, map.lastIndex.next)
+        keep(damage.newestMembership)
     }
 
     /// Takes a hard state that stands behind the end of the log. It may be one that was promised and
@@ -228,7 +252,8 @@ extension LogReplay {
             hardState: state, memberships: decoded, snapshotIndex: map.base,
             snapshotTerm: map.baseTerm, lastIndex: map.lastIndex, termStarts: map.termStarts,
             lastTime: lastTime, isTailTrusted: isTrusted,
-            untrustedBelow: isTrusted ? .zero : max(untrustedBelow, map.lastIndex))
+            untrustedBelow: isTrusted ? .zero : max(untrustedBelow, map.lastIndex),
+            newestMembership: isTrusted ? nil : try newestMembership?.decoded())
     }
 }
 

@@ -10,7 +10,10 @@ import RaftCore
 struct SegmentHeader: Equatable {
     /// Records begin here.
     static let byteCount = 4096
-    static let version: UInt32 = 1
+    /// Since 2 there are copies of memberships among the records. Both can be read; records are only
+    /// added to segments of this version, which a program that knows no copies refuses to open.
+    static let version: UInt32 = 2
+    static let oldestVersion: UInt32 = 1
     private static let magic = Array("ASPENLOG".utf8)
     private static let copyOffsets = [0, 1024, 2048, 3072]
 
@@ -33,6 +36,7 @@ struct SegmentHeader: Equatable {
     var hardState: HardState
     /// Zero, or the index below which the log is not to be trusted until a leader has filled it.
     var untrustedBelow: LogIndex
+    var version = Self.version
 
     /// What the CRC of every record starts from.
     var seed: UInt32 { UInt32(truncatingIfNeeded: salt ^ (salt >> 32)) }
@@ -50,7 +54,7 @@ struct SegmentHeader: Equatable {
         block.initializeMemory(as: UInt8.self, repeating: 0)
         var writer = ByteWriter(capacity: 160)
         writer.raw(Self.magic)
-        writer.integer(Self.version)
+        writer.integer(version)
         writer.integer(epoch)
         writer.integer(generation)
         writer.integer(previousGeneration)
@@ -90,7 +94,8 @@ struct SegmentHeader: Equatable {
         var reader = source
         guard try reader.raw(8, "magic").elementsEqual(magic) else { return .none }
         let version: UInt32 = try reader.integer("version")
-        guard version == Self.version else { return .newerVersion(version) }
+        guard version >= oldestVersion else { return .none }
+        guard version <= Self.version else { return .newerVersion(version) }
         let start = reader.bytes.startIndex
         let epoch: UInt32 = try reader.integer("epoch")
         let generation: UInt64 = try reader.integer("generation")
@@ -116,7 +121,7 @@ struct SegmentHeader: Equatable {
                 lastTerm: Term(lastTerm), lastTime: ClusterTime(milliseconds: lastTime),
                 hardState: HardState(
                     term: Term(term), votedFor: hasVote == 0 ? nil : NodeID(vote)),
-                untrustedBelow: LogIndex(untrustedBelow)))
+                untrustedBelow: LogIndex(untrustedBelow), version: version))
     }
 }
 

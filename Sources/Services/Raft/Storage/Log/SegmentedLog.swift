@@ -40,6 +40,7 @@ package final class SegmentedLog: LogStore {
     private var chain: UInt32
     private var epoch: UInt32
     private(set) var untrustedBelow: LogIndex
+    private var newestMembership: KeptMembership?
 
     /// Records from `bufferStart` to the end of the current segment that are not yet written.
     private let buffer = RecordBuffer(capacity: 64 << 10)
@@ -87,12 +88,13 @@ package final class SegmentedLog: LogStore {
         (self.salt, seed, map) = (replay.salt, replay.seed, replay.map)
         (hardState, lastTime) = (replay.hardState, replay.lastTime)
         (chain, untrustedBelow) = (replay.chain, replay.untrustedBelow)
+        newestMembership = replay.newestMembership
         epoch = max(found.epochMax, replay.epoch) + 1
         nextGeneration = found.generationMax + 1
         setAside = found.setAside
         recovery = try replay.recovery()
         try clean(unused: found.unused)
-        try reopen(isDamaged: found.damage != nil)
+        try reopen(inNewSegment: found.damage != nil || found.isOfOlderVersion)
         if isStateNew { try append(hardState) }
         try sync()
         try putAside()
@@ -111,13 +113,19 @@ package final class SegmentedLog: LogStore {
     package func write(_ write: LogWrite) throws(StorageError) {
         if let failure { throw failure }
         if let cut = write.truncateAfter, cut < map.lastIndex { try truncate(after: cut) }
+        let membershipBefore = newestMembership
         for entry in write.entries {
+            if entry.kind == .membership { newestMembership = KeptMembership(entry) }
             try append(
                 .entry, flags: EntryBody.flags(entry), index: entry.index, term: entry.term,
                 bodyByteCount: EntryBody.byteCount(entry)
             ) { EntryBody.write(entry, to: $0) }
             map.append(entry.index, term: entry.term, at: lastOffset)
             lastTime = max(lastTime, entry.time)
+        }
+        if newestMembership != membershipBefore, let copy = newestMembership {
+            try appendFiller()
+            try append(copy)
         }
         if let state = write.hardState {
             precondition(state.term >= hardState.term, "terms do not go back")
@@ -146,12 +154,22 @@ package final class SegmentedLog: LogStore {
                 .hardState, index: map.lastIndex, term: state.term,
                 bodyByteCount: HardStateBody.byteCount
             ) { HardStateBody.write(state.votedFor, to: $0) }
-            guard copy == 0 else { break }
-            let byteCount = Self.blockByteCount - RecordHead.byteCount
-            try append(
-                .filler, index: map.lastIndex, term: map.lastTerm, bodyByteCount: byteCount
-            ) { $0.initializeMemory(as: UInt8.self, repeating: 0) }
+            if copy == 0 { try appendFiller() }
         }
+    }
+
+    /// Takes the next record into another block.
+    private func appendFiller() throws(StorageError) {
+        let byteCount = Self.blockByteCount - RecordHead.byteCount
+        try append(
+            .filler, index: map.lastIndex, term: map.lastTerm, bodyByteCount: byteCount
+        ) { $0.initializeMemory(as: UInt8.self, repeating: 0) }
+    }
+
+    private func append(_ copy: KeptMembership) throws(StorageError) {
+        try append(
+            .membership, index: map.lastIndex, term: map.lastTerm, bodyByteCount: copy.byteCount
+        ) { copy.write(to: $0) }
     }
 
     private func truncate(after index: LogIndex) throws(StorageError) {
@@ -280,11 +298,12 @@ package final class SegmentedLog: LogStore {
             lastIndex: map.lastIndex, lastTerm: map.lastTerm, lastTime: lastTime,
             hardState: hardState, untrustedBelow: untrustedBelow)
         header.write(to: buffer.extend(by: SegmentHeader.byteCount))
+        if let newestMembership { try append(newestMembership) }
     }
 
     /// Begins a new epoch at the end of the log: no record behind it, left over from a torn batch,
     /// can continue what is written from now on. What is behind a damaged place is not written over.
-    private func reopen(isDamaged: Bool) throws(StorageError) {
+    private func reopen(inNewSegment: Bool) throws(StorageError) {
         guard let segment = map.segments.last else { return try beginSegment(after: nil) }
         // What a killed process has written may not have reached the disk. Nor may what a failed
         // sync was about: its pages read back as written and count as clean (Rebello and others,
@@ -296,7 +315,7 @@ package final class SegmentedLog: LogStore {
         }
         bufferStart = segment.end
         syncedTo = segment.end
-        if isDamaged || segment.end + RecordHead.padded(8) > segment.byteCount {
+        if inNewSegment || segment.end + RecordHead.padded(8) > segment.byteCount {
             return try beginSegment(after: segment)
         }
         let untrusted = untrustedBelow.rawValue.littleEndian
@@ -345,6 +364,8 @@ package final class SegmentedLog: LogStore {
         recovery.termStarts = []
         recovery.memberships = []
         recovery.isTailTrusted = untrustedBelow == .zero
+        recovery.newestMembership =
+            recovery.isTailTrusted ? nil : try newestMembership?.decoded()
         recovery.untrustedBelow =
             recovery.isTailTrusted ? .zero : max(untrustedBelow, map.lastIndex)
         return map.base == applied
