@@ -159,7 +159,9 @@ package enum CommandLineProgram {
                     ),
                 ]).text + "\n")
         } else {
-            let hint = failure.status == .usage ? "See '\(name(root)) --help'.\n" : ""
+            // An argument that was understood and not taken has its own reason; help has no other.
+            let isMisunderstood = failure.status == .usage && failure.error == nil
+            let hint = isMisunderstood ? "See '\(name(root)) --help'.\n" : ""
             writeError("\(name(root)): \(failure.text)\n\(hint)")
         }
     }
@@ -206,7 +208,7 @@ struct AspenCommand: ParsableCommand, CommandArea {
             EXIT STATUS
               0 done                 4 not authorised
               1 failed               5 precondition failed
-              2 usage                6 unavailable or timed out
+              2 usage or argument    6 unavailable or timed out
               3 not found
 
             ENVIRONMENT
