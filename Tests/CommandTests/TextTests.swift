@@ -128,7 +128,7 @@ import Testing
     /// The whole table of exit statuses, so that a new code is thought about.
     @Test func exitStatuses() {
         let expected: [AspenErrorCode: Int32] = [
-            .invalidArgument: 1, .notFound: 3, .unauthenticated: 4, .permissionDenied: 4,
+            .invalidArgument: 2, .notFound: 3, .unauthenticated: 4, .permissionDenied: 4,
             .preconditionFailed: 5, .unavailable: 6, .deadlineExceeded: 6, .resourceExhausted: 1,
             .sessionExpired: 1, .compacted: 1, .notInitialized: 6, .alreadyInitialized: 5,
             .corrupt: 1, .storage: 1, .unsupportedVersion: 1, .unknownOutcome: 6, .internal: 1,

@@ -131,6 +131,28 @@ static char *field(const char *name) {
     return value;
 }
 
+/* How a child ends that asks for the niceness: 0 if it has it, else errno. */
+static int nice_child(int niceness) {
+    pid_t child = fork();
+    if (child == 0) {
+        if (setpriority(PRIO_PROCESS, 0, niceness) < 0) _exit(errno);
+        _exit(getpriority(PRIO_PROCESS, 0) == niceness ? 0 : 255);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* aspend-raft alone may step back behind others; nobody may push ahead. */
+static void priority_probes(void) {
+    int is_raft = strcmp(state, "/var/lib/aspen/raft") == 0;
+    int back = nice_child(10), ahead = nice_child(-1);
+    report(is_raft ? back == 0 : back == EPERM, "SystemCallFilter", "a lower priority",
+           back == 0 ? "taken" : strerror(back));
+    report(ahead == EPERM || ahead == EACCES, "SystemCallFilter", "a higher priority",
+           ahead == 0 ? "taken" : strerror(ahead));
+}
+
 static void privilege_probes(void) {
     must("User", "not root", geteuid() != 0 && getuid() != 0 && getgid() != 0);
     must("CapabilityBoundingSet", "bounding set empty", strtoull(field("CapBnd"), 0, 16) == 0);
@@ -149,7 +171,8 @@ static void privilege_probes(void) {
     refused("SystemCallFilter", "perf_event_open (@debug)", syscall(SYS_perf_event_open, 0, 0, 0, 0, 0));
     refused("SystemCallFilter", "userfaultfd", syscall(SYS_userfaultfd, 0));
     refused("SystemCallFilter", "io_uring_setup", syscall(SYS_io_uring_setup, 1, NULL));
-    refused("SystemCallFilter", "setpriority (@resources)", setpriority(PRIO_PROCESS, 0, 5));
+    refused("SystemCallFilter", "ioprio_set (@resources)", syscall(SYS_ioprio_set, 1, 0, 3 << 13));
+    priority_probes();
     refused("SystemCallFilter", "process_vm_readv", syscall(SYS_process_vm_readv, getpid(), 0, 0, 0, 0, 0));
     errno = 0;
     refused("SystemCallErrorNumber", "the filter answers EPERM",

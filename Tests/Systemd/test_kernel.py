@@ -2,8 +2,9 @@
 """On a machine with control groups of version 2, as Debian has them; what only the kernel decides."""
 
 import os
+import re
 
-from bed import PROGRAMS, Cluster, compile_probe, probe_lines, wait_for
+from bed import PROGRAMS, ROOT, Cluster, compile_probe, package, probe_lines, wait_for
 
 
 def cluster():
@@ -16,6 +17,21 @@ def installed(machine):
                f"aspen-cli setup --node-id 1 --listen :7700 --advertise {machine.address}:7700 && "
                "systemctl start aspen.target && aspen-cli cluster init", timeout=120)
     machine.wait_serving()
+
+
+def the_packages_own_tests_pass(cluster):
+    """What autopkgtest would run, on a machine that has nothing but the packages."""
+    machine = cluster[1]
+    machine.copy_packages([package("aspen-tools")])
+    machine.sh("cd /root && apt-get install -y ./*.deb", timeout=120)
+    folder = os.path.join(ROOT, "packaging", "debian", "tests")
+    with open(os.path.join(folder, "control")) as f:
+        names = re.findall(r"^Tests: (.+)$", f.read(), re.M)
+    for name in names:
+        machine.copy_packages([os.path.join(folder, name)])
+        machine.sh(f"sh /root/{name}", timeout=120)
+    assert not machine.is_active("aspend-raft"), "its clean-up stops what it started"
+    return ", ".join(names)
 
 
 def an_address_is_denied_even_to_who_has_a_socket(cluster):
@@ -58,6 +74,7 @@ def a_node_under_control_groups_of_version_2_lives(cluster):
 
 
 TESTS = (
+    the_packages_own_tests_pass,
     an_address_is_denied_even_to_who_has_a_socket,
     a_node_under_control_groups_of_version_2_lives,
 )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What each daemon cannot do, and who may do what over its sockets."""
 
+import concurrent.futures
 import os
 import re
 
@@ -96,6 +97,40 @@ def the_running_daemons_are_confined(cluster):
         assert f"/aspen.slice/aspen-core.slice/{daemon}.service" in group, group
         figures[daemon] = f"{status['Seccomp_filters'].strip()} seccomp filters"
     return figures
+
+
+def who_copies_a_snapshot_steps_back(cluster):
+    """The thread that reads the state for a backup has the lower priority that it asks for."""
+    machine = cluster[1]
+    tasks = machine.host_path(f"/proc/{machine.daemon_pid('aspend-raft')}/task")
+
+    def niceness(thread):
+        try:
+            with open(f"{tasks}/{thread}/stat") as f:
+                return int(f.read().rpartition(")")[2].split()[16])
+        except (FileNotFoundError, ProcessLookupError):
+            return 0  # it has ended meanwhile
+
+    def seen_in_one_backup():
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            backup = pool.submit(machine.sh, "rm -f /root/copy && "
+                                 "aspen-cli cluster backup /root/copy")
+            seen = set()
+            while not backup.done():
+                seen |= {niceness(thread) for thread in os.listdir(tasks)}
+            backup.result()
+        return seen
+
+    # The more there is to copy, the longer can it be seen.
+    for number in range(20):
+        machine.sh(f"head -c 1000000 /dev/urandom | aspen-cli kv set copied-{number} -")
+    before = {niceness(thread) for thread in os.listdir(tasks)}
+    assert before == {0}, before
+    seen = wait_for("a thread that has stepped back", lambda: (
+        lambda found: found if found - {0} else None)(seen_in_one_backup()), 30)
+    assert seen == {0, 10}, seen
+    machine.sh("rm -f /root/copy")
+    return f"niceness {sorted(seen)}"
 
 
 def status_group(machine, daemon):
@@ -252,6 +287,7 @@ TESTS = (
     no_directive_is_without_a_test,
     a_probe_in_the_daemons_place_can_do_nothing,
     the_running_daemons_are_confined,
+    who_copies_a_snapshot_steps_back,
     only_members_reach_the_sockets,
     an_encrypted_cookie_works,
     the_nodes_key_may_be_a_credential,

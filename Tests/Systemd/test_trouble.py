@@ -271,6 +271,43 @@ def a_daemon_that_dies_of_its_start_costs_little(cluster):
             f"{text}")
 
 
+# The daemon takes long to be ready, as for a long log; EXTEND_TIMEOUT_USEC is what it says before.
+LATE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <string.h>
+#include <unistd.h>
+int sd_notify(int unset, const char *state) {
+    int (*real)(int, const char *) = (int (*)(int, const char *))dlsym(RTLD_NEXT, "sd_notify");
+    if (strncmp(state, "READY=1", 7) == 0) sleep(9);
+    return real ? real(unset, state) : 0;
+}
+"""
+
+
+def a_long_recovery_is_given_time(cluster):
+    """Ready after 9 s where a start may take 5: nobody kills it, for it has asked for more."""
+    machine = cluster[3]
+    library = "/usr/lib/aspen/late.so"
+    subprocess.run([shutil.which("cc") or "clang", "-shared", "-fPIC", "-x", "c", "-o",
+                    machine.disk + library, "-", "-ldl"], input=LATE.encode(), check=True)
+    machine.drop_in("aspend-raft.service", "90-late", [
+        "[Service]", "TimeoutStartSec=5s", f"Environment=LD_PRELOAD={library}"])
+    machine.systemctl("daemon-reload")
+    try:
+        began = time.monotonic()
+        machine.systemctl("restart", "aspend-raft")
+        took = time.monotonic() - began
+        shown = machine.show("aspend-raft.service", "NRestarts", "Result")
+        assert took >= 9 and shown == {"NRestarts": "0", "Result": "success"}, (took, shown)
+    finally:
+        machine.remove_drop_in("aspend-raft.service", "90-late")
+        machine.sh(f"rm {library}")
+        machine.systemctl("restart", "aspend-raft")
+    mended(machine)
+    return f"ready after {took:.1f} s"
+
+
 def a_machine_without_ipv6_is_reached_by_ipv4(cluster):
     """Where PID 1 sees no IPv6 (and the interfaces have none) a bare port means IPv4."""
     machine = cluster[3]
@@ -371,6 +408,7 @@ TESTS = (
     floods_of_connections_leave_the_sockets_alive,
     fifty_crashes_in_a_row_leave_the_units_alive,
     a_daemon_that_dies_of_its_start_costs_little,
+    a_long_recovery_is_given_time,
     a_machine_without_ipv6_is_reached_by_ipv4,
     the_journal_can_be_asked,
     a_flood_from_outside_does_not_fill_the_journal,

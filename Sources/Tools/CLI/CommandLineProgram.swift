@@ -171,8 +171,10 @@ package enum CommandLineProgram {
                     ),
                 ]).text + "\n")
         } else {
+            // An argument that was understood and not taken has its own reason; help has no other.
+            let isMisunderstood = failure.status == .usage && failure.error == nil
             let command = verb.map { self.words(of: $0, root) } ?? name(root)
-            let hint = failure.status == .usage ? "See '\(command) --help'.\n" : ""
+            let hint = isMisunderstood ? "See '\(command) --help'.\n" : ""
             writeError("\(name(root)): \(failure.text)\n\(hint)")
         }
     }
@@ -219,7 +221,7 @@ struct AspenCommand: ParsableCommand, CommandArea {
             EXIT STATUS
               0 done                 4 not authorised
               1 failed               5 precondition failed
-              2 usage                6 unavailable or timed out
+              2 usage or argument    6 unavailable or timed out
               3 not found
 
             ENVIRONMENT

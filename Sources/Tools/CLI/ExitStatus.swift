@@ -6,6 +6,7 @@ import AspenTypes
 package enum ExitStatus: Int32 {
     case done = 0
     case failed = 1
+    /// A command line that makes no sense, or an argument that the cluster does not take.
     case usage = 2
     case notFound = 3
     case notAuthorised = 4
@@ -15,13 +16,13 @@ package enum ExitStatus: Int32 {
     package init(_ error: AspenError) {
         self =
             switch error.code {
+            case .invalidArgument: .usage
             case .notFound: .notFound
             case .unauthenticated, .permissionDenied: .notAuthorised
             case .preconditionFailed, .alreadyInitialized: .preconditionFailed
             case .unavailable, .deadlineExceeded, .unknownOutcome, .notInitialized: .unavailable
             case .resourceExhausted: error.retry == .never ? .failed : .unavailable
-            case .invalidArgument, .sessionExpired, .compacted, .corrupt, .storage,
-                .unsupportedVersion, .internal:
+            case .sessionExpired, .compacted, .corrupt, .storage, .unsupportedVersion, .internal:
                 .failed
             }
     }

@@ -45,7 +45,7 @@ struct TokenCommand: ParsableCommand, CommandArea {
               cluster:read  cluster:admin
 
             EXIT STATUS
-              0 done                 2 usage
+              0 done                 2 usage or argument
               1 failed               4 the token does not hold
             """,
         version: "aspen-token \(programVersion)",
