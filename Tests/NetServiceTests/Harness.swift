@@ -237,7 +237,8 @@ final class TestNode: @unchecked Sendable {
     let identity = Mutex<NetIdentity?>(nil)
     /// The end of the pair over which net passes connections, for another process.
     var passingEnd: CInt { dup(peerSockets.net) }
-    private(set) var port: UInt16
+    let port: UInt16
+    private let reserved: Mutex<CInt?>
     private(set) var service: NetService?
     private var control: NIOLoopBound<NetControl>?
     private let peerSockets: (net: CInt, raft: CInt)
@@ -250,11 +251,23 @@ final class TestNode: @unchecked Sendable {
         loop = MultiThreadedEventLoopGroup.singleton.next()
         self.key = key
         self.echo = echo
-        let reserved = Sockets.datagram()
-        port = Sockets.port(of: reserved)
-        close(reserved)
+        let socket = Sockets.datagram()
+        port = Sockets.port(of: socket)
+        reserved = Mutex(socket)
         peerSockets = Sockets.pair()
     }
+
+    deinit { if let unused = takeReserved() { close(unused) } }
+
+    private func takeReserved() -> CInt? {
+        reserved.withLock { socket in
+            defer { socket = nil }
+            return socket
+        }
+    }
+
+    /// Bound to `port`: at first the one that has kept it from everybody else since it was chosen.
+    func datagram() -> CInt { takeReserved() ?? Sockets.datagram(port: port) }
 
     /// Starts net; `configure` may change what it is told.
     func start(
@@ -266,7 +279,7 @@ final class TestNode: @unchecked Sendable {
         configuration.connectors = [.raft: .passing(descriptor: peerSockets.net)]
         configure(&configuration)
         let final = configuration
-        let datagram = Sockets.datagram(port: port)
+        let datagram = datagram()
         let listening = Sockets.listening(netSocket)
         let service = try await loop.submit { [loop, log] in
             NetService(eventLoop: loop, configuration: final, logger: log.logger("net"))

@@ -35,7 +35,7 @@ final class NetProcess: @unchecked Sendable {
         self.node = node
         var sockets: [(name: String, descriptor: CInt)] = [
             ("net.sock", Self.high(Sockets.listening(node.netSocket))),
-            ("quic", Self.high(Sockets.datagram(port: node.port))),
+            ("quic", Self.high(node.datagram())),
             ("raft.peer", Self.high(node.passingEnd)),
         ]
         if let cookie { sockets.append(("cookie", Self.cookie(cookie))) }
