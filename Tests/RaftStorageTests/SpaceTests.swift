@@ -19,10 +19,9 @@ import Testing
         let large = SpaceLimits(capacity: 1 << 42)
         #expect(large == SpaceLimits())
         #expect(large.segmentBytes == LogConfiguration().segmentBytes)
-        // One that is written to, one that is prepared, one about to go, and a spare; a WAL that one
-        // transaction has made longer than what makes a checkpoint due. A data directory is smaller than
-        // four times its live data and 128 MB; the history gets what is left.
-        #expect(large.reserveBytes + 4 * large.segmentBytes + 4 * large.walBytes < 70_000_000)
+        // One that is written to, one that is prepared or about to go, and a spare. A data directory is
+        // smaller than four times its live data and 128 MB; the history gets what is left.
+        #expect(large.reserveBytes + 3 * large.segmentBytes + large.walBytes < 64_000_000)
     }
 
     @Test func aLevelIsLeftLaterThanItIsReached() {

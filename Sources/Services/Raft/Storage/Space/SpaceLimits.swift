@@ -3,14 +3,13 @@
 import AspenDisk
 
 /// What a node takes of its file system and when it is short of space, in bytes. Everything scales
-/// down with a small file system, and is the same on all from 2 GiB on. Reserve, four segments and a
-/// WAL of four times its due size take less than 70 MB: history has what is
-/// left of the 128 MB that a node may take beside its live data.
+/// down with a small file system, and is the same on all from 2 GiB on. Reserve, three segments and WAL
+/// take less than 64 MB: history has the other half of what a node may take beside its live data.
 package struct SpaceLimits: Equatable, Sendable {
     /// Kept back in a file of its own (see `SpaceReserve`): an eighth of the file system. What
     /// deletes, compaction, elections and a restart live on when others have filled it up.
     package var reserveBytes = reserveBytesMax
-    /// Size of a log segment: a 32nd of the file system, so that the reserve is four of them or more.
+    /// Size of a log segment: a 32nd of the file system, so that the reserve is four of them.
     package var segmentBytes = segmentBytesMax
     /// The WAL of the state that makes a checkpoint due: a 64th.
     package var walBytes = walBytesMax
@@ -18,7 +17,7 @@ package struct SpaceLimits: Equatable, Sendable {
     package var uncommittedBytes = uncommittedBytesMax
 
     package static let reserveBytesMax = 32 << 20
-    package static let segmentBytesMax = 4 << 20
+    package static let segmentBytesMax = 8 << 20
     package static let walBytesMax = 4_096_000
     package static let uncommittedBytesMax = 64_000_000
 
