@@ -130,6 +130,8 @@ import Testing
         let running = try cluster.running(leader)
         for other in cluster.ids where other != leader { cluster.network.cut(leader, other) }
         let unanswered = client.put("cut-off", [1])
+        let server = running.server
+        while try await running.loop.submit({ server.service.writeCount }).get() == 0 {}
         let began = ContinuousClock.now
         try await running.loop.flatSubmit { running.server.drain() }.get()
         // Some 20 ms; without the look at its links, the whole of `drainTimeout`, 2 s.
