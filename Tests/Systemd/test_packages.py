@@ -124,14 +124,21 @@ def upgrade_and_downgrade_under_load_lose_nothing(cluster):
             f"gap {report.get('longest_gap_ms')} ms")
 
 
-def set_format_of_log(machine, version):
-    """In the headers of all segments (four copies each, a KiB apart) and in no other place."""
+def log_headers(machine):
+    """(path, place, format) of each copy of each segment's header; a segment may be without yet."""
     for path in machine.sh(f"ls {RAFT_DIRECTORY}/log/log-*").out.split():
+        with open(machine.host_path(path), "rb") as f:
+            block = f.read(4096)
+        for copy in range(0, 4096, 1024):
+            if block.startswith(b"ASPENLOG", copy):
+                yield path, copy + 8, struct.unpack_from("<I", block, copy + 8)[0]
+
+
+def set_format_of_log(machine, version):
+    for path, place, _ in list(log_headers(machine)):
         with open(machine.host_path(path), "r+b") as f:
-            for copy in range(0, 4096, 1024):
-                f.seek(copy)
-                if f.read(8) == b"ASPENLOG":
-                    f.write(struct.pack("<I", version))
+            f.seek(place)
+            f.write(struct.pack("<I", version))
 
 
 def a_downgrade_below_the_data_is_refused_and_harms_nothing(cluster):
@@ -141,9 +148,7 @@ def a_downgrade_below_the_data_is_refused_and_harms_nothing(cluster):
             "xargs sha256sum")
     # The sockets, too: what comes from other nodes would have it started.
     machine.systemctl("stop", *RAFT)
-    newest = machine.sh(f"ls {RAFT_DIRECTORY}/log/log-* | tail -n 1").out.strip()
-    with open(machine.host_path(newest), "rb") as f:
-        now = struct.unpack("<8xI", f.read(12))[0]
+    now = max(version for _, _, version in log_headers(machine))
     set_format_of_log(machine, now + 1)
     before = machine.sh(tree).out
     machine.systemctl("start", "aspen.target")
