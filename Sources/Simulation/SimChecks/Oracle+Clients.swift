@@ -34,6 +34,7 @@ extension Oracle {
     }
 
     package func opened(_ node: Int, _ state: MemoryState) throws(Violation) {
+        try checkJoin(node, applied: state.appliedIndex)
         let expected = reference.revision(at: state.appliedIndex)
         if state.revision != expected {
             throw breach(

@@ -35,6 +35,8 @@ package final class Oracle: WorldObserver {
     var lostDisks: [ReplicaID: ShadowLog] = [:]
     /// Log matching: what stands at a place, and the term of what stands before it.
     var places: [Place: (mark: EntryMark, previousTerm: Term)] = [:]
+    /// Of each membership entry: what it says.
+    var changes: [Place: [UInt8]] = [:]
     var leaders: [Term: Int] = [:]
     var votes: [[Term: NodeID]]
     /// The committed log, from index 1.
@@ -92,7 +94,10 @@ package final class Oracle: WorldObserver {
                 )
             }
             let mark = EntryMark(entry)
-            if entry.kind == .membership { try checkChange(node, entry) }
+            if entry.kind == .membership {
+                try checkChange(node, entry)
+                changes[Place(index: entry.index, term: entry.term)] = entry.payload
+            }
             try match(node, entry.index, mark, previousTerm: log.lastTerm)
             log.append(mark)
             marks.append(mark)
@@ -161,6 +166,8 @@ package final class Oracle: WorldObserver {
 
     package func membership(_ node: Int, _ membership: Membership) {
         disks[node].memberships = Array((disks[node].memberships + [membership]).suffix(2))
+        disks[node].membershipsSinceApplied.append(membership)
+        disks[node].isMembershipNew = true
     }
 
     // MARK: - Committing
@@ -248,6 +255,7 @@ package final class Oracle: WorldObserver {
             }
         }
         guard let last = entries.last else { return }
+        noteAppliedChanges(node, entries)
         try compareState(node, at: last.index, contentHash)
     }
 
@@ -333,6 +341,7 @@ package final class Oracle: WorldObserver {
         }
         for node in world.nodes {
             guard let shell = node.shell else { continue }
+            try checkMembershipInForce(node.index)
             let (applied, committed) = (shell.state.appliedIndex, shell.core.commitIndex)
             if applied > committed {
                 throw breach(

@@ -80,6 +80,8 @@ package final class RaftShell {
     // Applying.
     var committed: [Committed] = []
     var isApplyScheduled = false
+    /// With a planted bug: what the next checkpoint will put on disk.
+    var lateCheckpoint: MemoryState?
 
     // Housekeeping.
     /// Version and compaction are proposed again only when something was applied since.

@@ -373,12 +373,25 @@ extension World {
         answer(request, .read(found))
     }
 
+    private func makeCheckpoint(_ shell: RaftShell) {
+        let copy = shell.state.copy()
+        guard scenario.planted.contains(.discardBeyondCheckpoint) else {
+            shell.node.checkpoint = copy
+            return
+        }
+        let late = shell.lateCheckpoint
+        shell.lateCheckpoint = copy
+        if let late, late.appliedIndex > shell.node.checkpoint.appliedIndex {
+            shell.node.checkpoint = late
+        }
+    }
+
     private func checkpointIfDue(_ shell: RaftShell) throws(Violation) {
         let applied = shell.state.appliedIndex
-        let due = shell.node.checkpoint.appliedIndex.rawValue + scenario.checkpointInterval
-        guard applied.rawValue >= due else { return }
+        let last = (shell.lateCheckpoint ?? shell.node.checkpoint).appliedIndex
+        guard applied.rawValue >= last.rawValue + scenario.checkpointInterval else { return }
         try backUpIfDue(shell)
-        shell.node.checkpoint = shell.state.copy()
+        makeCheckpoint(shell)
         let keep = scenario.logTail
         let target = LogIndex(applied.rawValue > keep ? applied.rawValue - keep : 0)
         let cut = min(target, shell.durableIndex)
