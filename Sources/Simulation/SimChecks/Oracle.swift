@@ -50,6 +50,10 @@ package final class Oracle: WorldObserver {
     var commitTimes: [(at: MonotonicInstant, index: LogIndex)] = []
     var watchers: [Int: WatcherBook] = [:]
     var eventsTold = 0
+    /// Where a state was last looked through.
+    var audited = LogIndex.zero
+    /// Entries from one look to the next.
+    static let auditInterval: UInt64 = 128
 
     package init(
         nodes: Int, strictness: Strictness = .rules,
@@ -264,6 +268,7 @@ package final class Oracle: WorldObserver {
     ) throws(Violation) {
         try checkResults(node, entries, results)
         try book.applied(node, entries, results, state)
+        try auditIfDue(node, state)
     }
 
     private func compareState(
@@ -342,6 +347,9 @@ package final class Oracle: WorldObserver {
         for node in world.nodes {
             guard let shell = node.shell else { continue }
             try checkMembershipInForce(node.index)
+            if shell.core.isReady, shell.standing.leader == nil {
+                throw breach("who is ready is led", "n\(node.id) says that it is ready")
+            }
             let (applied, committed) = (shell.state.appliedIndex, shell.core.commitIndex)
             if applied > committed {
                 throw breach(

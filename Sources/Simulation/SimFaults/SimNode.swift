@@ -98,6 +98,10 @@ package final class RaftShell {
     /// When each read came, by the node's clock.
     var readsBegan: [UInt64: MonotonicInstant] = [:]
     var freshness = ReadFreshness()
+    /// When those came that the core has not yet done with.
+    var asking: [UInt64: MonotonicInstant] = [:]
+    /// When the newest one came that was answered.
+    var answeredSince: MonotonicInstant?
     /// Nil until somebody watches here.
     var watching: SimWatchShell?
 

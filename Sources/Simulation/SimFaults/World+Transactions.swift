@@ -34,8 +34,7 @@ extension World {
     }
 
     private func send(_ command: Command, _ client: SimClient) {
-        begin(
-            client, .init(purpose: .command(command), payload: CommandCodec.encode(command)))
+        begin(client, .init(purpose: .command(command), payload: payload(command)))
     }
 
     /// What it was doing under the old one may still be on its way somewhere.

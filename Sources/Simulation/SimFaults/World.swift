@@ -51,6 +51,8 @@ package final class World {
 
     /// The members through which the clients' last errands go.
     var finalMembers: [Int]?
+    /// The term in which all of them had a leader, and all clients were done.
+    var peaceTerm: Term?
     /// A client was told something that makes no sense.
     var misunderstanding: Violation?
 
