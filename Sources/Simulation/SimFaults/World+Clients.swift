@@ -83,7 +83,7 @@ extension World {
             client.requestNumber += 1
             request = SessionRequest(
                 session: session, number: client.requestNumber,
-                acknowledgedBelow: client.requestNumber)
+                acknowledgedBelow: acknowledgement(client))
         }
         let bytes = SimValue.key(key)
         let operation = ClientOperation(client: client.index, key: key, call: call, begin: step)

@@ -22,7 +22,8 @@ extension World {
             beginHealing()
         case .healing:
             try giveErrands()
-            if try isHealed() { part = .over }
+            if try isHealed(), try rehearse() { part = .over }
+            try checkRehearsal()
         }
     }
 

@@ -97,7 +97,7 @@ extension World {
             client.requestNumber += 1
             return SessionRequest(
                 session: session, number: client.requestNumber,
-                acknowledgedBelow: client.requestNumber)
+                acknowledgedBelow: acknowledgement(client))
         }
     }
 
