@@ -250,8 +250,8 @@ def operators(mutant):
                 + function("<T>", "T?", "_OptionalNilComparisonType", "Bool"))
     if base in LOGIC:
         return out + (
-            f"@inline(__always) func {name} <E: Error>(a: Bool, b: @autoclosure () throws(E) -> "
-            f"Bool) throws(E) -> Bool {{\n    if {wrong} {{ return {'a' if other == '||' else '!a'}"
+            f"@inline(__always) func {name} (a: Bool, b: @autoclosure () throws -> Bool) rethrows "
+            f"-> Bool {{\n    if {wrong} {{ return {'a' if other == '||' else '!a'}"
             f" ? {'true' if other == '||' else 'false'} : try b() }}\n"
             f"    return {'a' if base == '||' else '!a'} ? {'true' if base == '||' else 'false'} : "
             f"try b()\n}}\n")
