@@ -38,8 +38,9 @@ extension World {
 
     /// Of a session: a request that acknowledges itself, one far ahead, one from long ago, one again.
     private func drawWrongRequest(_ client: SimClient) -> Command? {
-        guard let session = client.session else { return nil }
-        let number = max(1, client.requestNumber)
+        // A number that is not yet taken would answer the request that takes it.
+        guard let session = client.session, client.requestNumber > 0 else { return nil }
+        let number = client.requestNumber
         var (wanted, below) = (number, number)
         switch mischiefRandom.uniform(0..<5) {
         case 0: below = number + 1
