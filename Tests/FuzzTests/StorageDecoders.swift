@@ -32,10 +32,12 @@ extension Decoder {
         ].map { Array($0.utf8) }
     }
 
-    /// The input is the one segment of a log, up to where zeros begin. Opened once, a log is opened
-    /// again as it was left.
+    /// The input is the one segment of a log: the header, which is there four times, and then its
+    /// records, up to where zeros begin. Opened once, a log is opened again as it was left.
     static let logRecovery = Decoder(name: "log-recovery") { bytes in
-        let segment = bytes + Array(repeating: 0, count: max(0, segmentBytes - bytes.count))
+        let header = zeroFilled(bytes.prefix(headerBytes), to: 1024)
+        let records = bytes.dropFirst(headerBytes)
+        let segment = zeroFilled(header + header + header + header + records, to: segmentBytes)
         let disk = MemoryDisk(image: DiskImage(files: [segmentName: segment]))
         guard let first = try? open(disk) else { return false }
         let (last, state) = (first.lastIndex, first.recovery.hardState)
@@ -61,7 +63,8 @@ extension Decoder {
             try log.sync()
         }
         log.close()
-        var bytes = disk.image.files[segmentName] ?? []
+        let segment = disk.image.files[segmentName] ?? []
+        var bytes = Array(segment.prefix(headerBytes) + segment.dropFirst(4 * 1024))
         while bytes.last == 0 { bytes.removeLast() }
         return [bytes]
     }
@@ -108,6 +111,13 @@ extension Decoder {
     // MARK: - Parts
 
     private static let segmentBytes = 16 << 10
+    /// Of the header's 1024, those that say something.
+    private static let headerBytes = 256
+
+    private static func zeroFilled(_ bytes: some Collection<UInt8>, to count: Int) -> [UInt8] {
+        bytes + Array(repeating: 0, count: max(0, count - bytes.count))
+    }
+
     private static let segmentName = "log-0000000000000001"
 
     private static func open(_ disk: MemoryDisk) throws(StorageError) -> SegmentedLog {
