@@ -128,6 +128,9 @@ package struct Scenario: Sendable {
     /// for liveness must notice.
     package var heals = true
 
+    /// Once all has come right, single failures are tried for which times are promised.
+    package var rehearses = true
+
     package var nodes: Int { founders + spares }
 }
 

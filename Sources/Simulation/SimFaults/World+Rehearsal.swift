@@ -23,7 +23,8 @@ extension World {
     func rehearse() throws(Violation) -> Bool {
         switch rehearsal {
         case .notBegun:
-            guard scenario.heals, let leader, scenario.electionTimeoutMin >= .seconds(1),
+            guard scenario.heals, scenario.rehearses, let leader,
+                scenario.electionTimeoutMin >= .seconds(1),
                 (leader.membership?.voters.count ?? 0) >= 3,
                 leader.membership?.isVoter(leader.node.id) == true
             else { return true }
