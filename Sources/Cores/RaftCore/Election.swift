@@ -155,6 +155,8 @@ extension RaftCore {
         setLeader(nil, &turn)
         if canCampaign {
             startPreVote(&turn)
+        } else if bugs.removedNodeDisrupts, let membership, membership.member(node) == nil {
+            campaign(isTransfer: true, &turn)
         } else {
             role = roleWithoutOffice
             electionDeadline = nil

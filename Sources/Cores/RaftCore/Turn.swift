@@ -52,6 +52,8 @@ struct ActiveBugs {
     var learnersCount = false
     var leaverCounts = false
     var recoveryDropsTail = false
+    var changeTwice = false
+    var removedNodeDisrupts = false
 
     init(_ planted: Set<PlantedBug>) {
         #if ASPEN_TEST_BUILD
@@ -72,6 +74,8 @@ struct ActiveBugs {
             learnersCount = planted.contains(.learnersCount)
             leaverCounts = planted.contains(.leaverCounts)
             recoveryDropsTail = planted.contains(.recoveryDropsTail)
+            changeTwice = planted.contains(.changeTwice)
+            removedNodeDisrupts = planted.contains(.removedNodeDisrupts)
         #endif
     }
 }
