@@ -35,7 +35,7 @@ fuzz: ## libFuzzer on every decoder and on recovery, SECONDS=60 each (TARGET=nam
 mutate: bootstrap ## how many one-line faults of RaftCore and KVCore the simulator finds (COUNT=200, SEEDS=1000)
 	@Tests/Mutation/mutate --count $(or $(COUNT),200) --seeds $(or $(SEEDS),1000)
 
-coverage: ## line and branch coverage of each layer by tests (TARGETS="…"), and pages in .build/coverage/html
+coverage: ## line and region coverage of each layer by tests (TARGETS="…"), and pages in .build/coverage/html
 	@scripts/coverage $(TARGETS)
 
 soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write

@@ -114,6 +114,7 @@ def the_daemons_go_before_ordinary_services(cluster):
         return None
 
     shares = {group: share(group) for group in ("aspen.slice", "system.slice")}
+    assert machine.show("aspen.slice", "CPUWeight")["CPUWeight"] == "200"
     if None in shares.values():
         return f"NOT SEEN: no controller of the processor in this machine, {shares}"
     assert shares["aspen.slice"] == 2 * shares["system.slice"], shares
