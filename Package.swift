@@ -175,7 +175,7 @@ let simulation: [Target] = [
         "SimFaults", "Simulation/SimFaults",
         [
             "SimKit", "RaftCore", "KVCore", "WatchCore", "LinkCore", "AspenWire", "RaftStorage",
-            "AspenBytes",
+            "SQLiteKit", "AspenDisk", "AspenBytes",
         ],
         settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),

@@ -3,6 +3,7 @@
 import AspenMachine
 import KVCore
 import RaftCore
+import RaftStorage
 import SimKit
 import WatchCore
 
@@ -89,6 +90,8 @@ package struct Scenario: Sendable {
     /// Entries kept in the log behind a checkpoint.
     package var logTail: UInt64 = 20
     package var snapshotChunkBytes = 4096
+    /// Nodes keep their state in the real database, too; nil: in memory only.
+    package var database: SQLiteState.Options?
 
     package var clients = 4
     package var keys = 3
@@ -151,6 +154,7 @@ extension Scenario {
         var following = source.split()
         var ending = source.split()
         var mischief = source.split()
+        var storing = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -172,6 +176,7 @@ extension Scenario {
             hasMischief = true
             if mischief.chance(1, in: 2) { uncommittedBytesMax = mischief.uniform(100..<3000) }
         }
+        if planted.isEmpty, storing.chance(1, in: 8) { drawDatabase(&storing) }
         if let founders { self.founders = founders }
         if let steps { self.steps = steps }
     }
@@ -227,6 +232,15 @@ extension Scenario {
         logTail = UInt64(random.uniform(0..<60))
         applyBatchMax = random.uniform(1..<64)
         snapshotChunkBytes = random.uniform(200..<8000)
+    }
+
+    private mutating func drawDatabase(_ random: inout RandomSource) {
+        var options = SQLiteState.Options()
+        options.commitEntries = random.chance(1, in: 4) ? 4096 : random.uniform(1..<200)
+        options.checkpointPages = random.uniform(4..<300)
+        // So small that pages are written before they are committed.
+        if random.chance(1, in: 2) { options.cacheKiB = 64 }
+        database = options
     }
 
     private mutating func drawWork(_ random: inout RandomSource) {

@@ -15,6 +15,8 @@ package final class SimNode {
     var member: Membership.Member
     /// What a checkpoint made durable: the state falls back to it when the raft daemon ends.
     var checkpoint = MemoryState()
+    /// In some worlds the state is kept as production keeps it, too.
+    var database: SimDatabase?
     /// Nil while the raft daemon is down.
     package internal(set) var shell: RaftShell?
     /// Grows with each start of the raft daemon.

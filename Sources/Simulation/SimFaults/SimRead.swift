@@ -51,16 +51,23 @@ package struct SimReadAnswer: Equatable, Sendable {
 extension SimRead {
     /// - Returns: nil if its revision is compacted away.
     func answer(from state: MemoryState) -> SimReadAnswer? {
+        do { return try answer(from: state as any StateStore) } catch {
+            preconditionFailure("memory does not fail: \(error)")
+        }
+    }
+
+    /// - Returns: nil if its revision is compacted away.
+    func answer(from state: any StateStore) throws(StorageError) -> SimReadAnswer? {
         switch what {
         case .keys(let keys):
-            guard case .value(let page) = state.get(keys, at: at) else { return nil }
+            guard case .value(let page) = try state.get(keys, at: at) else { return nil }
             return SimReadAnswer(revision: page.revision, entries: page.entries)
         case .range(let from, let to, let limit):
             let request = RangeRequest(from: from, to: to, limit: limit, at: at)
-            guard case .page(let page) = state.range(request) else { return nil }
+            guard case .page(let page) = try state.range(request) else { return nil }
             return SimReadAnswer(revision: page.revision, entries: page.entries, more: page.more)
         case .history(let key, let limit):
-            let page = state.history(of: key, before: nil, limit: limit)
+            let page = try state.history(of: key, before: nil, limit: limit)
             return SimReadAnswer(
                 revision: page.revision, more: page.more, events: page.events,
                 compacted: page.compacted)

@@ -26,13 +26,16 @@ extension World {
             return try cannotStart(node, error)
         }
         try observer.recovered(node.index, log.recovery, entries: entries)
-        var state = node.checkpoint.reopened()
+        var state: MemoryState
+        do throws(StorageError) { state = try openState(node) } catch {
+            return try cannotStart(node, error)
+        }
         try observer.opened(node.index, state)
         let isStateAhead = state.appliedIndex > log.lastIndex
         let isStateBehind = state.appliedIndex < log.firstIndex.previous
         let recovery: RaftRecovery
         do throws(StorageError) {
-            recovery = try log.recovery(joining: &state, orElse: emptyState)
+            recovery = try join(log, &state, node.database)
         } catch {
             return try cannotStart(node, error)
         }
@@ -66,10 +69,10 @@ extension World {
     /// - Note: with a disk that is full or has just failed this is expected; systemd tries again.
     private func cannotStart(_ node: SimNode, _ error: StorageError) throws(Violation) {
         note("n\(node.id) cannot start: \(error)")
-        guard case .disk = error else {
+        guard isExpected(error, on: node) else {
             throw Violation(.safety, "storage", "node \(node.id) cannot start: \(error)")
         }
-        node.disk.endProcess()
+        endProcesses(of: node)
         schedule(.startRaft(node: node.index), after: scenario.downtimeMax)
     }
 
@@ -91,12 +94,15 @@ extension World {
 
     /// The daemon stops by itself, as it must after any storage error.
     func stop(_ shell: RaftShell, _ error: StorageError) throws(Violation) {
-        guard case .disk = error else {
+        guard isExpected(error, on: shell.node) else {
             throw Violation(.safety, "storage", "n\(shell.node.id) stops: \(error)")
         }
         note("n\(shell.node.id) raft stops: \(error)")
         trace.fold(0x5702)
         effects.removeAll(keepingCapacity: true)
+        if let medium = shell.node.database?.medium, medium.hasBlown, medium.fuseCutsPower {
+            return try losePower(shell.node)
+        }
         killRaft(shell.node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
     }
 
@@ -112,7 +118,7 @@ extension World {
     func endRaft(_ node: SimNode) -> Bool {
         guard let shell = node.shell else { return false }
         node.shell = nil
-        node.disk.endProcess()
+        endProcesses(of: node)
         observer.ended(node.index)
         endWatches(of: shell)
         if let net = shell.net {
@@ -144,6 +150,7 @@ extension World {
         note("n\(node.id) loses power: of unsynced writes \(loss)")
         killNode(node, restartAfter: delay)
         node.disk.losePower(loss)
+        node.database?.losePower(loss)
         node.pausedUntil = .zero
     }
 }

@@ -31,9 +31,11 @@ extension World {
         let kind = scenario.rates[number].trouble
         note("trouble: \(kind.rawValue) n\(victim.id)")
         switch kind {
+        case .killRaft where lightFuse(victim, cutsPower: false): break
         case .killRaft: killRaft(victim, restartAfter: downtime)
         case .killNet: killNet(victim, restartAfter: min(downtime, .milliseconds(400)))
         case .killNode: killNode(victim, restartAfter: downtime)
+        case .cutPower where lightFuse(victim, cutsPower: true): break
         case .cutPower: try losePower(victim)
         case .cutAllPower:
             let spread = fate.chance(1, in: 2) ? Duration.zero : Duration.milliseconds(20)
@@ -55,9 +57,15 @@ extension World {
         case .slowDisk:
             victim.isDiskSlow = true
             schedule(.quickDisk(node: victim.index), after: duration)
-        case .failSync: victim.disk.failure = .nextSync
+        case .failSync:
+            if let database = victim.database, fate.chance(1, in: 2) {
+                database.disk.failure = .nextSync
+            } else {
+                victim.disk.failure = .nextSync
+            }
         case .fullDisk:
             victim.disk.failure = .full
+            victim.database?.disk.failure = .full
             schedule(.spaciousDisk(node: victim.index), after: duration)
         case .wipe: wipe(victim)
         case .rot: rot(victim)

@@ -38,7 +38,7 @@ extension World {
         for node in nodes {
             node.pausedUntil = .zero
             node.isDiskSlow = false
-            node.disk.failure = nil
+            node.mendDisks()
         }
         for slot in blockades.indices where blockades[slot] > 0 {
             blockades[slot] = 0

@@ -296,6 +296,8 @@ extension World {
         shell.isApplyScheduled = false
         let batch: [Entry]
         let results: [CommandResult]
+        /// What the database says.
+        let stored: [CommandResult]?
         shell.watching?.deliver()
         do throws(StorageError) {
             batch = try nextBatch(shell)
@@ -303,10 +305,12 @@ extension World {
             shell.state.localTime = shell.core.clusterTime(
                 now: shell.node.clock.reading(at: now))
             results = try shell.state.apply(batch)
+            stored = try shell.node.database?.state?.apply(batch)
         } catch {
             try stop(shell, error)
             return
         }
+        if let stored { try compare(stored, with: results, batch, shell) }
         let hash = shell.state.contentHash()
         trace.fold(hash)
         try observer.applied(shell.node.index, batch, contentHash: hash)
@@ -320,6 +324,7 @@ extension World {
             answer(request, .result(result))
         }
         try answerReads(shell)
+        guard shell.node.shell === shell else { return }
         shell.watching?.feed.applied(
             shell.state.takeRecording(), upTo: shell.state.revision,
             now: shell.node.clock.reading(at: now))
@@ -370,11 +375,14 @@ extension World {
                 shell.freshness.confirm(since: began)
                 shell.answeredSince = max(shell.answeredSince ?? began, began)
             }
-            guard let request = shell.reads.removeValue(forKey: read.number),
-                case .read(let look) = request.body
+            guard let request = shell.reads[read.number], case .read(let look) = request.body
             else { continue }
             let index = shell.node.index
-            if let found = look.answer(from: shell.state) {
+            let found = look.answer(from: shell.state)
+            try compare(found, with: look, shell)
+            guard shell.node.shell === shell else { return }
+            shell.reads[read.number] = nil
+            if let found {
                 try observer.looked(index, number: read.number, look, found)
                 answer(request, .read(found))
             } else {
@@ -412,12 +420,20 @@ extension World {
     private func checkpointIfDue(_ shell: RaftShell) throws(Violation) {
         let applied = shell.state.appliedIndex
         let last = (shell.lateCheckpoint ?? shell.node.checkpoint).appliedIndex
-        guard applied.rawValue >= last.rawValue + scenario.checkpointInterval else { return }
+        guard applied.rawValue >= last.rawValue + scenario.checkpointInterval else {
+            do throws(StorageError) { try shell.node.database?.checkpointIfDue() } catch {
+                try stop(shell, error)
+            }
+            return
+        }
         try backUpIfDue(shell)
         makeCheckpoint(shell)
+        do throws(StorageError) { try shell.node.database?.checkpoint() } catch {
+            return try stop(shell, error)
+        }
         let keep = scenario.logTail
         let target = LogIndex(applied.rawValue > keep ? applied.rawValue - keep : 0)
-        let cut = min(target, shell.durableIndex)
+        let cut = min(target, shell.durableIndex, shell.node.database?.durable ?? applied)
         guard cut >= shell.log.firstIndex, cut <= shell.log.lastIndex else { return }
         let term: Term
         do throws(StorageError) {

@@ -15,7 +15,8 @@ extension World {
         var bytes: [UInt8] = []
         let meta: SnapshotMeta
         do throws(StorageError) {
-            let reader = try shell.state.makeSnapshot()
+            let stored: (any StateStore)? = shell.node.database?.state
+            let reader = try (stored ?? shell.state).makeSnapshot()
             meta = reader.meta
             while let piece = try reader.next() { bytes += piece }
             reader.close()
@@ -120,6 +121,7 @@ extension World {
             try writer.finish()
             // The state is durable before the log lets go of what it held.
             shell.node.checkpoint = shell.state.copy()
+            try shell.node.database?.install(intake.meta, intake.bytes)
             try shell.log.reset(to: intake.meta.index, term: intake.meta.term)
         } catch {
             try stop(shell, error)
@@ -132,6 +134,7 @@ extension World {
             shell.node.index, intake.meta, contentHash: shell.state.contentHash())
         shell.watching?.feed.skipped()
         try answerReads(shell)
+        guard shell.node.shell === shell else { return true }
         try feed(shell, .snapshotInstalled(intake.meta))
         return true
     }

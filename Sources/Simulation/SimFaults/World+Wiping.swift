@@ -24,6 +24,7 @@ extension World {
         killRaft(node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
         observer.wiped(node.index, node.member.replica)
         node.disk.wipe()
+        node.database?.wipe()
         node.checkpoint = emptyState()
         node.member.replica = ReplicaID(node.member.replica.rawValue + 1)
         replacement = Replacement(node: node.index, wasVoter: wasVoter)
@@ -32,8 +33,9 @@ extension World {
 
     /// Does nothing where this log could be the only one that has what it loses.
     func rot(_ node: SimNode) {
-        guard replacement == nil, canSpare(node) != nil,
-            let names = try? node.disk.list().filter({ $0.hasPrefix("log-") }), !names.isEmpty
+        guard replacement == nil, canSpare(node) != nil else { return }
+        if let database = node.database, fate.chance(1, in: 2) { return rot(node, database) }
+        guard let names = try? node.disk.list().filter({ $0.hasPrefix("log-") }), !names.isEmpty
         else { return }
         let name = names[fate.uniform(0..<names.count)]
         let used = node.disk.usedBytes(of: name)
@@ -46,6 +48,14 @@ extension World {
     }
 
     private static let segmentHeaderBytes = 4096
+
+    /// One flip at a time: a second one could hide the first.
+    private func rot(_ node: SimNode, _ database: SimDatabase) {
+        guard !database.isDamaged else { return }
+        killRaft(node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
+        let name = database.rot { fate.uniform(0..<$0) }
+        if let name { note("n\(node.id) a bit of \(name) flips") }
+    }
 
     /// One voter of three or more, while everyone runs under the same settled membership: then no
     /// newer one is on its way anywhere, and a majority of the voters' data stays intact.

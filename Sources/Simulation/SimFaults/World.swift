@@ -72,6 +72,8 @@ package final class World {
     /// Of requests that make no sense.
     var mischiefRandom: RandomSource
 
+    private var databases: SimDatabases?
+
     package struct Statistics: Equatable, Sendable {
         package var messages = 0
         package var elections = 0
@@ -88,6 +90,9 @@ package final class World {
         package var backups = 0
         package var staleReads = 0
         package var recoveredQuorums = 0
+        /// Starts from a database, and those that found it damaged.
+        package var databases = 0
+        package var damagedDatabases = 0
         package var watchEvents = 0
         package var watchesCompacted = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
@@ -134,6 +139,13 @@ package final class World {
         }
         for node in nodes { node.checkpoint = emptyState() }
         watchers = makeWatchers()
+        if let options = scenario.database {
+            let databases = SimDatabases(
+                disks: nodes.map { _ in SimDisk(seed: hardware.next()) }, options: options,
+                sessionTimeout: scenario.sessionTimeout)
+            for (node, database) in zip(nodes, databases.all) { node.database = database }
+            self.databases = databases
+        }
     }
 
     /// Runs to the end, or to the first broken promise.
@@ -224,7 +236,7 @@ package final class World {
         case .unclog(let from, let to): network.clog(from: from, to: to, by: .zero)
         case .loosePower(let node): try losePower(nodes[node])
         case .quickDisk(let node): nodes[node].isDiskSlow = false
-        case .spaciousDisk(let node): nodes[node].disk.failure = nil
+        case .spaciousDisk(let node): nodes[node].mendDisks()
         case .operate: try operate()
         case .endOfPatience(let impatient): try runOutOfPatience(impatient)
         case .replace: try replace()

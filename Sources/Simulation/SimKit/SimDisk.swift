@@ -145,7 +145,7 @@ package final class SimDisk: Disk, @unchecked Sendable {
 
     // MARK: - For the files
 
-    func failsGrowth() -> Bool {
+    package func failsGrowth() -> Bool {
         if case .full = failure { return true }
         return false
     }

@@ -62,6 +62,10 @@ package final class SQLiteState: StateStore {
     /// Snapshots that still hold a read transaction.
     private var spools: [SnapshotSpool] = []
     package private(set) var membership: (index: LogIndex, membership: Membership)?
+    /// See `KVMachine.sessionTimeoutMilliseconds`.
+    package var sessionTimeout = Limits.sessionTimeout {
+        didSet { adopt(sessionTimeout) }
+    }
 
     /// Opens the state in `directory`, or makes an empty one.
     /// - Throws: `corrupt` if the file cannot be used: then `rebuildEmpty` and a replay of the log, or
@@ -377,6 +381,7 @@ package final class SQLiteState: StateStore {
             let machine: KVMachine<SQLiteTables>
             do { machine = try Self.open(path, options) } catch { throw Self.explain(error) }
             opened = machine
+            adopt(sessionTimeout)
             meta = machine.meta
             membership = try meta.decodedMembership()
             pagesAtCheckpoint = 0
@@ -419,6 +424,10 @@ package final class SQLiteState: StateStore {
             if case .corrupt(let reason) = explained { Self.noteDamage(reason, in: directory) }
             throw explained
         }
+    }
+
+    private func adopt(_ timeout: Duration) {
+        opened?.sessionTimeoutMilliseconds = UInt64(timeout / .milliseconds(1))
     }
 
     package func close() {
