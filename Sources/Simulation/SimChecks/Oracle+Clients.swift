@@ -62,8 +62,10 @@ extension Oracle {
         }
     }
 
-    package func opened(_ node: Int, _ state: MemoryState) throws(Violation) {
-        try checkJoin(node, applied: state.appliedIndex)
+    package func opened(
+        _ node: Int, _ state: MemoryState, isMadeAnew: Bool
+    ) throws(Violation) {
+        if !isMadeAnew { try checkJoin(node, applied: state.appliedIndex) }
         let expected = reference.revision(at: state.appliedIndex)
         if state.revision != expected {
             throw breach(

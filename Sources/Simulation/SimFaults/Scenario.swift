@@ -138,9 +138,12 @@ package struct Scenario: Sendable {
 }
 
 extension Scenario {
-    /// - Parameter founders: overrides what the seed says.
+    /// - Parameters:
+    ///   - founders: overrides what the seed says; so does `steps`.
+    ///   - keepsDatabase: whatever the seed says.
     package init(
-        seed: UInt64, founders: Int? = nil, steps: Int? = nil, planted: Set<PlantedBug> = []
+        seed: UInt64, founders: Int? = nil, steps: Int? = nil, keepsDatabase: Bool = false,
+        planted: Set<PlantedBug> = []
     ) {
         // Every concern draws from its own stream: adding a draw to one leaves the others alone.
         var source = RandomSource(seed: seed)
@@ -176,7 +179,9 @@ extension Scenario {
             hasMischief = true
             if mischief.chance(1, in: 2) { uncommittedBytesMax = mischief.uniform(100..<3000) }
         }
-        if planted.isEmpty, storing.chance(1, in: 8) { drawDatabase(&storing) }
+        if storing.chance(1, in: 8) || keepsDatabase { drawDatabase(&storing) }
+        // What is planted in the tables in memory is not in the database.
+        if !planted.isEmpty { database = nil }
         if let founders { self.founders = founders }
         if let steps { self.steps = steps }
     }

@@ -26,11 +26,11 @@ extension World {
             return try cannotStart(node, error)
         }
         try observer.recovered(node.index, log.recovery, entries: entries)
-        var state: MemoryState
-        do throws(StorageError) { state = try openState(node) } catch {
+        var (state, isMadeAnew): (MemoryState, Bool)
+        do throws(StorageError) { (state, isMadeAnew) = try openState(node) } catch {
             return try cannotStart(node, error)
         }
-        try observer.opened(node.index, state)
+        try observer.opened(node.index, state, isMadeAnew: isMadeAnew)
         let isStateAhead = state.appliedIndex > log.lastIndex
         let isStateBehind = state.appliedIndex < log.firstIndex.previous
         let recovery: RaftRecovery
@@ -68,7 +68,7 @@ extension World {
 
     /// - Note: with a disk that is full or has just failed this is expected; systemd tries again.
     private func cannotStart(_ node: SimNode, _ error: StorageError) throws(Violation) {
-        note("n\(node.id) cannot start: \(error)")
+        note("n\(node.id) cannot start: \(node.describe(error))")
         guard isExpected(error, on: node) else {
             throw Violation(.safety, "storage", "node \(node.id) cannot start: \(error)")
         }
@@ -97,7 +97,7 @@ extension World {
         guard isExpected(error, on: shell.node) else {
             throw Violation(.safety, "storage", "n\(shell.node.id) stops: \(error)")
         }
-        note("n\(shell.node.id) raft stops: \(error)")
+        note("n\(shell.node.id) raft stops: \(shell.node.describe(error))")
         trace.fold(0x5702)
         effects.removeAll(keepingCapacity: true)
         if let medium = shell.node.database?.medium, medium.hasBlown, medium.fuseCutsPower {

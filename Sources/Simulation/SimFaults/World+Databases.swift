@@ -12,16 +12,20 @@ import SimKit
 extension World {
     // MARK: - Starting
 
-    func openState(_ node: SimNode) throws(StorageError) -> MemoryState {
-        guard let database = node.database else { return node.checkpoint.reopened() }
+    /// - Returns: whether it is empty in the place of one that was damaged, too.
+    func openState(
+        _ node: SimNode
+    ) throws(StorageError) -> (state: MemoryState, isMadeAnew: Bool) {
+        guard let database = node.database else { return (node.checkpoint.reopened(), false) }
         statistics.databases += 1
-        if try database.open() {
+        let isMadeAnew = try database.open()
+        if isMadeAnew {
             statistics.damagedDatabases += 1
             note("n\(node.id) makes its database anew")
         }
         let state = emptyState()
         try database.copy(into: state)
-        return state
+        return (state, isMadeAnew)
     }
 
     /// As production joins them (`OpenedStorage`).
@@ -121,6 +125,13 @@ extension World {
 }
 
 extension SimNode {
+    /// Without the directory, which is another one each time.
+    func describe(_ error: StorageError) -> String {
+        guard let place = database?.directory else { return "\(error)" }
+        let parts = "\(error)".utf8.split(separator: place.utf8)
+        return parts.map { String(decoding: $0, as: UTF8.self) }.joined(separator: "state")
+    }
+
     func mendDisks() {
         disk.failure = nil
         database?.disk.failure = nil

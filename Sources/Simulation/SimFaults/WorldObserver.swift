@@ -32,8 +32,9 @@ package protocol WorldObserver: AnyObject {
     /// A raft daemon has read its disk.
     /// - Parameter entries: everything in its log.
     func recovered(_ node: Int, _ recovery: RaftRecovery, entries: [Entry]) throws(Violation)
-    /// The state as a raft daemon finds it when it starts.
-    func opened(_ node: Int, _ state: MemoryState) throws(Violation)
+    /// The state as a raft daemon finds it when it starts, or an empty one in the place of one that a
+    /// flipped bit has damaged.
+    func opened(_ node: Int, _ state: MemoryState, isMadeAnew: Bool) throws(Violation)
     /// The process has ended: what was written and not synced may be there or not.
     func ended(_ node: Int)
     /// The disk of `node`, which was this replica, is gone.

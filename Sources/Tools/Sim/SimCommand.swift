@@ -71,6 +71,9 @@ struct ScenarioOptions: ParsableArguments {
     @Option(help: ArgumentHelp("Leave this kind of trouble out.", valueName: "trouble"))
     var without: [String] = []
 
+    @Flag(help: "The state is kept in the real database, too (default: by one seed of eight).")
+    var database = false
+
     @Flag(
         help: """
             Judge only by what an outsider can see (committed entries, states, clients' answers), \
@@ -105,10 +108,11 @@ struct ScenarioOptions: ParsableArguments {
     private func drawn(seed: UInt64) -> Scenario {
         #if ASPEN_TEST_BUILD
             return Scenario(
-                seed: seed, founders: nodes, steps: steps,
+                seed: seed, founders: nodes, steps: steps, keepsDatabase: database,
                 planted: planted.map { [$0.bug] } ?? [])
         #else
-            return Scenario(seed: seed, founders: nodes, steps: steps)
+            return Scenario(
+                seed: seed, founders: nodes, steps: steps, keepsDatabase: database)
         #endif
     }
 
@@ -120,6 +124,7 @@ struct ScenarioOptions: ParsableArguments {
         if let nodes { arguments += ["--nodes", String(nodes)] }
         if let steps { arguments += ["--steps", String(steps)] }
         for name in without { arguments += ["--without", name] }
+        if database { arguments.append("--database") }
         if outcomesOnly { arguments.append("--outcomes-only") }
         #if ASPEN_TEST_BUILD
             if let planted { arguments += ["--planted", planted.bug.rawValue] }
