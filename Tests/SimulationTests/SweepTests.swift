@@ -26,6 +26,18 @@ enum Seeds {
         #expect(sweep.lines.contains { $0.hasPrefix("\(count) seeds: \(count) passed") })
     }
 
+    /// The real database in all of them, not in one of eight.
+    @Test func everyPromiseIsKeptByDatabases() throws {
+        let sweep = try AspenSim.run(
+            "sweep", "--seeds", "5001..5100", "--database", "--jobs", "1")
+        #expect(sweep.exitCode == 0, "\(sweep.failures.joined(separator: "\n"))")
+        let worlds = (5001...5030).map {
+            Trial.run(Scenario(seed: $0, keepsDatabase: true)).statistics
+        }
+        #expect(worlds.allSatisfy { $0.databases > 0 })
+        #expect(worlds.contains { $0.damagedDatabases > 0 })
+    }
+
     /// Checks that can't fail are worth nothing: each bug is caught, by more than one seed.
     @Test(arguments: PlantedBug.allCases) func everyPlantedBugIsCaught(bug: PlantedBug) throws {
         let enough = 3

@@ -97,6 +97,11 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case backupMixesMoments = "backup-mixes-moments"
     case restoreWithoutLeases = "restore-without-leases"
     case restoreKeepsSessions = "restore-keeps-sessions"
+    // Of the database.
+    /// What its syncs are asked for does not reach the disk.
+    case databaseNotSynced = "database-not-synced"
+    /// A checkpoint counts although the frames were left in the WAL.
+    case checkpointBelieved = "checkpoint-believed"
     // Of watches: see `WatchPlantedBug`.
     case watchSkipsCompacted = "watch-skips-compacted"
     case watchRepeatsAtResume = "watch-repeats-at-resume"
@@ -104,6 +109,8 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case watchDropsWhenBlocked = "watch-drops-when-blocked"
     case watchIgnoresSnapshot = "watch-ignores-snapshot"
     case watchSplitsRevision = "watch-splits-revision"
+
+    package static let inDatabase: Set = [PlantedBug.databaseNotSynced, .checkpointBelieved]
 }
 
 /// What the log store found at start-up.

@@ -179,9 +179,13 @@ extension Scenario {
             hasMischief = true
             if mischief.chance(1, in: 2) { uncommittedBytesMax = mischief.uniform(100..<3000) }
         }
-        if storing.chance(1, in: 8) || keepsDatabase { drawDatabase(&storing) }
+        if storing.chance(1, in: 8) || keepsDatabase
+            || !planted.isDisjoint(with: PlantedBug.inDatabase)
+        {
+            drawDatabase(&storing)
+        }
         // What is planted in the tables in memory is not in the database.
-        if !planted.isEmpty { database = nil }
+        if !planted.isSubset(of: PlantedBug.inDatabase) { database = nil }
         if let founders { self.founders = founders }
         if let steps { self.steps = steps }
     }

@@ -22,6 +22,7 @@ final class SimDatabase {
     let medium: SimMedium
     private let options: SQLiteState.Options
     private let sessionTimeout: Duration
+    private let believesCheckpoints: Bool
     private(set) var state: SQLiteState?
     /// What `checkpoint` said last: the log may be discarded up to there.
     private(set) var durable = LogIndex.zero
@@ -30,13 +31,14 @@ final class SimDatabase {
 
     var disk: SimDisk { medium.disk }
 
-    init(
-        directory: String, disk: SimDisk, options: SQLiteState.Options, sessionTimeout: Duration
-    ) {
+    init(directory: String, disk: SimDisk, options: SQLiteState.Options, _ scenario: Scenario) {
         self.directory = directory
         self.options = options
-        self.sessionTimeout = sessionTimeout
-        medium = SimMedium(directory: directory, disk: disk)
+        sessionTimeout = scenario.sessionTimeout
+        believesCheckpoints = scenario.planted.contains(.checkpointBelieved)
+        medium = SimMedium(
+            directory: directory, disk: disk,
+            swallowsSyncs: scenario.planted.contains(.databaseNotSynced))
         guard mkdir(directory, 0o700) == 0 else {
             preconditionFailure("mkdir \(directory): \(String(cString: strerror(errno)))")
         }
@@ -108,17 +110,30 @@ final class SimDatabase {
 
     /// What it holds, for those who look into a state.
     func copy(into memory: MemoryState) throws(StorageError) {
-        guard let state, state.appliedIndex > .zero else { return }
-        let reader = try state.makeSnapshot()
-        defer { reader.close() }
-        let writer = memory.receiveSnapshot(reader.meta)
-        while let piece = try reader.next() { try writer.append(piece) }
+        guard let state, state.appliedIndex > .zero, let (meta, bytes) = try snapshot() else {
+            return
+        }
+        let writer = memory.receiveSnapshot(meta)
+        try writer.append(bytes)
         try writer.finish()
     }
 
     func checkpoint() throws(StorageError) {
         guard let state else { return }
-        durable = try state.checkpoint()
+        durable = believesCheckpoints ? state.appliedIndex : try state.checkpoint()
+    }
+
+    /// A whole snapshot of it.
+    func snapshot() throws(StorageError) -> (meta: SnapshotMeta, bytes: [UInt8])? {
+        guard let state else { return nil }
+        let reader = try state.makeSnapshot()
+        defer { reader.close() }
+        var bytes: [UInt8] = []
+        while let piece = try reader.next() { bytes += piece }
+        // The thread that has read it may still be about to say so: what comes next must not depend
+        // on that.
+        state.waitForSnapshots()
+        return (reader.meta, bytes)
     }
 
     func checkpointIfDue() throws(StorageError) {
@@ -150,11 +165,13 @@ final class SimMedium: @unchecked Sendable {
     var fuseCutsPower = false
     private(set) var hasBlown = false
     private var isDead = false
+    private let swallowsSyncs: Bool
     private var files: [String: any DiskFile] = [:]
 
-    init(directory: String, disk: SimDisk) {
+    init(directory: String, disk: SimDisk, swallowsSyncs: Bool) {
         self.directory = directory
         self.disk = disk
+        self.swallowsSyncs = swallowsSyncs
     }
 
     func begin() {
@@ -189,7 +206,7 @@ final class SimMedium: @unchecked Sendable {
                 let end = event.offset + UInt64(event.bytes.count)
                 if disk.failsGrowth(), try end > file(event.path).byteCount { return ENOSPC }
             case .create: if disk.failsGrowth() { return ENOSPC }
-            case .sync: try file(event.path).sync()
+            case .sync: if !swallowsSyncs { try file(event.path).sync() }
             case .read, .truncate, .delete, .rename, .syncDirectory: break
             }
         } catch {
@@ -279,12 +296,11 @@ final class SimDatabases {
     private let observer: VFSObserver
     let all: [SimDatabase]
 
-    init(disks: [SimDisk], options: SQLiteState.Options, sessionTimeout: Duration) {
+    init(disks: [SimDisk], options: SQLiteState.Options, _ scenario: Scenario) {
         let root = Self.makeRoot()
         let all = disks.enumerated().map { index, disk in
             SimDatabase(
-                directory: "\(root)/\(index)", disk: disk, options: options,
-                sessionTimeout: sessionTimeout)
+                directory: "\(root)/\(index)", disk: disk, options: options, scenario)
         }
         let media = all.map(\.medium)
         // One for all of them: a process has room for few. Nodes are fewer than ten.

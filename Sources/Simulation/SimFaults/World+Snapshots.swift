@@ -12,14 +12,10 @@ extension World {
 
     func startSnapshot(_ shell: RaftShell, to peer: NodeID) throws(Violation) {
         shell.outgoing.removeAll { $0.peer == peer }
-        var bytes: [UInt8] = []
-        let meta: SnapshotMeta
+        let (meta, bytes): (SnapshotMeta, [UInt8])
         do throws(StorageError) {
-            let stored: (any StateStore)? = shell.node.database?.state
-            let reader = try (stored ?? shell.state).makeSnapshot()
-            meta = reader.meta
-            while let piece = try reader.next() { bytes += piece }
-            reader.close()
+            let stored = try shell.node.database?.snapshot()
+            (meta, bytes) = if let stored { stored } else { try snapshot(of: shell.state) }
         } catch {
             try stop(shell, error)
             return
@@ -29,6 +25,16 @@ extension World {
         note("n\(shell.node.id) sends n\(peer) a snapshot at \(meta.index), \(bytes.count) bytes")
         shell.outgoing.append(transfer)
         try sendChunk(shell, transfer)
+    }
+
+    private func snapshot(
+        of state: MemoryState
+    ) throws(StorageError) -> (meta: SnapshotMeta, bytes: [UInt8]) {
+        let reader = try state.makeSnapshot()
+        defer { reader.close() }
+        var bytes: [UInt8] = []
+        while let piece = try reader.next() { bytes += piece }
+        return (reader.meta, bytes)
     }
 
     private func sendChunk(_ shell: RaftShell, _ transfer: SnapshotTransfer) throws(Violation) {

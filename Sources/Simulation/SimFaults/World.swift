@@ -141,8 +141,8 @@ package final class World {
         watchers = makeWatchers()
         if let options = scenario.database {
             let databases = SimDatabases(
-                disks: nodes.map { _ in SimDisk(seed: hardware.next()) }, options: options,
-                sessionTimeout: scenario.sessionTimeout)
+                disks: nodes.map { _ in SimDisk(seed: hardware.next()) }, options: options, scenario
+            )
             for (node, database) in zip(nodes, databases.all) { node.database = database }
             self.databases = databases
         }

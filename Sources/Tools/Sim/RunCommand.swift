@@ -67,5 +67,9 @@ struct RunCommand: ParsableCommand {
             + "(\(statistics.untrustedTails) untrusted), \(statistics.snapshots) snapshots, "
             + "\(statistics.memberships) memberships, \(statistics.watchEvents) changes watched "
             + "(\(statistics.watchesCompacted) watches compacted)"
+            + (statistics.databases == 0
+                ? ""
+                : ", \(statistics.databases) databases opened "
+                    + "(\(statistics.damagedDatabases) damaged)")
     }
 }

@@ -369,8 +369,7 @@ package final class SQLiteState: StateStore {
     /// right after, the old database without its WAL is an older state that the log still continues.
     func replaceByIncoming() throws(StorageError) {
         do throws(StorageError) {
-            for spool in spools { spool.waitUntilRead() }
-            spools = []
+            waitForSnapshots()
             opened = nil
             isInTransaction = false
             let path = directory + "/" + Self.fileName
@@ -400,8 +399,7 @@ package final class SQLiteState: StateStore {
         guard !spools.isEmpty else { return }
         spools.removeAll { !$0.isReadingDatabase }
         guard pagesAtCheckpoint > Self.walPagesMax else { return }
-        for spool in spools { spool.waitUntilRead() }
-        spools = []
+        waitForSnapshots()
     }
 
     // MARK: Errors
@@ -426,13 +424,18 @@ package final class SQLiteState: StateStore {
         }
     }
 
+    /// Until no snapshot reads the database any more.
+    package func waitForSnapshots() {
+        for spool in spools { spool.waitUntilRead() }
+        spools = []
+    }
+
     private func adopt(_ timeout: Duration) {
         opened?.sessionTimeoutMilliseconds = UInt64(timeout / .milliseconds(1))
     }
 
     package func close() {
-        for spool in spools { spool.waitUntilRead() }
-        spools = []
+        waitForSnapshots()
         opened = nil
     }
 }
