@@ -37,6 +37,37 @@ import Testing
         } catch { return error }
     }
 
+    /// Whoever applies entries may never read that page: a snapshot that does so says it for all.
+    @Test func whatASnapshotFindsDamagedIsKnownToTheNextStart() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        _ = try state.checkpoint()
+        state.close()
+        let file = directory.path + "/state.db"
+        let good = StateDirectory.read(file)
+        var found = 0
+        for page in stride(from: good.count / 4096 - 1, to: 1, by: -1) where found < 5 {
+            var bad = good
+            bad[page * 4096 + 100] ^= 4
+            try StateDirectory.write(bad, to: file)
+            let opened = try SQLiteState(directory: directory.path)
+            do throws(StorageError) {
+                let reader = try opened.makeSnapshot()
+                defer { reader.close() }
+                while try reader.next() != nil {}
+                opened.close()
+                continue
+            } catch {
+                guard case .corrupt = error else { throw error }
+            }
+            opened.close()
+            found += 1
+            #expect(throws: StorageError.self) { try SQLiteState(directory: directory.path) }
+            unlink(directory.path + "/state.damaged")
+        }
+        #expect(found == 5)
+    }
+
     /// Any byte of any page in use: an error, or nothing was lost; never a wrong answer.
     @Test func flippedBitsAreNeverServed() throws {
         let directory = StateDirectory()

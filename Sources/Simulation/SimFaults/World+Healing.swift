@@ -39,6 +39,7 @@ extension World {
             node.pausedUntil = .zero
             node.isDiskSlow = false
             node.mendDisks()
+            node.database?.medium.fuse = nil
         }
         for slot in blockades.indices where blockades[slot] > 0 {
             blockades[slot] = 0

@@ -86,7 +86,10 @@ final class BackupStream {
     private func didRead(_ bytes: [UInt8]?, _ failure: StorageError?) {
         if let failure {
             end()
-            return origin.fail(AspenError(.storage, "the backup failed: \(failure.text)"))
+            origin.fail(AspenError(.storage, "the backup failed: \(failure.text)"))
+            // A damaged page is the state's affair: the next start makes that anew.
+            if case .corrupt = failure { service.node.fatal(failure) }
+            return
         }
         var body = Aspen_Client_V1_BackupResponse()
         guard let bytes else {
@@ -127,7 +130,7 @@ private final class BackupReader: @unchecked Sendable {
 
     var isReady: Bool { reader.isReady }
 
-    /// Nil at the end. That a spool fails concerns the backup, not the state.
+    /// Nil at the end.
     func next() -> ([UInt8]?, StorageError?) {
         do {
             let bytes = try reader.next()

@@ -32,6 +32,7 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
     private static let writeBehindBytes: UInt64 = 2_097_152
 
     let meta: SnapshotMeta
+    private let directory: String
     private let descriptor: Int32
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let changed: UnsafeMutablePointer<pthread_cond_t>
@@ -47,6 +48,7 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         meta: SnapshotMeta, state: StateMeta, database path: String, directory: String
     ) throws(StorageError) {
         self.meta = meta
+        self.directory = directory
         descriptor = aspen_vfs_unnamed_file(directory)
         mutex = .allocate(capacity: 1)
         changed = .allocate(capacity: 1)
@@ -69,7 +71,11 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
                 throw SQLiteTables.damaged("the database does not hold what was committed")
             }
             rows = try SQLiteRows(database, includingVersions: false)
-        } catch { throw SQLiteState.explain(error) }
+        } catch {
+            let explained = SQLiteState.explain(error)
+            noteDamage(explained)
+            throw explained
+        }
         start(SpoolWork(spool: self, database: database, state: state, rows: rows))
     }
 
@@ -198,8 +204,16 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         writtenBehind = end
     }
 
+    /// Who applies entries may never touch the page that was found damaged here: without the mark each
+    /// start would take the state for sound, and each snapshot would end like this one.
+    private func noteDamage(_ failure: StorageError) {
+        guard case .corrupt(let reason) = failure else { return }
+        SQLiteState.noteDamage(reason, in: directory)
+    }
+
     /// The read transaction is over.
     fileprivate func ended(_ failure: StorageError?) {
+        if let failure { noteDamage(failure) }
         pthread_mutex_lock(mutex)
         progress.isReading = false
         progress.failure = failure
