@@ -49,7 +49,7 @@ import Testing
         for page in stride(from: good.count / 4096 - 1, to: 1, by: -1) where found < 5 {
             var bad = good
             bad[page * 4096 + 100] ^= 4
-            try StateDirectory.write(bad, to: file)
+            StateDirectory.write(bad, to: file)
             let opened = try SQLiteState(directory: directory.path)
             do throws(StorageError) {
                 let reader = try opened.makeSnapshot()
