@@ -41,9 +41,13 @@ package struct Scenario: Sendable {
         case rot
         /// One disk is lost for good; an administrator replaces the replica.
         case wipe
+        /// All machines lose power at once, and each log is damaged at another entry.
+        case decay
 
         /// After these a log may have to be repaired from those of all other voters.
-        static let damaging: Set<Trouble> = [.cutPower, .cutAllPower, .failSync, .rot]
+        static let damaging: Set<Trouble> = [
+            .cutPower, .cutAllPower, .failSync, .rot, .decay,
+        ]
     }
 
     package struct Rate: Sendable {
@@ -143,6 +147,7 @@ extension Scenario {
         var keeping = source.split()
         var following = source.split()
         var ending = source.split()
+        var decaying = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -152,6 +157,7 @@ extension Scenario {
         drawStorage(&storage)
         drawWork(&work)
         drawTrouble(&trouble)
+        drawDecay(&decaying)
         drawKeeping(&keeping)
         drawFollowing(&following)
         // It takes a leader that has cut its log while an acknowledgement was on its way.
@@ -262,7 +268,7 @@ extension Scenario {
         leaderHuntPercent = random.uniform(20..<90)
         // One in twenty lives in peace: then only the protocol itself can be at fault.
         guard !random.chance(1, in: 20) else { return }
-        for kind in Trouble.allCases {
+        for kind in Trouble.allCases where kind != .decay {
             let isRare: Bool
             switch kind {
             case .failSync, .fullDisk, .slowDisk: isRare = true
@@ -283,5 +289,13 @@ extension Scenario {
         if rates.contains(where: { $0.trouble == .wipe }) {
             rates.removeAll { Trouble.damaging.contains($0.trouble) }
         }
+    }
+
+    private mutating func drawDecay(_ random: inout RandomSource) {
+        let interval = electionTimeoutMax * Double(random.uniform(10..<60)) / 10
+        let isDrawn = random.chance(1, in: 4)
+        guard isDrawn, !rates.isEmpty, !rates.contains(where: { $0.trouble == .wipe })
+        else { return }
+        rates.append(Rate(.decay, every: interval))
     }
 }

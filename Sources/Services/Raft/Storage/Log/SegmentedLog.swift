@@ -395,6 +395,13 @@ package final class SegmentedLog: LogStore {
         return entries
     }
 
+    /// Where the record of an entry begins: for those who break logs to see what comes of it.
+    package func place(of index: LogIndex) -> (file: String, offset: Int)? {
+        guard index > map.base, index <= map.lastIndex else { return nil }
+        let segment = map.segment(of: index)
+        return (SegmentName.log(segment.generation), segment.offset(of: index))
+    }
+
     package func close() {
         for segment in map.segments { segment.file.close() }
         prepared?.file.close()
