@@ -136,6 +136,7 @@ extension RaftCore {
     private mutating func endRepair(_ turn: inout Turn) {
         untrustedBelow = nil
         newestMembership = nil
+        salvage = Salvage([])
         write(endsRepair: true, &turn)
     }
 }

@@ -79,7 +79,13 @@ struct LogRecovery {
             return findings
         }
         if let start = candidates.lastIndex(where: { $0.header?.isStart == true }) {
-            findings.unused += candidates[..<start].map(\.generation)
+            let before = candidates[..<start].map(\.generation)
+            // A log that began anew while it was damaged may still hold what nobody else has.
+            if candidates[start].header?.untrustedBelow == .zero {
+                findings.unused += before
+            } else {
+                findings.setAside += before
+            }
             candidates.removeFirst(start)
         }
         let run = try link(candidates, seed: seed, &findings)

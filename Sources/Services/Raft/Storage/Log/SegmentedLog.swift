@@ -333,7 +333,15 @@ package final class SegmentedLog: LogStore {
         if index >= untrustedBelow { untrustedBelow = .zero }
         try beginSegment(after: nil)
         try sync()
-        for segment in old { try recycle(segment) }
+        guard untrustedBelow != .zero else {
+            for segment in old { try recycle(segment) }
+            return
+        }
+        for segment in old {
+            segment.file.close()
+            setAside.append(segment.generation)
+        }
+        try putAside()
     }
 
     /// Brings the log and the state that was opened beside it together, before the node starts.
