@@ -36,7 +36,8 @@ extension World {
     /// been durable (of its very last batch it may not: see `LogRecovery`).
     private func drawDamage() -> [Place]? {
         guard let leader, let membership = leader.membership, !membership.isJoint,
-            let known = leader.state.membership, known.membership == membership
+            let known = leader.state.membership, known.membership == membership,
+            membership.voters.count > 2
         else { return nil }
         var (first, last) = (known.index.next, leader.core.commitIndex)
         for member in membership.members {
@@ -45,7 +46,7 @@ extension World {
                 shell.standing.term == leader.standing.term,
                 member.replica == nodes[position].member.replica
             else { return nil }
-            first = max(first, shell.log.firstIndex)
+            first = max(first, shell.log.firstIndex, shell.core.membershipIndex.next)
             last = min(last, shell.provenIndex)
         }
         let voters = membership.voters.compactMap { position($0) }
