@@ -116,7 +116,7 @@ private func open(_ disk: any Disk) throws -> SegmentedLog {
         let log = try open(disk)
         let some = try log.salvage(above: .zero, bytesMax: 250 * 30)
         #expect(some.count == 30 && some.last?.index == index(31))
-        #expect(Limits.salvageBytesMax >= 8 * Limits.rpcMessageBytesMax / 10)
+        #expect(try log.salvage(above: .zero, bytesMax: Limits.salvageBytesMax).count == 149)
     }
 
     /// Power fails at every moment of the opening of a damaged log, of what is written then, and of a

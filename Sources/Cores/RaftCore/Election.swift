@@ -159,6 +159,7 @@ extension RaftCore {
             startPreVote(&turn)
         } else {
             role = roleWithoutOffice
+            gathering = nil
             electionDeadline = nil
         }
     }

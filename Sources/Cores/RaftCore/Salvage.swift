@@ -157,7 +157,8 @@ extension RaftCore {
     }
 
     mutating func salvageBecameDurable(_ turn: inout Turn) {
-        guard let written = gathering?.written, ledger.isDurable(written) else { return }
+        guard role == .candidate, let written = gathering?.written, ledger.isDurable(written)
+        else { return }
         becomeLeader(&turn)
     }
 
