@@ -178,7 +178,9 @@ final class TraceRunner {
                 let index = LogIndex(try words.number())
                 disk.damage(index...index)
             } else {
-                guard words.skip("after") else { throw SyntaxError(description: "damage N after I") }
+                guard words.skip("after") else {
+                    throw SyntaxError(description: "damage N after I")
+                }
                 disk.damage(after: LogIndex(try words.number()))
             }
             world.forgetApplied(id, after: disk.lastIndex)

@@ -86,7 +86,8 @@ final class World {
                 isTailTrusted: untrustedBelow == nil,
                 untrustedBelow: max(untrustedBelow ?? .zero, lastIndex),
                 newestMembership: newestMembership,
-                salvage: untrustedBelow == nil ? [] : salvage + entries.filter { $0.index > applied }
+                salvage: untrustedBelow == nil
+                    ? [] : salvage + entries.filter { $0.index > applied }
             )
         }
     }

@@ -89,7 +89,8 @@ import Testing
         }
         print(
             "\(Self.images) power cuts of three nodes, \(promised.count) keys, \(damaged) logs damaged, "
-                + "\(untrusted) of which an end that was not to be trusted, \(apart) times all of them")
+                + "\(untrusted) of which an end that was not to be trusted, \(apart) times all of them"
+        )
         #expect(apart > 0)
         // What is found is compared with what was promised: a promise that nobody gave is missed.
         let last = ClusterDisks(replay.currentImage, acknowledged: .zero)

@@ -115,7 +115,9 @@ extension RaftCore {
         _ from: NodeID, after: Position, _ entries: [Entry], isLast: Bool, _ turn: inout Turn
     ) {
         guard role == .candidate,
-            let place = gathering?.waiting.firstIndex(where: { $0.node == from && $0.after == after }),
+            let place = gathering?.waiting.firstIndex(where: {
+                $0.node == from && $0.after == after
+            }),
             let end = endOfPage(entries, after: after), isLast || !entries.isEmpty
         else { return }
         gathering?.found.add(entries.filter { log.term(at: $0.index) != $0.term })

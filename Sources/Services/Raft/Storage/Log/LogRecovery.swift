@@ -138,6 +138,7 @@ struct LogRecovery {
     private func link(
         _ candidates: [Candidate], seed: UInt32, _ findings: inout Findings
     ) throws(StorageError) -> [Candidate] {
+        let chain = chain(candidates)
         var run: [Candidate] = []
         for candidate in candidates {
             guard let header = candidate.header else {
@@ -151,6 +152,13 @@ struct LogRecovery {
                 continue
             }
             findings.epochMax = max(findings.epochMax, header.epoch)
+            if let first = chain.min(), candidate.generation > first,
+                !chain.contains(candidate.generation)
+            {
+                // Cut off by damage; others of them may have their new names already.
+                findings.setAside.append(candidate.generation)
+                continue
+            }
             if let previous = run.lastIndex(where: { $0.generation == header.previousGeneration }) {
                 findings.setAside += run[(previous + 1)...].map(\.generation)
                 run.removeSubrange((previous + 1)...)
@@ -165,6 +173,16 @@ struct LogRecovery {
             findings.setAside.append(run.removeFirst().generation)
         }
         return run
+    }
+
+    /// The newest segment, and those that it goes on from, as far back as they are there.
+    private func chain(_ candidates: [Candidate]) -> Set<UInt64> {
+        var chain: Set<UInt64> = []
+        var next = candidates.last { $0.header != nil }
+        while let candidate = next, chain.insert(candidate.generation).inserted {
+            next = candidates.first { $0.generation == candidate.header?.previousGeneration }
+        }
+        return chain
     }
 
     private func replay(
