@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz soak damage stress measure prove bench clean
+.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak damage stress measure prove bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,8 +29,14 @@ sim: bootstrap ## a long simulation: SEEDS=10000 FROM=1
 	swift build --product aspen-sim
 	.build/debug/aspen-sim sweep --from $(or $(FROM),1) --count $(or $(SEEDS),10000)
 
-fuzz: ## mutated inputs to every decoder, SECONDS=60 each (SEED=n, ONLY=name)
-	@scripts/fuzz "$(or $(SECONDS),60)" "$(SEED)" "$(ONLY)"
+fuzz: ## libFuzzer on every decoder and on recovery, SECONDS=60 each (TARGET=name: that one)
+	@scripts/fuzz "$(or $(SECONDS),60)" "$(TARGET)"
+
+mutate: bootstrap ## how many one-line faults of RaftCore and KVCore the simulator finds (COUNT=200, SEEDS=1000)
+	@Tests/Mutation/mutate --count $(or $(COUNT),200) --seeds $(or $(SEEDS),1000)
+
+coverage: ## line and region coverage of each layer by tests (TARGETS="…"), and pages in .build/coverage/html
+	@scripts/coverage $(TARGETS)
 
 soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write
 	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"

@@ -192,6 +192,15 @@ let executables: [Target] = [
     program("aspen-generator", ["GeneratorTool"]),
 ]
 
+/// `make fuzz` builds the decoders of FuzzTests as a program of their own, which libFuzzer drives.
+let isUnderLibFuzzer = Context.environment["ASPEN_LIBFUZZER"] != nil
+let fuzzed: [Target.Dependency] =
+    nio + [
+        "NetService", "RaftService", "RaftStorage", "RaftCore", "KVCore", "LinkCore", "TokenCore",
+        "Configuration", "AspenDisk", "AspenWire", "AspenBytes", "AspenMachine", "AspenTypes",
+        protobuf,
+    ]
+
 let checks: [Target] = [
     tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
     tests("SourceRulesTests", []),
@@ -243,12 +252,11 @@ let checks: [Target] = [
         "AspenClientTests",
         nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
     tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
-    tests(
-        "FuzzTests",
-        nio + [
-            "NetService", "RaftService", "RaftCore", "KVCore", "LinkCore", "TokenCore",
-            "AspenWire", "AspenBytes", "AspenMachine", "AspenTypes", protobuf,
-        ], settings: pure, exclude: ["Corpus"]),
+    isUnderLibFuzzer
+        ? .executableTarget(
+            name: "aspen-fuzz", dependencies: fuzzed, path: "Tests/FuzzTests",
+            exclude: ["Corpus", "FuzzTests.swift", "Mutator.swift"], swiftSettings: pure)
+        : tests("FuzzTests", fuzzed, settings: pure, exclude: ["Corpus", "LibFuzzer"]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 

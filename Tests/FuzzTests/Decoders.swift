@@ -9,26 +9,24 @@ import LinkCore
 import NIOCore
 import RaftCore
 import SwiftProtobuf
-import Testing
 import TokenCore
 
 @testable import NetService
 @testable import RaftService
 
 /// Something that reads bytes from strangers, or from a disk.
-struct Decoder: Sendable, CustomTestStringConvertible {
+struct Decoder: Sendable {
     let name: String
     /// Decodes; says whether the bytes had a meaning. What was understood has one encoding only:
     /// encoded and decoded again it is the same.
     let decode: @Sendable ([UInt8]) -> Bool
     /// Inputs that mean something, to record a corpus from.
     let examples: @Sendable () throws -> [[UInt8]]
-    var testDescription: String { name }
 
     static let all: [Decoder] = [
         controlMessage, streamHeader, netRequest, netReply, principal, ticket, peerFrame,
         raftMessage, membership, command, result, scanToken, clientRequest, clientResponse,
-        tokenChain,
+        tokenChain, entry, configuration, logRecovery, snapshot,
     ]
 
     static func named(_ name: String) -> Decoder? { all.first { $0.name == name } }

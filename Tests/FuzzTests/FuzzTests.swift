@@ -5,11 +5,16 @@ import Glibc
 import NIOCore
 import Testing
 
+extension Decoder: CustomTestStringConvertible {
+    var testDescription: String { name }
+}
+
 /// Mutated inputs for everything that decodes what others send: a trap is the end of this process.
+/// `make fuzz` has the same decoders under libFuzzer, which sees where its inputs get to.
 ///
-/// Without variables, some thousand inputs from fixed seeds. `make fuzz` sets ASPEN_FUZZ_SECONDS
-/// (for each decoder), ASPEN_FUZZ_SEED, ASPEN_FUZZ_ONLY, and ASPEN_FUZZ_DIRECTORY, where the input
-/// at hand survives a trap as NAME.last. ASPEN_FUZZ_RECORD writes the corpus anew.
+/// Without variables, some thousand inputs from fixed seeds. By hand: ASPEN_FUZZ_SECONDS (for each
+/// decoder), ASPEN_FUZZ_SEED, ASPEN_FUZZ_ONLY, and ASPEN_FUZZ_DIRECTORY, where the input at hand
+/// survives a trap as NAME.last. ASPEN_FUZZ_RECORD writes the corpus anew.
 @Suite(.serialized) struct FuzzTests {
     private static let inputsPerTest = 3000
 

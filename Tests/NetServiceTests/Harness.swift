@@ -330,6 +330,13 @@ final class TestNode: @unchecked Sendable {
         self.service = nil
     }
 
+    /// What a signal to stop sets going; ends when net has stopped.
+    func stopAsDaemon() throws -> EventLoopFuture<Void> {
+        let service = try #require(service)
+        self.service = nil
+        return loop.flatSubmit { service.stop() }
+    }
+
     func stop() async throws {
         try await stopControl()
         try await stopNet()
@@ -407,12 +414,13 @@ final class TestStream: Sendable {
 
 /// Nodes that name each other as members; torn down at the end.
 func withCluster(
-    _ count: Int, _ body: @Sendable ([TestNode]) async throws -> Void
+    _ count: Int, configure: (inout NetConfiguration) -> Void = { _ in },
+    _ body: @Sendable ([TestNode]) async throws -> Void
 ) async throws {
     let nodes = (0..<count).map { _ in TestNode() }
     do {
         for node in nodes {
-            try await node.start()
+            try await node.start(configure: configure)
             try await node.startEcho()
             let others = nodes.filter { $0 !== node }.map(\.peer)
             try await node.startControl(others)

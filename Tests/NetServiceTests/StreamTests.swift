@@ -50,6 +50,27 @@ extension NetServiceTests {
             }
         }
 
+        /// Both daemons are told to stop, net first: it carries raft's hand-over until raft is gone.
+        @Test func aNetThatStopsCarriesItsRaftsLastWords() async throws {
+            try await withCluster(2, configure: { $0.raftGraceMax = .minutes(1) }) { nodes in
+                let stopped = try nodes[0].stopAsDaemon()
+                let stream = try await nodes[0].open(to: nodes[1].endpoint)
+                try await stream.write([1, 2, 3])
+                #expect(await eventually { stream.count == 3 })
+                try await nodes[0].stopControl()
+                try await stopped.get()
+                #expect(await eventually { stream.isClosed.withLock { $0 } })
+            }
+        }
+
+        /// Its raft stays: a restart of net alone does not wait for long.
+        @Test func aNetThatStopsAloneDoesNotWaitForItsRaft() async throws {
+            try await withCluster(2, configure: { $0.raftGraceMax = .milliseconds(1) }) { nodes in
+                try await nodes[0].stopAsDaemon().get()
+                #expect(await eventually { nodes[0].losses.withLock { $0 } == 1 })
+            }
+        }
+
         @Test func aSlowReaderMakesTheWriterWait() async throws {
             try await withCluster(2) { nodes in
                 let stream = try await nodes[0].open(to: nodes[1].endpoint)

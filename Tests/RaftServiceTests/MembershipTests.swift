@@ -121,6 +121,26 @@ import Testing
         try await cluster.stop()
     }
 
+    /// Nothing can be answered and nobody takes over: it does not sit out what it would wait for others.
+    @Test(.timeLimit(.minutes(1))) func aLeaderThatIsCutOffStopsAtOnce() async throws {
+        let cluster = TestCluster(3)
+        try await cluster.form()
+        let leader = try await cluster.leader()
+        let client = try await cluster.client(of: leader)
+        let running = try cluster.running(leader)
+        for other in cluster.ids where other != leader { cluster.network.cut(leader, other) }
+        let unanswered = client.put("cut-off", [1])
+        let server = running.server
+        while try await running.loop.submit({ server.service.writeCount }).get() == 0 {}
+        let began = ContinuousClock.now
+        try await running.loop.flatSubmit { running.server.drain() }.get()
+        // Some 20 ms; without the look at its links, the whole of `drainTimeout`, 2 s.
+        #expect(ContinuousClock.now - began < .milliseconds(1900))
+        _ = try? await unanswered.get()
+        try await cluster.kill(leader)
+        try await cluster.stop()
+    }
+
     @Test(.timeLimit(.minutes(1))) func aWipedVoterIsNotTakenForTheOldOne() async throws {
         let cluster = TestCluster(3)
         try await cluster.form()

@@ -66,6 +66,29 @@ import Testing
         print("largest \(largest), live \(live)")
     }
 
+    /// However many pages the last checkpoint had to copy, the next is due at as many as ever.
+    @Test func aLongWALDoesNotPutOffTheNextCheckpoint() throws {
+        let directory = StateDirectory()
+        var options = SQLiteState.Options()
+        options.checkpointPages = 40
+        options.commitEntries = 1
+        let state = try SQLiteState(directory: directory.path, options: options)
+        var source = EntrySource(seed: 2)
+        _ = try state.apply([source.membership(), source.command(.activateVersion(2))])
+        let value = source.bytes(1000)
+        for round in 0..<60 {
+            // Now and then many pages at once.
+            let batch = (0..<(round % 5 == 0 ? 300 : 30)).map { _ in
+                source.put(Array("key/\(source.random.uniform(0..<1000))".utf8), value)
+            }
+            _ = try state.apply(batch)
+            _ = try state.checkpointIfDue()
+            let pages = StateDirectory.read(directory.path + "/state.db-wal").count / 4096
+            #expect(pages <= options.checkpointPages, "round \(round)")
+        }
+        state.close()
+    }
+
     /// The whole of it, by hand: ASPEN_LARGE_TESTS=1.
     @Test(.enabled(if: getenv("ASPEN_LARGE_TESTS") != nil), arguments: [100, 1000])
     func fiveMillionOverwrites(valueBytes: Int) throws {

@@ -25,6 +25,8 @@ import Testing
         scenario.operatorInterval = nil
         scenario.losesMajority = false
         scenario.rates = []
+        // What is counted is what the scenario brings.
+        scenario.rehearses = false
         return scenario
     }
 

@@ -37,7 +37,8 @@ enum Seeds {
         // Nobody is told anything wrong by a watch that falls silent: it is late for ever. Nor is a
         // damaged log filled that does not say what it lacks.
         if ![.watchIgnoresSnapshot, .damagedNodeVotes].contains(bug) {
-            #expect(sweep.failures.allSatisfy { $0.contains(" safety: ") })
+            // In some runs all that is seen is that the end of it brings no peace.
+            #expect(sweep.failures.contains { $0.contains(" safety: ") })
         }
     }
 

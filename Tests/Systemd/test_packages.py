@@ -4,10 +4,12 @@
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 
 from bed import DAEMONS, SUITE, package, version
+from test_trouble import RAFT, mended, says
 
 # What a purge may leave: accounts, and what the system's own tools note of packages and units.
 LEFT_TO_OTHERS = re.compile(
@@ -18,6 +20,8 @@ LEFT_TO_OTHERS = re.compile(
 
 
 ALL = (*SUITE, "aspen-tools")
+DAEMON_UNITS = [f"{daemon}.service" for daemon in DAEMONS]
+RAFT_DIRECTORY = "/var/lib/aspen/raft"
 MB = 1_000_000
 
 
@@ -79,6 +83,22 @@ def installed(machine):
     return machine.sh("dpkg-query -W -f '${Version}' aspen").out
 
 
+def downgrade(machine):
+    names = " ".join(f"./{os.path.basename(package(n))}" for n in SUITE)
+    machine.sh(f"cd /root && apt-get install -y --allow-downgrades {names}", timeout=120)
+    assert installed(machine) == version()
+
+
+def hands_over_before_its_net_goes(machine, cursor):
+    """aspend-net is told to stop when aspend-raft has stopped: a leader hands over through it."""
+    order = [(r["UNIT"], r["MESSAGE"].split()[0])
+             for r in machine.journal("_PID=1", "--after-cursor", cursor)
+             if r.get("UNIT") in DAEMON_UNITS and r["MESSAGE"].startswith(("Stopping", "Stopped"))]
+    assert sorted(order) == sorted((u, w) for u in DAEMON_UNITS for w in ("Stopping", "Stopped")), order
+    raft, net = (f"{d}.service" for d in ("aspend-raft", "aspend-net"))
+    assert order.index((raft, "Stopped")) < order.index((net, "Stopping")), order
+
+
 def upgrade_and_downgrade_under_load_lose_nothing(cluster):
     """All three machines in turn, up and down again, while clients write and read back."""
     with tempfile.TemporaryDirectory() as directory:
@@ -86,13 +106,15 @@ def upgrade_and_downgrade_under_load_lose_nothing(cluster):
         load = cluster.load()
         for machine in cluster.machines:
             machine.copy_packages(newer)
+            cursor = machine.cursor()
             machine.sh("cd /root && apt-get install -y ./*_test.deb", timeout=120)
             assert installed(machine) == version() + "+1"
+            hands_over_before_its_net_goes(machine, cursor)
             machine.wait_serving()
         for machine in cluster.machines:
-            names = " ".join(f"./{os.path.basename(package(n))}" for n in SUITE)
-            machine.sh(f"cd /root && apt-get install -y --allow-downgrades {names}", timeout=120)
-            assert installed(machine) == version()
+            cursor = machine.cursor()
+            downgrade(machine)
+            hands_over_before_its_net_goes(machine, cursor)
             machine.wait_serving()
         report = load.finish()
     for machine in cluster.machines:
@@ -100,6 +122,56 @@ def upgrade_and_downgrade_under_load_lose_nothing(cluster):
     assert report["violations"] == 0, report
     return (f"{report['acknowledged']} writes acknowledged, {report['unknown']} unknown, longest "
             f"gap {report.get('longest_gap_ms')} ms")
+
+
+def log_headers(machine):
+    """(path, place, format) of each copy of each segment's header; a segment may be without yet."""
+    for path in machine.sh(f"ls {RAFT_DIRECTORY}/log/log-*").out.split():
+        with open(machine.host_path(path), "rb") as f:
+            block = f.read(4096)
+        for copy in range(0, 4096, 1024):
+            if block.startswith(b"ASPENLOG", copy):
+                yield path, copy + 8, struct.unpack_from("<I", block, copy + 8)[0]
+
+
+def set_format_of_log(machine, version):
+    for path, place, _ in list(log_headers(machine)):
+        with open(machine.host_path(path), "r+b") as f:
+            f.seek(place)
+            f.write(struct.pack("<I", version))
+
+
+def a_downgrade_below_the_data_is_refused_and_harms_nothing(cluster):
+    """The data bear the mark of a program that is still to come; it is played by taking that away."""
+    machine = cluster[2]
+    tree = (f"cd {RAFT_DIRECTORY} && find . -type f ! -name LOCK ! -name events | sort | "
+            "xargs sha256sum")
+    # The sockets, too: what comes from other nodes would have it started.
+    machine.systemctl("stop", *RAFT)
+    now = max(version for _, _, version in log_headers(machine))
+    set_format_of_log(machine, now + 1)
+    before = machine.sh(tree).out
+    machine.systemctl("start", "aspen.target")
+    said = says(machine, "aspend-raft", "written by a newer program", f"format {now + 1}",
+                "start a newer one")
+    answer = machine.cli("kv", "get", "greeting", check=None, timeout_ms=3000)
+    assert answer.code != 0 and "newer program" in answer.err, (answer.code, answer.err)
+    cluster[1].cli("kv", "set", "meanwhile", "written")
+    assert machine.sh(tree).out == before, "the older program has touched what it cannot read"
+    assert machine.failed_units() == []
+    # Over a daemon that refuses, a package installs as over any other.
+    with tempfile.TemporaryDirectory() as directory:
+        if machine.sh("ls /root/*_test.deb", check=None).code != 0:
+            machine.copy_packages(renumbered(directory, version() + "+1"))
+    machine.sh("cd /root && apt-get install -y ./*_test.deb", timeout=120)
+    assert machine.status_text("aspend-raft").startswith("storage error"), "the mark is still there"
+    machine.systemctl("stop", *RAFT)
+    set_format_of_log(machine, now)
+    mended(machine)
+    assert machine.cli("kv", "get", "meanwhile").out.strip() == "written"
+    downgrade(machine)
+    machine.wait_serving()
+    return said
 
 
 def sockets_stay_through_an_upgrade(cluster):
@@ -153,6 +225,7 @@ def a_purge_leaves_nothing(cluster):
 TESTS = (
     packages_are_small_and_tell_of_themselves,
     upgrade_and_downgrade_under_load_lose_nothing,
+    a_downgrade_below_the_data_is_refused_and_harms_nothing,
     sockets_stay_through_an_upgrade,
     a_removal_leaves_the_data,
     a_purge_leaves_nothing,

@@ -99,6 +99,28 @@ def the_running_daemons_are_confined(cluster):
     return figures
 
 
+def the_daemons_go_before_ordinary_services(cluster):
+    """What the kernel has of CPUWeight=: a share counts among the children of one group only."""
+    machine = cluster[1]
+
+    def share(group):
+        for hierarchy, file in (("/sys/fs/cgroup/cpu", "cpu.shares"),
+                                ("/sys/fs/cgroup/cpu,cpuacct", "cpu.shares"),
+                                ("/sys/fs/cgroup", "cpu.weight")):
+            path = machine.host_path(f"{hierarchy}/{group}/{file}")
+            if os.path.exists(path):
+                with open(path) as f:
+                    return int(f.read())
+        return None
+
+    shares = {group: share(group) for group in ("aspen.slice", "system.slice")}
+    assert machine.show("aspen.slice", "CPUWeight")["CPUWeight"] == "200"
+    if None in shares.values():
+        return f"NOT SEEN: no controller of the processor in this machine, {shares}"
+    assert shares["aspen.slice"] == 2 * shares["system.slice"], shares
+    return shares
+
+
 def who_copies_a_snapshot_steps_back(cluster):
     """The thread that reads the state for a backup has the lower priority that it asks for."""
     machine = cluster[1]
@@ -287,6 +309,7 @@ TESTS = (
     no_directive_is_without_a_test,
     a_probe_in_the_daemons_place_can_do_nothing,
     the_running_daemons_are_confined,
+    the_daemons_go_before_ordinary_services,
     who_copies_a_snapshot_steps_back,
     only_members_reach_the_sockets,
     an_encrypted_cookie_works,

@@ -279,27 +279,27 @@ LATE = r"""
 #include <unistd.h>
 int sd_notify(int unset, const char *state) {
     int (*real)(int, const char *) = (int (*)(int, const char *))dlsym(RTLD_NEXT, "sd_notify");
-    if (strncmp(state, "READY=1", 7) == 0) sleep(9);
+    if (strncmp(state, "READY=1", 7) == 0) sleep(6);
     return real ? real(unset, state) : 0;
 }
 """
 
 
 def a_long_recovery_is_given_time(cluster):
-    """Ready after 9 s where a start may take 5: nobody kills it, for it has asked for more."""
+    """Ready after 6 s where a start may take 3: nobody kills it, for it has asked for more."""
     machine = cluster[3]
     library = "/usr/lib/aspen/late.so"
     subprocess.run([shutil.which("cc") or "clang", "-shared", "-fPIC", "-x", "c", "-o",
                     machine.disk + library, "-", "-ldl"], input=LATE.encode(), check=True)
     machine.drop_in("aspend-raft.service", "90-late", [
-        "[Service]", "TimeoutStartSec=5s", f"Environment=LD_PRELOAD={library}"])
+        "[Service]", "TimeoutStartSec=3s", f"Environment=LD_PRELOAD={library}"])
     machine.systemctl("daemon-reload")
     try:
         began = time.monotonic()
         machine.systemctl("restart", "aspend-raft")
         took = time.monotonic() - began
         shown = machine.show("aspend-raft.service", "NRestarts", "Result")
-        assert took >= 9 and shown == {"NRestarts": "0", "Result": "success"}, (took, shown)
+        assert took >= 6 and shown == {"NRestarts": "0", "Result": "success"}, (took, shown)
     finally:
         machine.remove_drop_in("aspend-raft.service", "90-late")
         machine.sh(f"rm {library}")

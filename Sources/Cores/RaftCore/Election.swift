@@ -157,6 +157,8 @@ extension RaftCore {
         setLeader(nil, &turn)
         if canCampaign {
             startPreVote(&turn)
+        } else if bugs.removedNodeDisrupts, let membership, membership.member(node) == nil {
+            campaign(isTransfer: true, &turn)
         } else {
             role = roleWithoutOffice
             gathering = nil
@@ -216,7 +218,7 @@ extension RaftCore {
         return voters
     }
 
-    private func requestVote(from voter: NodeID, _ turn: inout Turn) {
+    func requestVote(from voter: NodeID, _ turn: inout Turn) {
         let end = log.end
         if role == .preCandidate {
             let question = Message.Body.preVote(lastIndex: end.index, lastTerm: end.term)

@@ -52,6 +52,7 @@ extension RaftCore {
         while first < entries.count, log.term(at: entries[first].index) == entries[first].term {
             first += 1
         }
+        if bugs.changeTwice { adoptAgain(entries[..<first], &turn) }
         if first < entries.count {
             guard take(first == 0 ? entries : Array(entries[first...]), &turn) else { return }
         }
@@ -96,6 +97,14 @@ extension RaftCore {
         for change in changes { adopt(change.membership, at: change.index, &turn) }
         handOut(&turn)
         return true
+    }
+
+    /// The planted bug.
+    private mutating func adoptAgain(_ entries: ArraySlice<Entry>, _ turn: inout Turn) {
+        for entry in entries where entry.kind == .membership {
+            guard let membership = Membership(payload: entry.payload) else { continue }
+            adopt(membership, at: entry.index, &turn)
+        }
     }
 
     private mutating func truncate(after index: LogIndex, _ turn: inout Turn) {

@@ -61,6 +61,10 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case learnersCount = "learners-count"
     /// A leader that is no voter any more counts itself.
     case leaverCounts = "leaver-counts-itself"
+    /// What comes again in an append brings its membership into force again.
+    case changeTwice = "apply-membership-change-twice"
+    /// Who was removed asks for votes as if the leader had named it.
+    case removedNodeDisrupts = "removed-node-disrupts"
     /// A recovery from the loss of a majority keeps only what this node knew to be committed.
     case recoveryDropsTail = "recovery-drops-tail"
     // Of what surrounds the core.
@@ -68,6 +72,8 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case believeOtherReplica = "believe-other-replica"
     /// A read that may be stale is answered however old the state is.
     case staleBeyondBound = "stale-beyond-bound"
+    /// The log is cut for a checkpoint that is on disk only when the next one is made.
+    case discardBeyondCheckpoint = "discard-beyond-checkpoint"
     // Of the log.
     /// A term or vote that comes without entries is not written.
     case loseHardState = "lose-hard-state"

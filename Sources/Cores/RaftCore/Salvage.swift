@@ -128,6 +128,18 @@ extension RaftCore {
         } else {
             gathering?.waiting[place].after = end
             askForSalvage(from, &turn)
+            keepGrantsWaiting(&turn)
+        }
+    }
+
+    /// Many pages take longer than a voter waits for its candidate. Those who are asked for pages
+    /// hear of us; the others would campaign, and what was gathered would be lost each time.
+    private func keepGrantsWaiting(_ turn: inout Turn) {
+        for ballot in ballots where ballot.isGranted && ballot.node != node {
+            guard gathering?.waiting.contains(where: { $0.node == ballot.node }) == false else {
+                continue
+            }
+            requestVote(from: ballot.node, &turn)
         }
     }
 

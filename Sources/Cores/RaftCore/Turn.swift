@@ -53,6 +53,8 @@ struct ActiveBugs {
     var learnersCount = false
     var leaverCounts = false
     var recoveryDropsTail = false
+    var changeTwice = false
+    var removedNodeDisrupts = false
 
     init(_ planted: Set<PlantedBug>) {
         #if ASPEN_TEST_BUILD
@@ -74,6 +76,8 @@ struct ActiveBugs {
             learnersCount = planted.contains(.learnersCount)
             leaverCounts = planted.contains(.leaverCounts)
             recoveryDropsTail = planted.contains(.recoveryDropsTail)
+            changeTwice = planted.contains(.changeTwice)
+            removedNodeDisrupts = planted.contains(.removedNodeDisrupts)
         #endif
     }
 }

@@ -28,4 +28,51 @@ extension Oracle {
             "n\(node + 1) goes from voters \(before.voters) (leaving \(before.votersOutgoing)) to "
                 + "\(after.voters) (leaving \(after.votersOutgoing)) in entry \(entry.index)")
     }
+
+    /// The newest one in the log is in force, from the moment it is written. Where the log holds
+    /// none, the state or a snapshot told it.
+    func checkMembershipInForce(_ node: Int) throws(Violation) {
+        guard disks[node].isMembershipNew, strictness == .rules else { return }
+        disks[node].isMembershipNew = false
+        let log = disks[node].written
+        var index = log.lastIndex
+        while index > log.base {
+            if let term = log.term(at: index), let said = changes[Place(index: index, term: term)] {
+                if disks[node].memberships.last?.payload == said { return }
+                throw breach(
+                    "the newest membership is in force",
+                    "n\(node + 1) goes by another one than that of entry \(index)")
+            }
+            index = index.previous
+        }
+    }
+
+    func noteAppliedChanges(_ node: Int, _ entries: [Entry]) {
+        for entry in entries where entry.kind == .membership {
+            let known = disks[node].membershipsSinceApplied
+            guard let place = known.lastIndex(where: { $0.payload == entry.payload }) else {
+                continue
+            }
+            disks[node].membershipsSinceApplied.removeFirst(place)
+        }
+    }
+
+    /// Only a voter may call an election; or one that may still be one for all it knows.
+    func checkCandidate(_ node: Int) throws(Violation) {
+        let known = disks[node].membershipsSinceApplied
+        let id = NodeID(UInt64(node + 1))
+        guard strictness == .rules, !known.contains(where: { $0.isVoter(id) }) else { return }
+        throw breach(
+            "who was removed is quiet",
+            "n\(node + 1) asks for votes; it has no vote in \(known.map(\.voters))")
+    }
+
+    /// A state that a start finds must reach to where its log begins.
+    func checkJoin(_ node: Int, applied: LogIndex) throws(Violation) {
+        let base = disks[node].durable.base
+        guard strictness == .rules, applied < base else { return }
+        throw breach(
+            "a log reaches back to its state",
+            "n\(node + 1) starts with a state at \(applied) and a log that begins behind \(base)")
+    }
 }

@@ -24,6 +24,10 @@ extension Oracle {
         for (entry, result) in zip(entries, results) {
             if entry.index == reference.applied.next { reference.apply(entry) }
             guard entry.index <= reference.applied else { continue }
+            // It may have to be kept, and given again.
+            guard (try? ResultCodec.decode(ResultCodec.encode(result))) == result else {
+                throw breach("answers can be kept", "not \(result)")
+            }
             let expected = reference.result(at: entry.index)
             if !result.means(expected) {
                 throw breach(
@@ -33,7 +37,33 @@ extension Oracle {
         }
     }
 
+    /// Whoever is first at an index is looked at now and then; the others by the hash.
+    func auditIfDue(_ node: Int, _ state: MemoryState) throws(Violation) {
+        guard state.appliedIndex == reference.applied,
+            reference.applied.rawValue >= audited.rawValue + Self.auditInterval
+        else { return }
+        audited = reference.applied
+        try audit(node, state)
+    }
+
+    /// - Note: nothing is said of a state at an older index.
+    package func audit(_ node: Int, _ state: MemoryState) throws(Violation) {
+        guard state.appliedIndex == reference.applied else { return }
+        let fault: String?
+        do throws(StorageError) {
+            fault = try StateAudit(reference, state).fault()
+        } catch {
+            fault = "it has no snapshot: \(error)"
+        }
+        if let fault {
+            throw breach(
+                "a state is what was written",
+                "n\(node + 1) at \(state.appliedIndex), revision \(state.revision): \(fault)")
+        }
+    }
+
     package func opened(_ node: Int, _ state: MemoryState) throws(Violation) {
+        try checkJoin(node, applied: state.appliedIndex)
         let expected = reference.revision(at: state.appliedIndex)
         if state.revision != expected {
             throw breach(

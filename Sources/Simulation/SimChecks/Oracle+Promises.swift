@@ -38,6 +38,7 @@ extension Oracle {
                     "n\(node + 1) acknowledges \(match) in term \(message.term); durable are "
                         + "\(disk.durable.lastIndex) and term \(disk.durableHardState.term)")
             }
+        case .vote, .preVote: try checkCandidate(node)
         default: break
         }
     }
@@ -64,6 +65,8 @@ extension Oracle {
         looks[node] = [:]
         disks[node].standing = nil
         disks[node].memberships = []
+        disks[node].membershipsSinceApplied = []
+        disks[node].isMembershipNew = false
     }
 
     package func wiped(_ node: Int, _ replica: ReplicaID) {

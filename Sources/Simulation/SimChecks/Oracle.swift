@@ -35,6 +35,8 @@ package final class Oracle: WorldObserver {
     var lostDisks: [ReplicaID: ShadowLog] = [:]
     /// Log matching: what stands at a place, and the term of what stands before it.
     var places: [Place: (mark: EntryMark, previousTerm: Term)] = [:]
+    /// Of each membership entry: what it says.
+    var changes: [Place: [UInt8]] = [:]
     var leaders: [Term: Int] = [:]
     var votes: [[Term: NodeID]]
     /// The committed log, from index 1.
@@ -48,6 +50,10 @@ package final class Oracle: WorldObserver {
     var commitTimes: [(at: MonotonicInstant, index: LogIndex)] = []
     var watchers: [Int: WatcherBook] = [:]
     var eventsTold = 0
+    /// Where a state was last looked through.
+    var audited = LogIndex.zero
+    /// Entries from one look to the next.
+    static let auditInterval: UInt64 = 128
 
     package init(
         nodes: Int, strictness: Strictness = .rules,
@@ -92,7 +98,10 @@ package final class Oracle: WorldObserver {
                 )
             }
             let mark = EntryMark(entry)
-            if entry.kind == .membership { try checkChange(node, entry) }
+            if entry.kind == .membership {
+                try checkChange(node, entry)
+                changes[Place(index: entry.index, term: entry.term)] = entry.payload
+            }
             try match(node, entry.index, mark, previousTerm: log.lastTerm)
             log.append(mark)
             marks.append(mark)
@@ -161,6 +170,8 @@ package final class Oracle: WorldObserver {
 
     package func membership(_ node: Int, _ membership: Membership) {
         disks[node].memberships = Array((disks[node].memberships + [membership]).suffix(2))
+        disks[node].membershipsSinceApplied.append(membership)
+        disks[node].isMembershipNew = true
     }
 
     // MARK: - Committing
@@ -248,6 +259,7 @@ package final class Oracle: WorldObserver {
             }
         }
         guard let last = entries.last else { return }
+        noteAppliedChanges(node, entries)
         try compareState(node, at: last.index, contentHash)
     }
 
@@ -256,6 +268,7 @@ package final class Oracle: WorldObserver {
     ) throws(Violation) {
         try checkResults(node, entries, results)
         try book.applied(node, entries, results, state)
+        try auditIfDue(node, state)
     }
 
     private func compareState(
@@ -333,6 +346,10 @@ package final class Oracle: WorldObserver {
         }
         for node in world.nodes {
             guard let shell = node.shell else { continue }
+            try checkMembershipInForce(node.index)
+            if shell.core.isReady, shell.standing.leader == nil {
+                throw breach("who is ready is led", "n\(node.id) says that it is ready")
+            }
             let (applied, committed) = (shell.state.appliedIndex, shell.core.commitIndex)
             if applied > committed {
                 throw breach(

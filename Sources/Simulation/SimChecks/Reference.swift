@@ -8,24 +8,24 @@ import RaftCore
 /// state machine: what each committed entry must answer, what each revision holds, what happened in
 /// it. It forgets nothing, so that any read and any watch can be held against it.
 struct Reference {
-    private struct Session {
+    struct Session {
         var lastActive: UInt64
         var acknowledgedBelow: UInt64 = 0
         var answers: [UInt64: CommandResult] = [:]
     }
 
-    private struct Lease {
+    struct Lease {
         var ttl: UInt64
         var deadline: UInt64
     }
 
     private(set) var revision = Revision.zero
     private(set) var compacted = Revision.zero
-    private var time: UInt64 = 0
-    private var activeVersion = KVVersion.first
-    private var sessions: [SessionID: Session] = [:]
-    private var leases: [LeaseID: Lease] = [:]
-    private var current: [[UInt8]: KeyValue] = [:]
+    private(set) var time: UInt64 = 0
+    private(set) var activeVersion = KVVersion.first
+    private(set) var sessions: [SessionID: Session] = [:]
+    private(set) var leases: [LeaseID: Lease] = [:]
+    private(set) var current: [[UInt8]: KeyValue] = [:]
     /// By index from 1.
     private var results: [CommandResult] = []
     private var revisions: [Revision] = []
@@ -85,7 +85,7 @@ struct Reference {
     }
 
     private mutating func apply(_ command: Command, at index: LogIndex) -> CommandResult {
-        guard command.version <= activeVersion else {
+        guard Self.version(of: command) <= activeVersion else {
             return .failed(code: .unsupportedVersion, message: "")
         }
         guard let request = command.sessionRequest else { return carryOut(command, at: index) }
@@ -111,6 +111,20 @@ struct Reference {
         return result
     }
 
+    /// Leases came with the second version; all else was there from the beginning.
+    private static func version(of command: Command) -> UInt8 {
+        switch command {
+        case .grantLease, .revokeLease, .keepLeaseAlive, .expireLeases: return 2
+        case .transaction(let transaction, _):
+            for case .put(_, _, let lease) in transaction.success + transaction.failure
+            where lease != .none {
+                return 2
+            }
+            return 1
+        default: return 1
+        }
+    }
+
     private mutating func carryOut(_ command: Command, at index: LogIndex) -> CommandResult {
         switch command {
         case .openSession:
@@ -133,7 +147,8 @@ struct Reference {
             if let refusal = LeaseRow.refusal(id: wanted, ttlMilliseconds: ttl) {
                 return .failed(code: refusal.code, message: "")
             }
-            let id = wanted == .none ? LeaseID(index.rawValue) : wanted
+            var id = wanted == .none ? LeaseID(index.rawValue) : wanted
+            if wanted == .none, leases[id] != nil { id = LeaseID(1 << 62 + index.rawValue) }
             guard leases[id] == nil else { return .failed(code: .preconditionFailed, message: "") }
             leases[id] = Lease(ttl: ttl, deadline: time + ttl)
             return .leaseGranted(id, ttlMilliseconds: ttl)

@@ -84,6 +84,10 @@ struct ShadowDisk {
     var standing: RaftStanding?
     /// The newest two memberships in force.
     var memberships: [Membership] = []
+    /// Those in force since the newest one that is applied, and that one.
+    var membershipsSinceApplied: [Membership] = []
+    /// The one in force has changed and was not yet held against the log.
+    var isMembershipNew = false
     /// What was committed when each waiting read came.
     var reads: [UInt64: LogIndex] = [:]
 

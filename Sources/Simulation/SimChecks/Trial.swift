@@ -36,7 +36,7 @@ package struct Trial: Sendable {
                 throw error
             }
             world.finishHistory()
-            try judge(world)
+            try judge(world, oracle)
         } catch {
             violation = error
         }
@@ -64,8 +64,11 @@ package struct Trial: Sendable {
 
     // MARK: - At the end
 
-    private static func judge(_ world: World) throws(Violation) {
+    private static func judge(_ world: World, _ oracle: Oracle) throws(Violation) {
         try compareStates(world)
+        if let shell = world.finalStates.first {
+            try oracle.audit(Int(shell.nodeID.rawValue) - 1, shell.state)
+        }
         try RevisionOrder.check(world.history)
         switch Linearizability.check(world.history) {
         case .linearizable: break

@@ -75,6 +75,7 @@ package struct Scenario: Sendable {
     package var appendBytesMax = 1_000_000
     package var appendsInFlightMax = 64
     package var cacheBytesMax = 16_000_000
+    package var uncommittedBytesMax = 64_000_000
 
     package var network = SimNetwork.Conditions()
     package var redialGrace = Duration.milliseconds(300)
@@ -107,6 +108,9 @@ package struct Scenario: Sendable {
 
     /// In a hundred things that a client does: those with leases.
     package var leasePercent = 0
+    /// Clients and the administrator ask, now and then, for what makes no sense, and clients keep
+    /// answers for later.
+    package var hasMischief = false
     package var compaction = CompactionPolicy()
     /// In a hundred other things that a client does: transactions of several keys, and reads of
     /// several keys or ranges.
@@ -128,6 +132,9 @@ package struct Scenario: Sendable {
     /// for liveness must notice.
     package var heals = true
 
+    /// Once all has come right, single failures are tried for which times are promised.
+    package var rehearses = true
+
     package var nodes: Int { founders + spares }
 }
 
@@ -147,6 +154,7 @@ extension Scenario {
         var keeping = source.split()
         var following = source.split()
         var ending = source.split()
+        var mischief = source.split()
         var decaying = source.split()
 
         self.seed = seed
@@ -166,6 +174,10 @@ extension Scenario {
             logTail = 0
         }
         losesMajority = ending.chance(1, in: planted.contains(.recoveryDropsTail) ? 1 : 6)
+        if mischief.chance(1, in: 3) {
+            hasMischief = true
+            if mischief.chance(1, in: 2) { uncommittedBytesMax = mischief.uniform(100..<3000) }
+        }
         if let founders { self.founders = founders }
         if let steps { self.steps = steps }
     }

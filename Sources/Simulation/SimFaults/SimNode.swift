@@ -82,6 +82,8 @@ package final class RaftShell {
     // Applying.
     var committed: [Committed] = []
     var isApplyScheduled = false
+    /// With a planted bug: what the next checkpoint will put on disk.
+    var lateCheckpoint: MemoryState?
 
     // Housekeeping.
     /// Version and compaction are proposed again only when something was applied since.
@@ -98,6 +100,10 @@ package final class RaftShell {
     /// When each read came, by the node's clock.
     var readsBegan: [UInt64: MonotonicInstant] = [:]
     var freshness = ReadFreshness()
+    /// When those came that the core has not yet done with.
+    var asking: [UInt64: MonotonicInstant] = [:]
+    /// When the newest one came that was answered.
+    var answeredSince: MonotonicInstant?
     /// Nil until somebody watches here.
     var watching: SimWatchShell?
 

@@ -22,7 +22,7 @@ extension World {
             begin(
                 client,
                 .init(
-                    purpose: .openSession, payload: CommandCodec.encode(.openSession)))
+                    purpose: .openSession, payload: payload(.openSession)))
             return
         }
         if lookOn(client) { return }
@@ -47,7 +47,7 @@ extension World {
             return begin(
                 client,
                 .init(
-                    purpose: .command(command), payload: CommandCodec.encode(command)))
+                    purpose: .command(command), payload: payload(command)))
         }
         if part == .trouble, kvRandom.uniform(0..<100) < scenario.transactionPercent {
             return kvRandom.chance(2, in: 5) ? look(client) : transact(client)
@@ -83,7 +83,7 @@ extension World {
             client.requestNumber += 1
             request = SessionRequest(
                 session: session, number: client.requestNumber,
-                acknowledgedBelow: client.requestNumber)
+                acknowledgedBelow: acknowledgement(client))
         }
         let bytes = SimValue.key(key)
         let operation = ClientOperation(client: client.index, key: key, call: call, begin: step)
@@ -91,7 +91,7 @@ extension World {
         if call == .get {
             payload = []
         } else {
-            payload = CommandCodec.encode(.transaction(transaction(call, key: bytes), request))
+            payload = self.payload(.transaction(transaction(call, key: bytes), request))
         }
         begin(
             client,
@@ -114,6 +114,16 @@ extension World {
                 success: [.put(key: key, value: bytes(new))])
         case .delete: return Transaction(success: [.delete(key: key)])
         }
+    }
+
+    /// As bytes, which must say the same.
+    func payload(_ command: Command) -> [UInt8] {
+        let bytes = CommandCodec.encode(command)
+        if (try? CommandCodec.decode(bytes)) != command {
+            misunderstanding = Violation(
+                .safety, "client protocol", "\(command) is understood as something else")
+        }
+        return bytes
     }
 
     func begin(_ client: SimClient, _ pending: SimClient.Pending) {
@@ -152,8 +162,13 @@ extension World {
             if let bound = read.staleness, shell.freshness.holds(within: bound, now: clock) {
                 return try answerAtOnce(request, read, shell)
             }
+            if let bound = read.staleness, let since = shell.answeredSince, clock - since <= bound {
+                throw Violation(
+                    .liveness, "stale reads", "n\(shell.node.id) asks others although it need not")
+            }
             shell.reads[number] = request
             shell.readsBegan[number] = clock
+            shell.asking[number] = clock
             observer.readBegan(shell.node.index, number: number)
             try feed(shell, .read(ReadID(number)))
         }
@@ -206,10 +221,12 @@ extension World {
     }
 
     private func nextNode(_ client: SimClient) -> Int {
+        // In the end each member has to serve, whoever leads.
         guard part == .healing, let members = finalMembers else {
             return workRandom.uniform(0..<nodes.count)
         }
-        return members[workRandom.uniform(0..<members.count)]
+        return members.contains(client.node)
+            ? client.node : members[workRandom.uniform(0..<members.count)]
     }
 
     private func giveUp(

@@ -84,6 +84,7 @@ extension World {
         configuration.appendBytesMax = scenario.appendBytesMax
         configuration.appendsInFlightMax = scenario.appendsInFlightMax
         configuration.cacheBytesMax = scenario.cacheBytesMax
+        configuration.uncommittedBytesMax = scenario.uncommittedBytesMax
         configuration.plantedBugs = scenario.planted
         return configuration
     }

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import KVCore
 import RaftCore
 import RaftStorage
 import SimKit
@@ -21,7 +22,8 @@ extension World {
             beginHealing()
         case .healing:
             try giveErrands()
-            if isHealed() { part = .over }
+            if try isHealed(), try rehearse() { part = .over }
+            try checkRehearsal()
         }
     }
 
@@ -43,6 +45,7 @@ extension World {
             network.unblock(from: slot / nodes.count, to: slot % nodes.count, now: now)
         }
         network.unclog()
+        network.conditions.spikePerMille = 0
         network.conditions.lossPerMille = 0
         network.conditions.duplicatePerMille = 0
         sendDepartures()
@@ -69,12 +72,35 @@ extension World {
         }
     }
 
-    private func isHealed() -> Bool {
+    private func isHealed() throws(Violation) -> Bool {
         guard let members = finalMembers, clients.allSatisfy(\.isDone) else { return false }
         let shells = members.compactMap { nodes[$0].shell }
         guard shells.count == members.count, let first = shells.first else { return false }
+        guard shells.allSatisfy({ isLedAsOthers($0, first) }) else { return false }
+        try checkPeace(first)
         return shells.allSatisfy { $0.state.appliedIndex == first.state.appliedIndex }
+            && first.state.meta.leaseCount == 0
             && watchers.allSatisfy { observer.isFullyTold($0.index) }
+    }
+
+    /// Until the last lease has ended nothing else happens: nobody has a reason to campaign.
+    private func checkPeace(_ shell: RaftShell) throws(Violation) {
+        let term = shell.standing.term
+        guard let known = peaceTerm else {
+            peaceTerm = term
+            return
+        }
+        guard term == known || !scenario.heals else {
+            throw Violation(
+                .liveness, "peace keeps its leader",
+                "term \(known) ended although nothing was wrong: \(situation)")
+        }
+    }
+
+    /// One that only hears of commits may look well: it must know whose they are.
+    private func isLedAsOthers(_ shell: RaftShell, _ other: RaftShell) -> Bool {
+        shell.standing.term == other.standing.term && shell.standing.leader != nil
+            && shell.standing.leader == other.standing.leader && shell.core.isReady
     }
 
     /// The members of the membership in which the run ends.

@@ -46,7 +46,7 @@ extension World {
         shell.nextNumber += 1
         let id = ProposalID(node: shell.node.id, incarnation: shell.life, number: number)
         try feed(
-            shell, .propose([Proposal(id: id, payload: CommandCodec.encode(command))]))
+            shell, .propose([Proposal(id: id, payload: payload(command))]))
     }
 
     private func arrangeLeaseLook(_ shell: RaftShell, atLeast: Duration) {
@@ -97,7 +97,7 @@ extension World {
             client.requestNumber += 1
             return SessionRequest(
                 session: session, number: client.requestNumber,
-                acknowledgedBelow: client.requestNumber)
+                acknowledgedBelow: acknowledgement(client))
         }
     }
 

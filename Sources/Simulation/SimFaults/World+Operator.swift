@@ -80,6 +80,9 @@ extension World {
             try feed(leader, .transferLeadership(to: target))
             return
         }
+        if scenario.hasMischief, mischiefRandom.chance(1, in: 4) {
+            return try changeWrongly(leader, membership)
+        }
         var pool = nodes.map(\.id)
         var voters: [NodeID] = []
         let wanted = fate.uniform(max(1, scenario.founders - 2)..<min(pool.count, 5) + 1)

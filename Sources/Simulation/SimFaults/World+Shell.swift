@@ -56,11 +56,13 @@ extension World {
             shell.committed.append(.inLog(from: from, upTo: upTo))
             scheduleApply(shell)
         case .readReady(let id, let readIndex):
+            shell.asking[id.number] = nil
             try observer.readReady(index, number: id.number, index: readIndex)
             shell.waitingReads.append(.init(index: readIndex, number: id.number))
             try answerReads(shell)
         case .readFailed(let id):
             shell.readsBegan[id.number] = nil
+            shell.asking[id.number] = nil
             if let request = shell.reads.removeValue(forKey: id.number) {
                 answer(request, .unavailable)
             }
@@ -126,9 +128,19 @@ extension World {
         shell.wakeAt = nil
         if let deadline = shell.core.deadline, deadline <= shell.node.clock.reading(at: now) {
             try feed(shell, .timeout)
+            try checkReads(shell)
         } else {
             arrangeWake(shell)
         }
+    }
+
+    /// A read waits for the one before it at the longest, and then as long again.
+    private func checkReads(_ shell: RaftShell) throws(Violation) {
+        let clock = shell.node.clock.reading(at: now)
+        let patience = scenario.electionTimeoutMin * 2 + scenario.heartbeatInterval
+        guard shell.asking.contains(where: { clock - $0.value > patience }) else { return }
+        throw Violation(
+            .liveness, "reads end", "n\(shell.node.id) has neither answered nor refused a read")
     }
 
     // MARK: - Messages
@@ -165,6 +177,7 @@ extension World {
             !isForeign(peer, to: shell) || message.isAnswer
         else { return }
         statistics.messages += 1
+        try checkSize(message, shell)
         var writer = ByteWriter(capacity: 1 + message.byteCountEstimate)
         writer.byte(PeerFrameKind.message.rawValue)
         message.encode(into: &writer)
@@ -175,6 +188,15 @@ extension World {
         network.send(
             from: shell.node.index, to: peer, lane: Int(message.lane.rawValue), payload: bytes,
             now: now)
+    }
+
+    /// Several entries go together only as far as they have room.
+    private func checkSize(_ message: Message, _ shell: RaftShell) throws(Violation) {
+        guard case .append(_, _, _, let entries) = message.body, entries.count > 1,
+            entries.reduce(0, { $0 + $1.payload.count }) > scenario.appendBytesMax
+        else { return }
+        throw Violation(
+            .safety, "queues keep their limits", "n\(shell.node.id) appends more than is allowed")
     }
 
     func received(_ bytes: [UInt8], _ shell: RaftShell) throws(Violation) {
@@ -347,6 +369,7 @@ extension World {
         for read in ready {
             if let began = shell.readsBegan.removeValue(forKey: read.number) {
                 shell.freshness.confirm(since: began)
+                shell.answeredSince = max(shell.answeredSince ?? began, began)
             }
             guard let request = shell.reads.removeValue(forKey: read.number),
                 case .read(let look) = request.body
@@ -374,12 +397,25 @@ extension World {
         answer(request, .read(found))
     }
 
+    private func makeCheckpoint(_ shell: RaftShell) {
+        let copy = shell.state.copy()
+        guard scenario.planted.contains(.discardBeyondCheckpoint) else {
+            shell.node.checkpoint = copy
+            return
+        }
+        let late = shell.lateCheckpoint
+        shell.lateCheckpoint = copy
+        if let late, late.appliedIndex > shell.node.checkpoint.appliedIndex {
+            shell.node.checkpoint = late
+        }
+    }
+
     private func checkpointIfDue(_ shell: RaftShell) throws(Violation) {
         let applied = shell.state.appliedIndex
-        let due = shell.node.checkpoint.appliedIndex.rawValue + scenario.checkpointInterval
-        guard applied.rawValue >= due else { return }
+        let last = (shell.lateCheckpoint ?? shell.node.checkpoint).appliedIndex
+        guard applied.rawValue >= last.rawValue + scenario.checkpointInterval else { return }
         try backUpIfDue(shell)
-        shell.node.checkpoint = shell.state.copy()
+        makeCheckpoint(shell)
         let keep = scenario.logTail
         let target = LogIndex(applied.rawValue > keep ? applied.rawValue - keep : 0)
         let cut = min(target, shell.durableIndex)

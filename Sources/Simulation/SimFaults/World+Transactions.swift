@@ -7,11 +7,12 @@ import RaftCore
 
 /// Clients that change several keys at once on conditions, and read several of them at one revision.
 extension World {
-    private func drawKey() -> [UInt8] { Array("txn-\(kvRandom.uniform(0..<6))".utf8) }
+    func drawKey() -> [UInt8] { Array("txn-\(kvRandom.uniform(0..<6))".utf8) }
 
     // MARK: - Transactions
 
     func transact(_ client: SimClient) {
+        if scenario.hasMischief, let command = drawMischief(client) { return send(command, client) }
         if client.session != nil, kvRandom.chance(1, in: 30) { return endSession(client) }
         if kvRandom.chance(1, in: 60) { return sendGarbage(client) }
         let key = drawKey()
@@ -34,8 +35,7 @@ extension World {
     }
 
     private func send(_ command: Command, _ client: SimClient) {
-        begin(
-            client, .init(purpose: .command(command), payload: CommandCodec.encode(command)))
+        begin(client, .init(purpose: .command(command), payload: payload(command)))
     }
 
     /// What it was doing under the old one may still be on its way somewhere.

@@ -51,6 +51,10 @@ package final class World {
 
     /// The members through which the clients' last errands go.
     var finalMembers: [Int]?
+    /// What is tried once more when all has come right.
+    var rehearsal = Rehearsal.notBegun
+    /// The term in which all of them had a leader, and all clients were done.
+    var peaceTerm: Term?
     /// A client was told something that makes no sense.
     var misunderstanding: Violation?
 
@@ -65,6 +69,8 @@ package final class World {
     var kvRandom: RandomSource
     /// Of backups, histories and reads that may be stale.
     var lookRandom: RandomSource
+    /// Of requests that make no sense.
+    var mischiefRandom: RandomSource
 
     package struct Statistics: Equatable, Sendable {
         package var messages = 0
@@ -113,6 +119,7 @@ package final class World {
         watchRandom = source.split()
         kvRandom = source.split()
         lookRandom = source.split()
+        mischiefRandom = source.split()
         for index in 0..<scenario.nodes {
             let drift = scenario.clockDriftPPMMax
             let clock = SimClock(

@@ -61,7 +61,8 @@ package final class Database {
     private static let incrementalVacuum: Int64 = 2
 
     let handle: OpaquePointer
-    /// Frames in the WAL after the last commit; it shrinks when the WAL is started over.
+    /// Frames in the WAL after the last commit, or none after it was emptied; it shrinks when the WAL
+    /// is started over.
     package private(set) var walFrameCount = 0
 
     package init(path: String, options: Options = Options()) throws(SQLiteError) {
@@ -194,7 +195,9 @@ package final class Database {
         let code = sqlite3_wal_checkpoint_v2(handle, "main", mode, &framesInWAL, &framesCopied)
         if code & 0xff == SQLITE_BUSY { return false }
         try check(code)
-        return framesInWAL >= 0 && framesInWAL == framesCopied
+        guard framesInWAL >= 0, framesInWAL == framesCopied else { return false }
+        if mode == SQLITE_CHECKPOINT_TRUNCATE { walFrameCount = 0 }
+        return true
     }
 
     /// Makes a running call on this connection return SQLITE_INTERRUPT; from any thread.

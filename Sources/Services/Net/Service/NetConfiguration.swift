@@ -24,6 +24,9 @@ package struct NetConfiguration: Sendable {
     package var clientBytesMax = NetLimits.clientBytesMax
     /// More in tests that count what has not proved itself.
     package var proofTimeout = NetLimits.proofTimeout
+    /// See `NetService.stop()`. Two units that are told to stop by one command hear it some
+    /// milliseconds apart, and a hand-over takes as long; more would only delay restarts.
+    package var raftGraceMax = TimeAmount.milliseconds(100)
     package var link: LinkConfiguration
 
     package init(

@@ -102,7 +102,7 @@ package enum NetDaemon {
                         "addresses": "\(advertised.joined(separator: " "))",
                         "tokens": settings.areTokensRequired ? "required" : "not required",
                     ])
-                return RunningDaemon { service.drain() }
+                return RunningDaemon { service.stop() }
             }
         }
     }

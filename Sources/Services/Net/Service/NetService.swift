@@ -55,6 +55,8 @@ package final class NetService: @unchecked Sendable {
     private var nextLink: UInt64 = 1
     private var listener: (any RunningListener)?
     private var shownStatus = ""
+    /// While `stop()` waits for the raft daemon.
+    private var raftGone: EventLoopPromise<Void>?
 
     package init(eventLoop: any EventLoop, configuration: NetConfiguration, logger: Logger) {
         self.eventLoop = eventLoop
@@ -88,6 +90,28 @@ package final class NetService: @unchecked Sendable {
                         LinkPeer(endpoint: $0.peer.endpoint, addresses: $0.peer.addresses)
                     }))
         }
+    }
+
+    /// What a signal to stop means: a raft daemon that is here may have got one in the same moment, and
+    /// hands over through this net. So it goes on until that one is gone, or is seen to stay.
+    package func stop() -> EventLoopFuture<Void> {
+        eventLoop.preconditionInEventLoop()
+        guard raftState == .serving else { return drain() }
+        let gone = eventLoop.makePromise(of: Void.self)
+        raftGone = gone
+        let timer = eventLoop.scheduleTask(in: configuration.raftGraceMax) { [self] in
+            letRaftGo()
+        }
+        return gone.futureResult.flatMap { [self] in
+            timer.cancel()
+            return drain()
+        }
+    }
+
+    /// Nobody is waited for any longer.
+    func letRaftGo() {
+        raftGone?.succeed()
+        raftGone = nil
     }
 
     /// Takes no more, says goodbye to the peers, closes.

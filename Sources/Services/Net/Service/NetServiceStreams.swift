@@ -159,6 +159,7 @@ extension NetService {
         logger.info("local raft", metadata: ["state": "\(state)"])
         for session in sessions.values { session.notify(.raft, state) }
         guard state == .gone else { return }
+        letRaftGo()
         for stream in Array(joined.values) where stream.service == .raft {
             stream.splice.abort(.serviceGone)
         }

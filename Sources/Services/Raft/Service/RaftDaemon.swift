@@ -299,28 +299,39 @@ package final class RaftServer: @unchecked Sendable {
         for listener in listeners { listener.close() }
         let answered = service.drain()
         let timer = loop.scheduleTask(in: Self.drainTimeout) { [self] in service.giveUpDrain() }
-        return answered.flatMap { [self] in
+        let handedOver = loop.makePromise(of: Void.self)
+        // The net may have gone first. The sooner the next process is there, the better.
+        let watch = loop.scheduleRepeatedTask(initialDelay: .zero, delay: .milliseconds(20)) {
+            [self] _ in
+            guard isCutOff else { return }
+            service.giveUpDrain()
+            handedOver.succeed()
+        }
+        answered.whenSuccess { [self] in handOver(handedOver) }
+        return handedOver.futureResult.map { [self] in
             timer.cancel()
-            return handOver()
-        }.map { [self] in close() }
+            watch.cancel()
+            close()
+        }
     }
 
-    private func handOver() -> EventLoopFuture<Void> {
-        let done = loop.makePromise(of: Void.self)
+    /// No quorum can be reached: nothing is answered any more, and there is nobody to hand over to.
+    private var isCutOff: Bool {
+        guard let voters = node.membership?.voters else { return false }
+        return voters.filter { links.isReachable($0) }.count < voters.count / 2 + 1
+    }
+
+    private func handOver(_ done: EventLoopPromise<Void>) {
         let status = node.core.peerStatus(now: RaftNode.now).filter {
             $0.isVoter && links.isReachable($0.node)
         }
-        guard let best = status.max(by: { $0.match < $1.match }) else {
-            done.succeed()
-            return done.futureResult
-        }
+        guard let best = status.max(by: { $0.match < $1.match }) else { return done.succeed() }
         service.onStandingChange = { standing in
             guard standing.leader != nil, standing.role != .leader else { return }
             done.succeed()
         }
         loop.scheduleTask(in: Self.transferTimeout) { done.succeed() }
         node.step(.transferLeadership(to: best.node))
-        return done.futureResult
     }
 
     /// Without any ceremony; for tests.

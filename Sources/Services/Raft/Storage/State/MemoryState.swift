@@ -55,6 +55,9 @@ package final class MemoryState: StateStore {
         return results
     }
 
+    /// Every row of a copy.
+    package func rows() -> MemoryTables.Rows { machine.tables.rows() }
+
     package func get(_ key: [UInt8], at revision: Revision?) -> KeyValue? {
         guard case .value(let entry) = machine.get(key, at: revision) else { return nil }
         return entry

@@ -50,7 +50,7 @@ package final class SQLiteState: StateStore {
     /// Nil once closed, and while a snapshot takes its place.
     private var opened: KVMachine<SQLiteTables>?
     private(set) package var meta: StateMeta
-    /// Pages that were in the WAL when a checkpoint was last tried.
+    /// Pages that were in the WAL when a checkpoint was last tried, if it was not emptied then.
     private var pagesAtCheckpoint = 0
     private var isInTransaction = false
     /// What was applied since the transaction began.
@@ -296,9 +296,10 @@ package final class SQLiteState: StateStore {
         // Nothing of the WAL is needed now. Left there it would be replayed at the next start, and
         // only as far as it is sound: after one flipped bit, old frames over a newer database. A
         // reader who still looks at it puts that off until the next checkpoint.
-        _ = try storing { machine throws(SQLiteError) in
+        let isEmpty = try storing { machine throws(SQLiteError) in
             try machine.tables.database.checkpoint(.truncate)
         }
+        if isEmpty { pagesAtCheckpoint = 0 }
         return durableIndex
     }
 
