@@ -303,6 +303,14 @@ extension Scenario {
         }
     }
 
+    /// Adds a trouble, and takes away what does not go with it.
+    package mutating func insist(on trouble: Trouble) {
+        guard !rates.contains(where: { $0.trouble == trouble }) else { return }
+        if trouble == .wipe { rates.removeAll { Trouble.damaging.contains($0.trouble) } }
+        if Trouble.damaging.contains(trouble) { rates.removeAll { $0.trouble == .wipe } }
+        rates.append(Rate(trouble, every: electionTimeoutMax * 3))
+    }
+
     private mutating func drawDecay(_ random: inout RandomSource) {
         let interval = electionTimeoutMax * Double(random.uniform(10..<60)) / 10
         let isDrawn = random.chance(1, in: 4)

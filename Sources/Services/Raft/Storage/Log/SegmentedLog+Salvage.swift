@@ -20,9 +20,7 @@ extension SegmentedLog {
         above applied: LogIndex, bytesMax: Int
     ) throws(StorageError) -> [Entry] {
         guard untrustedBelow != .zero else { return [] }
-        let first = max(applied, map.base).next
-        var found = try read(from: first, upTo: max(first, lastIndex), bytesMax: bytesMax)
-        var byteCount = found.reduce(0) { $0 + $1.payload.count }
+        var (found, byteCount) = ([Entry](), 0)
         for segment in map.segments {
             let content = try attempt { () throws(DiskError) in
                 try SegmentContent(of: segment.file, byteCount: segment.byteCount)
@@ -35,6 +33,12 @@ extension SegmentedLog {
             guard let content = try setAsideContent(generation) else { continue }
             collect(
                 content, behind: 0, generation, above: applied, bytesMax, &byteCount, &found)
+        }
+        // Last, for it is the least needed: who may lead has an intact part that is as good.
+        if byteCount < bytesMax {
+            let first = max(applied, map.base).next
+            found += try read(
+                from: first, upTo: max(first, lastIndex), bytesMax: bytesMax - byteCount)
         }
         return found
     }

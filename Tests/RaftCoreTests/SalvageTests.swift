@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import RaftCore
+import Testing
+
+/// What lies behind damage, where it takes long to gather, or is not to be had.
+@Suite struct SalvageTests {
+    private let one = NodeID(1), two = NodeID(2), three = NodeID(3)
+
+    /// All three hold three entries: the membership, the first of term 2, a value.
+    private func world(seed: UInt64 = 1) -> World {
+        let world = World(seed: seed)
+        world.adjust = { $0.appendBytesMax = 1 }
+        world.found(voters: [one, two, three])
+        world.fireTimer(two)
+        world.settle()
+        world.propose(two, "first")
+        world.settle()
+        return world
+    }
+
+    /// Power fails. Node 2 has lost the last entry that the others have, and what it has behind it is
+    /// whole; node 3 cannot trust its end; node 1 is whole.
+    private func damage(_ world: World) {
+        let end = world.node(one).disk.lastIndex
+        world.inFlight.removeAll()
+        for id in [one, two, three] { world.crash(id) }
+        world.node(two).disk.damage(end...end)
+        world.forgetApplied(two, after: end.previous)
+        world.node(three).disk.damage(after: end)
+        for id in [one, two, three] { world.start(id) }
+    }
+
+    /// Each message is on its way for 100 ms; timers fire meanwhile. Ends when somebody leads.
+    private func pass(
+        _ world: World, seconds: Int, isOpen: (Message) -> Bool = { _ in true }
+    ) {
+        for _ in 0..<seconds * 10 where world.leader == nil {
+            let underWay = world.inFlight
+            world.inFlight.removeAll()
+            world.now = world.now + .milliseconds(100)
+            for message in underWay where isOpen(message) { world.deliver(message) }
+            for node in world.nodes where node.due.map({ $0 <= world.now }) == true {
+                world.step(node.id, .timeout)
+            }
+            for node in world.nodes where !node.pending.isEmpty { world.sync(node.id) }
+        }
+    }
+
+    /// Node 1 has granted, is asked for nothing, and its log is as good as the candidate's: it must not
+    /// campaign while that one gathers page after page. What is gathered would be lost each time.
+    @Test func manyPagesAreGatheredInOneCampaign() throws {
+        for seed in UInt64(1)...20 {
+            let world = world(seed: seed)
+            let end = world.node(one).disk.lastIndex
+            world.propose(two, all: (1...40).map { "value \($0)" })
+            world.sync(two)
+            damage(world)
+            pass(world, seconds: 60)
+            _ = try #require(world.leader, "seed \(seed): gathered for ever")
+            world.settle()
+            // And the first entry of the term.
+            #expect(world.committedIndex == end.advanced(by: 41), "seed \(seed)")
+            #expect(world.violations.isEmpty, "seed \(seed)")
+        }
+    }
+
+    /// A program that does not understand the question gives no answer. Nobody leads then without what
+    /// it holds; as soon as it answers somebody does.
+    @Test func nobodyLeadsWithoutTheAnswers() throws {
+        let world = world()
+        let end = world.node(one).disk.lastIndex
+        world.propose(two, "behind the damage")
+        world.sync(two)
+        damage(world)
+        pass(world, seconds: 60) { message in
+            if case .salvageRequest = message.body { message.to != two } else { true }
+        }
+        #expect(world.leader == nil)
+        pass(world, seconds: 60)
+        _ = try #require(world.leader)
+        world.settle()
+        #expect(world.committedIndex == end.advanced(by: 2))
+        #expect(world.violations.isEmpty)
+    }
+
+    /// The first entry of a term is joined to what it says that it follows. One of a program that did
+    /// not say so yet is not, and nor is what stands behind it.
+    @Test(arguments: [true, false]) func whatBeginsATermSaysWhatItFollows(saysSo: Bool) throws {
+        let world = world()
+        let end = world.node(one).disk.lastIndex
+        for id in [one, two, three] { world.crash(id) }
+        let before = try #require(world.node(one).disk.entry(end)).term
+        let payload = withUnsafeBytes(of: before.rawValue.littleEndian) { Array($0) }
+        world.node(two).disk.hardState = HardState(term: before.next, votedFor: two)
+        world.node(two).disk.entries += [
+            Entry(
+                index: end.next, term: before.next, kind: .noop, origin: nil, time: .zero,
+                payload: saysSo ? payload : []),
+            Entry(
+                index: end.next.next, term: before.next, kind: .command, origin: nil,
+                time: .zero, payload: [1]),
+        ]
+        damage(world)
+        pass(world, seconds: 60)
+        _ = try #require(world.leader)
+        world.settle()
+        #expect(world.committedIndex == end.advanced(by: saysSo ? 3 : 1))
+        #expect(world.violations.isEmpty)
+    }
+}
