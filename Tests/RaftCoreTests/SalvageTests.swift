@@ -23,13 +23,18 @@ import Testing
 
     /// Power fails. Node 2 has lost the last entry that the others have, and what it has behind it is
     /// whole; node 3 cannot trust its end; node 1 is whole.
-    private func damage(_ world: World) {
+    ///
+    /// - Parameter forgetting: what had been applied is gone, too.
+    private func damage(_ world: World, forgetting: Bool = false) {
         let end = world.node(one).disk.lastIndex
         world.inFlight.removeAll()
         for id in [one, two, three] { world.crash(id) }
         world.node(two).disk.damage(end...end)
         world.forgetApplied(two, after: end.previous)
         world.node(three).disk.damage(after: end)
+        if forgetting {
+            for id in [one, two, three] { world.forgetApplied(id, after: LogIndex(1)) }
+        }
         for id in [one, two, three] { world.start(id) }
     }
 
@@ -54,17 +59,41 @@ import Testing
     @Test func manyPagesAreGatheredInOneCampaign() throws {
         for seed in UInt64(1)...20 {
             let world = world(seed: seed)
-            let end = world.node(one).disk.lastIndex
-            world.propose(two, all: (1...40).map { "value \($0)" })
-            world.sync(two)
-            damage(world)
-            pass(world, seconds: 60)
-            _ = try #require(world.leader, "seed \(seed): gathered for ever")
-            world.settle()
-            // And the first entry of the term.
-            #expect(world.committedIndex == end.advanced(by: 41), "seed \(seed)")
-            #expect(world.violations.isEmpty, "seed \(seed)")
+            try gatherManyPages(world, "seed \(seed)")
         }
+    }
+
+    /// Nor must one that is no voter any more, but does not know that this is committed: nobody asks it
+    /// for its vote.
+    @Test func formerVotersDoNotDisturb() throws {
+        for seed in UInt64(1)...20 {
+            let world = world(seed: seed)
+            world.step(
+                two,
+                .changeMembership(
+                    voters: [two, three], learners: [one],
+                    members: [one, two, three].map(world.present),
+                    id: ProposalID(node: two, incarnation: 1, number: 1000)))
+            world.settle()
+            world.propose(two, "second")
+            world.settle()
+            try gatherManyPages(world, "seed \(seed)", forgetting: true)
+        }
+    }
+
+    private func gatherManyPages(_ world: World, _ comment: Comment, forgetting: Bool = false)
+        throws
+    {
+        let end = world.node(one).disk.lastIndex
+        world.propose(two, all: (1...40).map { "value \($0)" })
+        world.sync(two)
+        damage(world, forgetting: forgetting)
+        pass(world, seconds: 60)
+        _ = try #require(world.leader, comment)
+        world.settle()
+        // And the first entry of the term.
+        #expect(world.committedIndex == end.advanced(by: 41), comment)
+        #expect(world.violations.isEmpty, comment)
     }
 
     /// A program that does not understand the question gives no answer. Nobody leads then without what

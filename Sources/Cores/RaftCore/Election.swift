@@ -250,9 +250,9 @@ extension RaftCore {
     }
 
     mutating func count(_ ballot: Ballot, as expected: RaftRole, _ turn: inout Turn) {
-        guard role == expected, !ballots.contains(where: { $0.node == ballot.node }) else {
-            return
-        }
+        guard role == expected, gathering == nil,
+            !ballots.contains(where: { $0.node == ballot.node })
+        else { return }
         ballots.append(ballot)
         decide(&turn)
     }

@@ -101,6 +101,7 @@ extension RaftCore {
             found: Salvage(salvage.page(after: start, bytesMax: .max).entries))
         armCampaignTimer(&turn)
         for voter in damaged { askForSalvage(voter, &turn) }
+        if !damaged.isEmpty { keepOthersWaiting(&turn) }
         finishGathering(&turn)
     }
 
@@ -128,18 +129,20 @@ extension RaftCore {
         } else {
             gathering?.waiting[place].after = end
             askForSalvage(from, &turn)
-            keepGrantsWaiting(&turn)
+            keepOthersWaiting(&turn)
         }
     }
 
-    /// Many pages take longer than a voter waits for its candidate. Those who are asked for pages
-    /// hear of us; the others would campaign, and what was gathered would be lost each time.
-    private func keepGrantsWaiting(_ turn: inout Turn) {
-        for ballot in ballots where ballot.isGranted && ballot.node != node {
-            guard gathering?.waiting.contains(where: { $0.node == ballot.node }) == false else {
-                continue
-            }
-            requestVote(from: ballot.node, &turn)
+    /// Many pages take longer than anybody waits for a candidate. Those who are asked for pages hear
+    /// of us; the others would campaign, and what was gathered would be lost each time: voters, and
+    /// whoever may still be one by a membership that is not known to be committed.
+    private func keepOthersWaiting(_ turn: inout Turn) {
+        var others: Set<NodeID> = [node]
+        for waiting in gathering?.waiting ?? [] { others.insert(waiting.node) }
+        let granted = ballots.filter(\.isGranted).map(\.node)
+        let members = memberships.flatMap { $0.membership.members.map(\.node) }
+        for other in (granted + members).sorted() where others.insert(other).inserted {
+            requestVote(from: other, &turn)
         }
     }
 

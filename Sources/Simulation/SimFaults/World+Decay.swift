@@ -44,6 +44,7 @@ extension World {
             guard let position = position(member.node), let shell = nodes[position].shell,
                 shell.membership == membership, shell.core.isTailTrusted,
                 shell.standing.term == leader.standing.term,
+                let log = shell.log as? SegmentedLog, !log.remembersLostMembership,
                 member.replica == nodes[position].member.replica
             else { return nil }
             first = max(first, shell.log.firstIndex, shell.core.membershipIndex.next)

@@ -410,6 +410,13 @@ package final class SegmentedLog: LogStore {
         return (SegmentName.log(segment.generation), segment.offset(of: index))
     }
 
+    /// The membership that is kept apart was cut off again by a leader; damage to what came instead
+    /// would bring it back to mind. For the same people.
+    package var remembersLostMembership: Bool {
+        guard let kept = newestMembership, kept.index > map.base else { return false }
+        return map.term(at: kept.index) != kept.term
+    }
+
     package func close() {
         for segment in map.segments { segment.file.close() }
         prepared?.file.close()
