@@ -236,7 +236,7 @@ extension RaftCore {
         guard let membership,
             membership.isVoter(voter) || lostMembership?.isVoter(voter) == true,
             !ballots.contains(where: { $0.node == voter })
-        else { return askForSalvage(voter, &turn) }
+        else { return repeatSalvageRequest(to: voter, &turn) }
         requestVote(from: voter, &turn)
     }
 

@@ -80,8 +80,14 @@ struct Salvage {
 
 /// A candidate that everybody has granted, some of them on condition, asks those what they hold.
 struct Gathering {
+    struct Waiting {
+        let node: NodeID
+        var after: Position
+        var wasAskedAgain = false
+    }
+
     /// Those who have not told all yet, and what they told last; ascending by node.
-    var waiting: [(node: NodeID, after: Position)]
+    var waiting: [Waiting]
     var found: Salvage
     /// The write that brings what was found into this log; office begins once it is durable.
     var written: DurabilityTicket?
@@ -97,7 +103,7 @@ extension RaftCore {
         let start = Position(commitIndex.next, .zero)
         let damaged = ballots.filter { $0.isConditional && $0.node != node }.map(\.node).sorted()
         gathering = Gathering(
-            waiting: damaged.map { ($0, start) },
+            waiting: damaged.map { Gathering.Waiting(node: $0, after: start) },
             found: Salvage(salvage.page(after: start, bytesMax: .max).entries))
         armCampaignTimer(&turn)
         for voter in damaged { askForSalvage(voter, &turn) }
@@ -105,11 +111,21 @@ extension RaftCore {
         finishGathering(&turn)
     }
 
-    mutating func askForSalvage(_ voter: NodeID, _ turn: inout Turn) {
+    private mutating func askForSalvage(_ voter: NodeID, _ turn: inout Turn) {
         guard let waiting = gathering?.waiting.first(where: { $0.node == voter }) else { return }
         send(
             .salvageRequest(afterIndex: waiting.after.index, afterTerm: waiting.after.term),
             to: voter, &turn)
+    }
+
+    /// The link is new, what was asked through the old one is lost. Once for each page: a program that
+    /// does not know the question closes the stream each time.
+    mutating func repeatSalvageRequest(to voter: NodeID, _ turn: inout Turn) {
+        guard let place = gathering?.waiting.firstIndex(where: { $0.node == voter }),
+            gathering?.waiting[place].wasAskedAgain == false
+        else { return }
+        gathering?.waiting[place].wasAskedAgain = true
+        askForSalvage(voter, &turn)
     }
 
     mutating func receiveSalvage(
@@ -127,7 +143,7 @@ extension RaftCore {
             gathering?.waiting.remove(at: place)
             finishGathering(&turn)
         } else {
-            gathering?.waiting[place].after = end
+            gathering?.waiting[place] = Gathering.Waiting(node: from, after: end)
             askForSalvage(from, &turn)
             keepOthersWaiting(&turn)
         }
