@@ -88,10 +88,10 @@ import AspenTypes
 // cluster waits for a person. A voter without others elects itself: nobody else could have
 // acknowledged anything. What it has lost is lost, and the shell says so.
 //
-// A program from before rule 6 does not understand the candidate's question and gives no answer: the
-// cluster waits until every voter runs this one. As a candidate it asks nobody, and goes by rule 3
-// alone; the first entries of its terms do not say what they follow, so the way to what is behind
-// them ends there.
+// A program from before rule 6 does not understand the candidate's question, closes the stream and
+// gives no answer: the cluster waits until every voter runs this one. As a candidate it asks nobody,
+// and goes by rule 3 alone; the first entries of its terms do not say what they follow, so the way to
+// what is behind them ends there.
 //
 // Left out: a voter that is gone for good while a quorum of the others is damaged: an administrator
 // must decide then.

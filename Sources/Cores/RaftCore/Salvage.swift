@@ -24,7 +24,8 @@ extension Entry {
 
     /// The term of the entry before this one in every log that holds this one, as far as that can be
     /// told. A leader writes the first entry of its term behind what it found, and all others behind
-    /// entries of its own.
+    /// entries of its own. Only a founding and a recovery from the loss of a majority begin a term with
+    /// a membership: for that this names a place that nobody has, and it is joined to nothing.
     var termBefore: Term? {
         guard kind == .noop else { return term }
         guard payload.count == 8 else { return nil }
