@@ -107,6 +107,8 @@ extension Decoder {
             .forwardRejected(numbers: [id]), .timeoutNow, .snapshotChunk(chunk),
             .repairing(nonce: 1, from: index, isAgreed: false, below: index),
             .snapshotReply(id: 1, received: 2, installed: false, refused: false),
+            .salvageRequest(afterIndex: index, afterTerm: term),
+            .salvageReply(afterIndex: index, afterTerm: term, entries: entries, isLast: true),
         ]
         return bodies.map { Message(from: NodeID(1), to: NodeID(2), term: term, body: $0) }
     }()

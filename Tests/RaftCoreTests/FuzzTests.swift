@@ -17,18 +17,23 @@ final class Fuzz {
     private var text = 0
     private(set) var answeredReads = 0
     private let withDamage: Bool
+    /// Now and then the power fails everywhere, and each log is damaged somewhere else.
+    private let withDecay: Bool
+    private(set) var decays = 0
     /// Leaders seldom finish what they began.
     private let unrest: Bool
     /// Nodes on one side of a cut; messages do not cross it.
     private var cutOff: [NodeID] = []
 
     init(
-        seed: UInt64, bugs: Set<PlantedBug> = [], withDamage: Bool = false, unrest: Bool = false
+        seed: UInt64, bugs: Set<PlantedBug> = [], withDamage: Bool = false,
+        withDecay: Bool = false, unrest: Bool = false
     ) {
         random = RandomSource(seed: seed)
         world = World(seed: random.next())
         world.plantedBugs = bugs
         self.withDamage = withDamage
+        self.withDecay = withDecay
         self.unrest = unrest
         let smallCache = random.chance(1, in: 2)
         world.adjust = { configuration in
@@ -89,6 +94,7 @@ final class Fuzz {
                 }
             }
         }
+        if withDecay, random.chance(1, in: 500) { decay() }
         switch random.uniform(0..<1000) {
         case 0..<520: deliverSomething()
         case 520..<720: syncSomething()
@@ -193,6 +199,44 @@ final class Fuzz {
             after: floor.advanced(by: random.uniform(0..<Int(end.rawValue - floor.rawValue))))
     }
 
+    /// Everything stops, and each voter loses some entries; what is committed stays whole on a majority,
+    /// each entry perhaps on another one.
+    private func decay() {
+        for node in world.nodes {
+            world.crash(node.id, syncedWrites: random.uniform(0..<node.pending.count + 1))
+        }
+        world.inFlight.removeAll()
+        for id in voters where random.chance(4, in: 5) {
+            let disk = world.node(id).disk
+            // The first entry is the membership; without it they would wait for a person.
+            let first = max(disk.base.index, LogIndex(1)).next
+            guard disk.lastIndex >= first else { continue }
+            let length = Int(disk.lastIndex.rawValue - first.rawValue) + 1
+            let start = first.advanced(by: random.uniform(max(0, length - 12)..<length))
+            let end = min(disk.lastIndex, start.advanced(by: random.uniform(0..<3)))
+            let lost = start...end
+            guard staysOnMajority(lost, without: disk) else { continue }
+            disk.damage(lost)
+            world.forgetApplied(id, after: disk.lastIndex)
+            decays += 1
+        }
+    }
+
+    private func staysOnMajority(_ lost: ClosedRange<LogIndex>, without disk: World.Disk) -> Bool {
+        var index = lost.lowerBound
+        while index <= lost.upperBound {
+            if let entry = world.committedEntry(at: index) {
+                let holders = voters.count { id in
+                    let other = world.node(id).disk
+                    return other === disk ? other.salvage.contains(entry) : other.holds(entry)
+                }
+                if holders <= voters.count / 2 { return false }
+            }
+            index = index.next
+        }
+        return true
+    }
+
     private func restartSomething() {
         for node in world.nodes where node.core == nil {
             world.start(node.id)
@@ -223,7 +267,7 @@ final class Fuzz {
 
     private func changeMembership() {
         // A single voter that is damaged has lost the only copy.
-        if withDamage { return }
+        if withDamage || withDecay { return }
         let wished = voters.filter { _ in random.chance(3, in: 4) }
         let learners = random.chance(1, in: 2) ? [NodeID(9)] : []
         let id = ProposalID(node: NodeID(1), incarnation: 2, number: 1)
@@ -297,6 +341,19 @@ final class Fuzz {
         }
     }
 
+    /// No log is whole, and every entry is, on a majority.
+    @Test func whatAMajorityHoldsIsNeverLost() {
+        var decays = 0
+        for seed in UInt64(2000)..<2150 {
+            let fuzz = Fuzz(seed: seed, withDecay: true, unrest: seed % 2 == 1)
+            fuzz.run(steps: 4000)
+            if fuzz.world.violations.isEmpty { fuzz.heal() }
+            #expect(fuzz.world.violations.isEmpty, "seed \(seed)")
+            decays += fuzz.decays
+        }
+        #expect(decays > 300, "\(decays) logs damaged")
+    }
+
     @Test func randomScenesKeepEveryPromise() {
         for seed in UInt64(0)..<1000 {
             let fuzz = Fuzz(seed: seed)
@@ -318,6 +375,16 @@ final class Fuzz {
                 if !fuzz.world.violations.isEmpty { return }
             }
             Issue.record("\(bug.rawValue) went unnoticed")
+        }
+
+        @Test func forgottenSalvageIsNoticed() {
+            for seed in UInt64(2000)..<2150 {
+                let fuzz = Fuzz(seed: seed, bugs: [.forgetSalvage], withDecay: true)
+                fuzz.run(steps: 4000)
+                if fuzz.world.violations.isEmpty { fuzz.heal() }
+                if !fuzz.world.violations.isEmpty { return }
+            }
+            Issue.record("what lies behind the damage is never needed")
         }
     #endif
 }

@@ -69,7 +69,7 @@ struct ValueSource {
     }
 
     mutating func body() -> Message.Body {
-        switch random.uniform(0..<18) {
+        switch random.uniform(0..<20) {
         case 0: return .preVote(lastIndex: index(), lastTerm: term())
         case 1: return .preVoteReply(granted: flag(), isConditional: flag())
         case 2: return .vote(lastIndex: index(), lastTerm: term(), isTransfer: flag())
@@ -96,6 +96,11 @@ struct ValueSource {
                 nonce: random.next(), from: index(), isAgreed: flag(), below: index())
         case 15: return .repaired(nonce: random.next())
         case 16: return .snapshotChunk(chunk())
+        case 17: return .salvageRequest(afterIndex: index(), afterTerm: term())
+        case 18:
+            return .salvageReply(
+                afterIndex: index(), afterTerm: term(), entries: many { $0.entry() },
+                isLast: flag())
         default:
             return .snapshotReply(
                 id: random.next(), received: random.next(), installed: flag(), refused: flag())
@@ -139,7 +144,7 @@ struct ValueSource {
             #expect(bytes.count <= message.byteCountEstimate)
             tags.insert(bytes[24])
         }
-        #expect(tags.count == 18, "some kind of message was never tried")
+        #expect(tags.count == 20, "some kind of message was never tried")
     }
 
     @Test func everyTruncationIsAnError() {

@@ -77,6 +77,9 @@ enum TraceFormat {
         case .repairing(_, let from, let isAgreed, let below):
             return "repairing from \(from) \(isAgreed ? "agreed" : "unsure") below \(below)"
         case .repaired: return "repaired"
+        case .salvageRequest(let index, let term): return "salvageRequest after \(index)/\(term)"
+        case .salvageReply(_, _, let entries, let isLast):
+            return "salvage \(list(entries))\(isLast ? "" : " and more")"
         case .snapshotChunk, .snapshotReply: return "snapshot"
         }
     }

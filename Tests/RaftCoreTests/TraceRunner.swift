@@ -172,9 +172,17 @@ final class TraceRunner {
         case "wipe": world.wipe(id)
         case "damage":
             // damage N after I: what follows I is unreadable, and may have been acknowledged.
-            guard words.skip("after") else { throw SyntaxError(description: "damage N after I") }
+            // damage N at I: only I is, and what follows it can still be read.
             let disk = world.node(id).disk
-            disk.damage(after: LogIndex(try words.number()))
+            if words.skip("at") {
+                let index = LogIndex(try words.number())
+                disk.damage(index...index)
+            } else {
+                guard words.skip("after") else {
+                    throw SyntaxError(description: "damage N after I")
+                }
+                disk.damage(after: LogIndex(try words.number()))
+            }
             world.forgetApplied(id, after: disk.lastIndex)
         case "roll-back":
             guard words.skip("to") else { throw SyntaxError(description: "roll-back N to I") }

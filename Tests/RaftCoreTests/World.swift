@@ -16,6 +16,8 @@ final class World {
         var untrustedBelow: LogIndex?
         /// What a log store keeps of the newest membership entry it ever held.
         var newestMembership: NewestMembership?
+        /// What is whole behind the damage.
+        var salvage: [Entry] = []
 
         var lastIndex: LogIndex { base.index.advanced(by: entries.count) }
 
@@ -34,7 +36,10 @@ final class World {
             if let cut = write.truncateAfter { self.cut(after: cut) }
             for entry in write.entries where entry.index == lastIndex.next { append(entry) }
             if let state = write.hardState { hardState = state }
-            if write.endsRepair { untrustedBelow = nil }
+            if write.endsRepair {
+                untrustedBelow = nil
+                salvage = []
+            }
         }
 
         private func append(_ entry: Entry) {
@@ -49,6 +54,18 @@ final class World {
         func damage(after index: LogIndex) {
             untrustedBelow = lastIndex
             cut(after: index)
+        }
+
+        /// These entries turn out to be unreadable, those behind them can be read.
+        func damage(_ lost: ClosedRange<LogIndex>) {
+            untrustedBelow = max(untrustedBelow ?? .zero, lastIndex)
+            salvage += entries.filter { $0.index > lost.upperBound }
+            cut(after: lost.lowerBound.previous)
+        }
+
+        /// In the log, behind damage, or applied and discarded.
+        func holds(_ entry: Entry) -> Bool {
+            base.index >= entry.index || self.entry(entry.index) == entry || salvage.contains(entry)
         }
 
         /// What a log store would find.
@@ -68,7 +85,10 @@ final class World {
                 appliedIndex: applied, lastTime: entries.last?.time ?? .zero,
                 isTailTrusted: untrustedBelow == nil,
                 untrustedBelow: max(untrustedBelow ?? .zero, lastIndex),
-                newestMembership: newestMembership)
+                newestMembership: newestMembership,
+                salvage: untrustedBelow == nil
+                    ? [] : salvage + entries.filter { $0.index > applied }
+            )
         }
     }
 
@@ -480,6 +500,8 @@ final class World {
             }
         }
     }
+
+    func committedEntry(at index: LogIndex) -> Entry? { committed[index] }
 
     /// The last entry applied anywhere.
     var committedIndex: LogIndex { committed.keys.max() ?? .zero }

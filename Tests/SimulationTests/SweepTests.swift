@@ -99,6 +99,7 @@ enum Seeds {
         #expect(try AspenSim.run("run", "--seed", "1", "--planted", "no-such-bug").exitCode == 2)
         #expect(try AspenSim.run("run", "--seed", "1", "--nodes", "0").exitCode == 2)
         #expect(try AspenSim.run("run", "--seed", "1", "--without", "rain").exitCode == 2)
+        #expect(try AspenSim.run("run", "--seed", "1", "--with", "rain").exitCode == 2)
         #expect(try AspenSim.run("sweep", "--seeds", "9..1").exitCode == 2)
         #expect(try AspenSim.run("replay", "/nonexistent").exitCode == 2)
         #expect(try AspenSim.run("--help").exitCode == 0)

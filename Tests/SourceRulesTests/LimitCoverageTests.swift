@@ -15,6 +15,7 @@ import Testing
         "scanPageBytesMax": "RaftServiceTests.pagesAndBatchesAreBoundedByBytes",
         "transactionOperationsMax": "KVCoreTests.comparesAndOperationsAreCounted",
         "snapshotChunkBytesMax": "RaftServiceTests.backupsAndPiecesOfARestoreAreBounded",
+        "salvageBytesMax": "RaftStorageTests.whatIsTakenIsBounded",
         "windowBytes": "RaftServiceTests.itIsSentOneWindowAndTriedAgainLater",
         "stallTimeout": "RaftServiceTests.itIsSentOneWindowAndTriedAgainLater",
         "partialKept": "RaftServiceTests.whatNobodyGoesOnWithIsRemoved",

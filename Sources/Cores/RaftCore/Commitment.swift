@@ -11,6 +11,7 @@ extension RaftCore {
     mutating func becameDurable(_ ticket: DurabilityTicket, _ turn: inout Turn) {
         ledger.settle(ticket)
         candidacyBecameDurable(&turn)
+        salvageBecameDurable(&turn)
         if role == .leader {
             // A leader's own copy counts like any other: when it is durable.
             commitWhatQuorumHolds(&turn)

@@ -77,7 +77,8 @@ extension RaftCore {
             send(
                 .heartbeatReply(round: round, lastIndex: accountableIndex), to: message.from, &turn)
         case .preVote: send(.preVoteReply(granted: false), to: message.from, &turn)
-        case .vote: send(.voteReply(granted: false), to: message.from, &turn)
+        case .vote, .salvageRequest:
+            send(.voteReply(granted: false), to: message.from, &turn)
         case .readIndex, .forward, .forwardRejected: return true
         default: break
         }
@@ -99,6 +100,7 @@ extension RaftCore {
         role = roleWithoutOffice
         ballots.removeAll(keepingCapacity: true)
         candidacy = nil
+        gathering = nil
         setLeader(newLeader, &turn)
         if electionDeadline == nil { restartElectionTimer(&turn) }
     }
@@ -159,6 +161,7 @@ extension RaftCore {
             campaign(isTransfer: true, &turn)
         } else {
             role = roleWithoutOffice
+            gathering = nil
             electionDeadline = nil
         }
     }
@@ -168,11 +171,12 @@ extension RaftCore {
     mutating func startPreVote(_ turn: inout Turn) {
         guard let membership else { preconditionFailure("nobody to ask") }
         role = .preCandidate
+        gathering = nil
         setLeader(nil, &turn)
         armCampaignTimer(&turn)
         ballots = [Ballot(node, true, !isTailTrusted)]
         for voter in electorate(of: membership) { requestVote(from: voter, &turn) }
-        if tally(in: membership) == .won { campaign(isTransfer: false, &turn) }
+        if tally(in: membership).isWon { campaign(isTransfer: false, &turn) }
     }
 
     /// The leader has named this node: campaign at once.
@@ -186,6 +190,7 @@ extension RaftCore {
         guard let membership else { preconditionFailure("nobody to ask") }
         require(role != .leader, "a leader does not campaign")
         role = .candidate
+        gathering = nil
         setLeader(nil, &turn)
         hardState = HardState(term: term.next, votedFor: node)
         agreedIndex = .zero
@@ -213,7 +218,7 @@ extension RaftCore {
         return voters
     }
 
-    private func requestVote(from voter: NodeID, _ turn: inout Turn) {
+    func requestVote(from voter: NodeID, _ turn: inout Turn) {
         let end = log.end
         if role == .preCandidate {
             let question = Message.Body.preVote(lastIndex: end.index, lastTerm: end.term)
@@ -231,7 +236,7 @@ extension RaftCore {
         guard let membership,
             membership.isVoter(voter) || lostMembership?.isVoter(voter) == true,
             !ballots.contains(where: { $0.node == voter })
-        else { return }
+        else { return repeatSalvageRequest(to: voter, &turn) }
         requestVote(from: voter, &turn)
     }
 
@@ -245,9 +250,9 @@ extension RaftCore {
     }
 
     mutating func count(_ ballot: Ballot, as expected: RaftRole, _ turn: inout Turn) {
-        guard role == expected, !ballots.contains(where: { $0.node == ballot.node }) else {
-            return
-        }
+        guard role == expected, gathering == nil,
+            !ballots.contains(where: { $0.node == ballot.node })
+        else { return }
         ballots.append(ballot)
         decide(&turn)
     }
@@ -260,11 +265,13 @@ extension RaftCore {
             role = roleWithoutOffice
             ballots.removeAll(keepingCapacity: true)
             candidacy = nil
-        case .won where role == .preCandidate: campaign(isTransfer: false, &turn)
+        case .won where role == .preCandidate, .wonByAll where role == .preCandidate:
+            campaign(isTransfer: false, &turn)
         // Others may have elected us before our own vote is durable; wait for it all the same: a
         // leader that forgets its term could be elected in it twice.
         case .won where candidacy == nil: becomeLeader(&turn)
-        case .won: break
+        case .wonByAll where candidacy == nil: gatherSalvage(&turn)
+        case .won, .wonByAll: break
         }
     }
 
@@ -337,13 +344,14 @@ extension RaftCore {
 
     // MARK: Office
 
-    private mutating func becomeLeader(_ turn: inout Turn) {
+    mutating func becomeLeader(_ turn: inout Turn) {
         require(role == .candidate, "only a candidate is elected")
         require(ledger.hardStateTicket == nil, "a leader's own vote is durable")
         role = .leader
         // Who has just voted lives; until matches are known nobody is better.
         namedSuccessor = ballots.filter { $0.isGranted && $0.node != node }.map(\.node).min()
         ballots.removeAll(keepingCapacity: true)
+        gathering = nil
         setLeader(node, &turn)
         electionDeadline = nil
         hurriedTries = 0
@@ -355,7 +363,7 @@ extension RaftCore {
         termFirstIndex = log.lastIndex.next
         let first = Entry(
             index: termFirstIndex, term: term, kind: .noop, origin: nil, time: stamp(turn.now),
-            payload: [])
+            payload: Entry.firstPayload(after: log.lastTerm))
         // Who commits old entries by counting sees no need for one of its own.
         appendAsLeader(bugs.commitOldTermByCounting ? [] : [first], &turn)
         broadcastHeartbeat(&turn)

@@ -75,7 +75,7 @@ extension RaftCore {
     /// Appends what is new, cutting off what conflicts with it.
     ///
     /// - Returns: false if an entry makes no sense.
-    private mutating func take(_ entries: [Entry], _ turn: inout Turn) -> Bool {
+    mutating func take(_ entries: [Entry], _ turn: inout Turn) -> Bool {
         guard let first = entries.first, let last = entries.last else { return true }
         guard let before = log.term(at: first.index.previous), before <= first.term else {
             return false

@@ -41,6 +41,7 @@ extension RaftCore {
             promise(leader != node, "led by itself without office")
             promise(role == roleWithoutOffice, "the role does not fit the membership")
         }
+        promise(gathering == nil || role != .leader, "a leader has gathered what there is")
         if role != .leader {
             promise(peers.isEmpty && transfer == nil, "only leaders have peers")
             promise(reads.count == 0, "only leaders hold rounds")

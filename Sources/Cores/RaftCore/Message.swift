@@ -59,6 +59,12 @@ package struct Message: Equatable, Sendable {
         case repairing(nonce: UInt64, from: LogIndex, isAgreed: Bool, below: LogIndex)
         /// Nothing that you may have acknowledged is missing any more.
         case repaired(nonce: UInt64)
+        /// A candidate that every voter has granted, and this one on condition: what does it still
+        /// hold, after this place (by index, then by term)?
+        case salvageRequest(afterIndex: LogIndex, afterTerm: Term)
+        /// Some of it, in that order; with `isLast` the rest.
+        case salvageReply(
+            afterIndex: LogIndex, afterTerm: Term, entries: [Entry], isLast: Bool)
         /// One piece of a snapshot; at most `Limits.snapshotChunkBytesMax` bytes.
         case snapshotChunk(SnapshotChunk)
         /// Up to which byte the snapshot has been taken in; `installed` once it is in force.
@@ -116,17 +122,17 @@ extension Message {
     package var isAnswer: Bool {
         switch body {
         case .preVoteReply, .voteReply, .appendAccepted, .appendRejected, .heartbeatReply,
-            .readIndexReply, .forwardRejected, .repairing, .snapshotReply:
+            .readIndexReply, .forwardRejected, .repairing, .snapshotReply, .salvageReply:
             true
         case .preVote, .vote, .append, .heartbeat, .readIndex, .forward, .timeoutNow, .repaired,
-            .snapshotChunk:
+            .salvageRequest, .snapshotChunk:
             false
         }
     }
 
     package var lane: Lane {
         switch body {
-        case .append, .forward, .snapshotChunk: .bulk
+        case .append, .forward, .snapshotChunk, .salvageReply: .bulk
         default: .control
         }
     }

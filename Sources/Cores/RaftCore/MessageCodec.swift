@@ -11,13 +11,13 @@ extension Message {
         case preVote = 1
         case preVoteReply, vote, voteReply, append, appendAccepted, appendRejected, heartbeat
         case heartbeatReply, readIndex, readIndexReply, forward, forwardRejected, timeoutNow
-        case repairing, repaired, snapshotChunk, snapshotReply
+        case repairing, repaired, snapshotChunk, snapshotReply, salvageRequest, salvageReply
     }
 
     /// An upper bound for the bytes `encode` writes, good enough to reserve them at once.
     package var byteCountEstimate: Int {
         switch body {
-        case .append(_, _, _, let entries):
+        case .append(_, _, _, let entries), .salvageReply(_, _, let entries, _):
             64
                 + entries.reduce(0) {
                     $0 + $1.payload.count + Entry.byteCountMin + ProposalID.byteCount
@@ -223,6 +223,16 @@ extension Message {
             writer.integer(received)
             writer.flag(installed)
             writer.flag(refused)
+        case .salvageRequest(let afterIndex, let afterTerm):
+            begin(.salvageRequest)
+            writer.index(afterIndex)
+            writer.term(afterTerm)
+        case .salvageReply(let afterIndex, let afterTerm, let entries, let isLast):
+            begin(.salvageReply)
+            writer.index(afterIndex)
+            writer.term(afterTerm)
+            writer.list(entries) { $0.encode(into: &$1) }
+            writer.flag(isLast)
         default: preconditionFailure("encoded elsewhere")
         }
     }
@@ -263,6 +273,18 @@ extension Message {
                 received: try reader.integer("snapshotReply.received"),
                 installed: try reader.flag("snapshotReply.installed"),
                 refused: try reader.flag("snapshotReply.refused"))
+        case .salvageRequest:
+            .salvageRequest(
+                afterIndex: try reader.index("salvageRequest.afterIndex"),
+                afterTerm: try reader.term("salvageRequest.afterTerm"))
+        case .salvageReply:
+            .salvageReply(
+                afterIndex: try reader.index("salvageReply.afterIndex"),
+                afterTerm: try reader.term("salvageReply.afterTerm"),
+                entries: try reader.list(
+                    "salvageReply.entries", max: Limits.rpcMessageBytesMax / Entry.byteCountMin,
+                    elementBytesMin: Entry.byteCountMin, Entry.decode),
+                isLast: try reader.flag("salvageReply.isLast"))
         default: throw .unknown(field: "message.tag")
         }
     }

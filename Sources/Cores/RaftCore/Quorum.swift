@@ -19,7 +19,14 @@ struct Ballot: Equatable {
     }
 }
 
-enum Tally { case won, lost, open }
+enum Tally {
+    case won
+    /// By conditional votes too, which every voter has given.
+    case wonByAll
+    case lost, open
+
+    var isWon: Bool { self == .won || self == .wonByAll }
+}
 
 extension RaftCore {
     /// The greatest value that a quorum of voters has reached.
@@ -56,7 +63,7 @@ extension RaftCore {
         } else if incoming != .open {
             return incoming
         }
-        return isUnanimous(in: membership) ? .won : .open
+        return isUnanimous(in: membership) ? .wonByAll : .open
     }
 
     private func tally(among voters: [NodeID]) -> Tally {
@@ -79,7 +86,7 @@ extension RaftCore {
         return hasGrants(ofAll: membership)
     }
 
-    private func hasGrants(ofAll membership: Membership) -> Bool {
+    func hasGrants(ofAll membership: Membership) -> Bool {
         func granted(_ voter: NodeID) -> Bool {
             ballots.contains { $0.node == voter && $0.isGranted }
         }

@@ -41,6 +41,8 @@ package struct RaftCore: Machine {
     /// With `untrustedBelow`: the newest membership entry that is known to have been in the log. See
     /// rule 5 in Repair.swift.
     var newestMembership: NewestMembership?
+    /// With `untrustedBelow`: what this disk holds besides the log. See rule 6 in Repair.swift.
+    var salvage = Salvage([])
     /// Names this process in its requests for repair.
     let repairNonce: UInt64
 
@@ -74,6 +76,8 @@ package struct RaftCore: Machine {
     /// The write of our own vote; it counts once durable.
     var candidacy: DurabilityTicket?
     var isTransferCampaign = false
+    /// Between an election by conditional votes and office.
+    var gathering: Gathering?
     /// How many more campaigns may follow quickly upon one another (after SERVICE_GONE).
     var hurriedTries = 0
 
@@ -133,6 +137,12 @@ package struct RaftCore: Machine {
         untrustedBelow = recovery.isTailTrusted ? nil : recovery.untrustedBelow
         newestMembership =
             recovery.isTailTrusted || bugs.forgetNewestMembership ? nil : recovery.newestMembership
+        if untrustedBelow != nil, !bugs.forgetSalvage {
+            salvage = Salvage(recovery.salvage)
+            // The same of the term of an entry behind the damage.
+            let newest = recovery.salvage.map(\.term).max() ?? .zero
+            if newest > hardState.term { hardState = HardState(term: newest, votedFor: nil) }
+        }
         repairNonce = random.next()
         commitIndex = recovery.appliedIndex
         handedIndex = recovery.appliedIndex
@@ -254,6 +264,10 @@ package struct RaftCore: Machine {
             for id in ids where id.node == node { turn.emit(.proposalFailed(id, .noLeader)) }
         case .timeoutNow: if leader == from { takeOver(&turn) }
         case .repaired(let nonce): receiveRepaired(from, nonce: nonce, &turn)
+        case .salvageRequest(let index, let term):
+            answerSalvageRequest(from, after: Position(index, term), &turn)
+        case .salvageReply(let index, let term, let entries, let isLast):
+            receiveSalvage(from, after: Position(index, term), entries, isLast: isLast, &turn)
         case .snapshotChunk, .snapshotReply: break
         case .appendAccepted, .appendRejected, .heartbeatReply, .repairing:
             receiveFromPeer(message, &turn)

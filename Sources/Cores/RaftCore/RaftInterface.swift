@@ -81,6 +81,8 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case acceptTornTail = "accept-torn-tail"
     /// A damaged log that has lost the newest membership goes by an older one.
     case forgetNewestMembership = "forget-newest-membership"
+    /// What is whole behind the damage of the logs is left there.
+    case forgetSalvage = "forget-salvage"
     // Of the state machine: see `KVPlantedBug`.
     case applyRetryTwice = "apply-retry-twice"
     case executeExpiredSession = "execute-expired-session"
@@ -148,6 +150,10 @@ package struct RaftRecovery: Sendable {
     /// With an untrusted tail: the newest membership entry that this log is known to have held, lost
     /// or not.
     package var newestMembership: NewestMembership?
+    /// With an untrusted tail: whole entries that are still on this disk, behind damage, and those of
+    /// the log that are not applied. In any order, some perhaps twice or cut off by a leader long
+    /// since; at most `Limits.salvageBytesMax`. See rule 6 in Repair.swift.
+    package var salvage: [Entry]
 
     package init(
         hardState: HardState = HardState(),
@@ -155,7 +161,7 @@ package struct RaftRecovery: Sendable {
         snapshotIndex: LogIndex = .zero, snapshotTerm: Term = .zero, lastIndex: LogIndex = .zero,
         termStarts: [(index: LogIndex, term: Term)] = [], appliedIndex: LogIndex = .zero,
         lastTime: ClusterTime = .zero, isTailTrusted: Bool = true, untrustedBelow: LogIndex = .zero,
-        newestMembership: NewestMembership? = nil
+        newestMembership: NewestMembership? = nil, salvage: [Entry] = []
     ) {
         self.hardState = hardState
         self.memberships = memberships
@@ -168,6 +174,7 @@ package struct RaftRecovery: Sendable {
         self.isTailTrusted = isTailTrusted
         self.untrustedBelow = untrustedBelow
         self.newestMembership = newestMembership
+        self.salvage = salvage
     }
 }
 

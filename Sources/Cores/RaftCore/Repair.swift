@@ -21,11 +21,11 @@ import AspenTypes
 //    request arrives and the answer names the asking process, so old answers prove nothing;
 // 3. votes only on condition. A quorum of unconditional votes elects as ever; conditional ones count
 //    only if *every* voter grants. Then the candidate's log is at least as up to date as the intact
-//    part of every voter's. If any intact copy of a committed e is left anywhere, that copy's log,
-//    and so the candidate's, has e (log matching). This is how a cluster comes back that lost power
-//    as a whole and finds a torn tail on every node: the longest intact log leads, the others are
-//    repaired from it. The price: it waits for all voters, because it cannot know which one holds
-//    the only copy left;
+//    part of every voter's. If a committed e is in the intact part of any log, the candidate's has it
+//    too (log matching). This is how a cluster comes back that lost power as a whole and finds a torn
+//    tail on every node: the longest intact log leads, with what can be gathered besides (6), and the
+//    others are repaired from it. The price: it waits for all voters, because it cannot know which one
+//    holds the only copy left;
 // 4. elected so, is trusted at once: its log is now the truth;
 // 5. goes by no membership that it has outlived. Rule 3 asks every voter, but of which membership? If
 //    the damage took newer ones along, the log names an older one: of the founder, perhaps, from
@@ -47,14 +47,54 @@ import AspenTypes
 //    whoever can lead has a log of a later term than N's, and gets the votes. When the node is
 //    repaired (2, 4) nothing of N remains to be waited for.
 //
+// 6. elected by conditional votes, first gathers what the damaged logs still hold (Salvage.swift). All
+//    logs may be damaged, each at another entry, so that no log is whole although every entry is, on
+//    most of the disks. So the store gives out what it finds behind damage, beside what its log has
+//    (`RaftRecovery.salvage`), and holds on to it until the repair is over. The candidate asks every
+//    voter that granted on condition. An entry (index, term) is one place in the tree of all that any
+//    leader ever wrote: it has one content and one predecessor, wherever it is found. The candidate
+//    joins found entries to its log only where the predecessor is proved:
+//    - an entry that does not begin its term follows an entry of the same term, for its leader wrote
+//      both and cut nothing from its own log in between: (i, t) follows (i - 1, t);
+//    - the entry that begins a term says what term the one before it has (`Entry.termBefore`).
+//    Of all places that can be reached so from a place in its log at or above what it knows to be
+//    committed, it takes the last one, by term, then by index, and makes the way to that place its
+//    log, in the place of what goes elsewhere. When that is durable it leads.
+//    Why nothing committed is cut off, and nothing committed is missing that is there: let m be the
+//    place chosen, and e any committed entry that can be reached. m is not before e. Is it of a later
+//    term, then its leader had e (leader completeness); is it of the same, then one leader wrote both,
+//    e first. Either way e is on the way to m. The end of the candidate's own log can be reached, so
+//    this holds for every entry in it; and the new end is at least as up to date as what the votes
+//    were given for.
+//    Which e can be reached? Let each entry on the way to e be whole on a majority of the voters, and
+//    f be the first that the candidate lacks. Votes without condition would have elected it (1), so
+//    the voters with undamaged logs are no majority: one that holds f is damaged, and was asked. It
+//    gave f out, unless f is in its log and applied. But then f is committed, and the candidate's log,
+//    at least as up to date as that one, has it. So f is found; its predecessor is in the candidate's
+//    log or was found by the same reasoning; e can be reached. (In truth it takes one damaged voter
+//    for each entry, not a majority.)
+//    Entries may come to life that were never committed. They are what a voter may have acknowledged:
+//    a leader with an undamaged log would have brought them as well.
+//    Nothing may be forgotten half-way: a candidate that stops after its write has another log, made of
+//    entries that it might have been sent; its tail is as little trusted as before, and everybody's
+//    salvage is still there. A node drops its own only with its repair (2, 4), when it has in its log,
+//    durably, all that it may have acknowledged and that is left. What the new leader needs of the
+//    others is in its log before it promises anything.
+//    A membership that comes with the way, or into force again by it, must be one whose voters have
+//    all granted; a place of a term as late as the candidate's, whose leader's voters have forgotten
+//    it, sends the candidate into a later one. Else it does not lead.
+//
 // Where every voter has lost N, or one has that is needed and another is gone, nobody guesses: the
 // cluster waits for a person. A voter without others elects itself: nobody else could have
 // acknowledged anything. What it has lost is lost, and the shell says so.
 //
-// Left out: repairing a damaged entry in the middle of a log while all nodes are damaged in
-// different places (the store cuts at the first damage, so only the longest intact prefix counts),
-// and a voter that is gone for good while a quorum of the others is damaged: an administrator must
-// decide then.
+// A program from before rule 6 does not understand the candidate's question, closes the stream and
+// gives no answer: the cluster waits until every voter runs this one. As a candidate it asks nobody,
+// and goes by rule 3 alone; the first entries of its terms do not say what they follow, so the way to
+// what is behind them ends there.
+//
+// Left out: a voter that is gone for good while a quorum of the others is damaged: an administrator
+// must decide then.
 
 /// What a node with a damaged log asks of the leader.
 struct RepairRequest {
@@ -136,6 +176,7 @@ extension RaftCore {
     private mutating func endRepair(_ turn: inout Turn) {
         untrustedBelow = nil
         newestMembership = nil
+        salvage = Salvage([])
         write(endsRepair: true, &turn)
     }
 }

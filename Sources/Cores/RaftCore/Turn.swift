@@ -47,6 +47,7 @@ struct ActiveBugs {
     var transferWithoutVotes = false
     var damagedNodeVotes = false
     var forgetNewestMembership = false
+    var forgetSalvage = false
     var unboundedFlight = false
     var installOlderSnapshot = false
     var learnersCount = false
@@ -69,6 +70,7 @@ struct ActiveBugs {
             transferWithoutVotes = planted.contains(.transferWithoutVotes)
             damagedNodeVotes = planted.contains(.damagedNodeVotes)
             forgetNewestMembership = planted.contains(.forgetNewestMembership)
+            forgetSalvage = planted.contains(.forgetSalvage)
             unboundedFlight = planted.contains(.unboundedFlight)
             installOlderSnapshot = planted.contains(.installOlderSnapshot)
             learnersCount = planted.contains(.learnersCount)

@@ -15,6 +15,8 @@ public enum Limits {
     public static let scanPageBytesMax = 4_194_304
     /// Largest chunk of a streamed snapshot, in bytes.
     public static let snapshotChunkBytesMax = 1_000_000
+    /// Most bytes of entries that are looked for behind the damage of a log.
+    public static let salvageBytesMax = 64_000_000
     /// Most voters in a membership (MAX_VOTERS).
     public static let votersMax = 100
     /// Most learners in a membership.

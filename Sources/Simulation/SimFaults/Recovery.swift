@@ -16,6 +16,8 @@ extension LogStore {
             state = empty()
         }
         var recovery = self.recovery
+        recovery.salvage = try salvage(
+            above: state.appliedIndex, bytesMax: Limits.salvageBytesMax)
         recovery.appliedIndex = state.appliedIndex
         recovery.lastTime = max(recovery.lastTime, state.time)
         if let known = state.membership {

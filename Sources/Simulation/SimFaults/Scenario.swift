@@ -42,9 +42,13 @@ package struct Scenario: Sendable {
         case rot
         /// One disk is lost for good; an administrator replaces the replica.
         case wipe
+        /// All machines lose power at once, and each log is damaged at another entry.
+        case decay
 
         /// After these a log may have to be repaired from those of all other voters.
-        static let damaging: Set<Trouble> = [.cutPower, .cutAllPower, .failSync, .rot]
+        static let damaging: Set<Trouble> = [
+            .cutPower, .cutAllPower, .failSync, .rot, .decay,
+        ]
     }
 
     package struct Rate: Sendable {
@@ -157,6 +161,7 @@ extension Scenario {
         var following = source.split()
         var ending = source.split()
         var mischief = source.split()
+        var decaying = source.split()
         var storing = source.split()
 
         self.seed = seed
@@ -167,6 +172,7 @@ extension Scenario {
         drawStorage(&storage)
         drawWork(&work)
         drawTrouble(&trouble)
+        drawDecay(&decaying)
         drawKeeping(&keeping)
         drawFollowing(&following)
         // It takes a leader that has cut its log while an acknowledgement was on its way.
@@ -297,7 +303,7 @@ extension Scenario {
         leaderHuntPercent = random.uniform(20..<90)
         // One in twenty lives in peace: then only the protocol itself can be at fault.
         guard !random.chance(1, in: 20) else { return }
-        for kind in Trouble.allCases {
+        for kind in Trouble.allCases where kind != .decay {
             let isRare: Bool
             switch kind {
             case .failSync, .fullDisk, .slowDisk: isRare = true
@@ -318,5 +324,21 @@ extension Scenario {
         if rates.contains(where: { $0.trouble == .wipe }) {
             rates.removeAll { Trouble.damaging.contains($0.trouble) }
         }
+    }
+
+    /// Adds a trouble, and takes away what does not go with it.
+    package mutating func insist(on trouble: Trouble) {
+        guard !rates.contains(where: { $0.trouble == trouble }) else { return }
+        if trouble == .wipe { rates.removeAll { Trouble.damaging.contains($0.trouble) } }
+        if Trouble.damaging.contains(trouble) { rates.removeAll { $0.trouble == .wipe } }
+        rates.append(Rate(trouble, every: electionTimeoutMax * 3))
+    }
+
+    private mutating func drawDecay(_ random: inout RandomSource) {
+        let interval = electionTimeoutMax * Double(random.uniform(10..<60)) / 10
+        let isDrawn = random.chance(1, in: 4)
+        guard isDrawn, !rates.isEmpty, !rates.contains(where: { $0.trouble == .wipe })
+        else { return }
+        rates.append(Rate(.decay, every: interval))
     }
 }

@@ -76,6 +76,8 @@ package final class RaftShell {
     var durable = DurabilityTicket(0)
     /// The end of the log as far as it has been synced.
     var durableIndex: LogIndex
+    /// What the log knows to have been durable, whatever a power cut leaves.
+    var provenIndex: LogIndex
     /// Messages held back, by peer and lane, in order.
     var held: [[Held]]
 
@@ -137,6 +139,7 @@ package final class RaftShell {
         self.state = state
         self.random = random
         durableIndex = log.lastIndex
+        provenIndex = log.lastIndex
         held = Array(repeating: [], count: peers * Lane.allCases.count)
         self.peers = Array(repeating: PeerStreams(), count: peers)
         replicas = Array(repeating: nil, count: peers)

@@ -21,6 +21,9 @@ extension World {
             }
             return "append after \(previousIndex)t\(previousTerm)\(range ?? " nothing") commit "
                 + "\(commit)"
+        case .salvageReply(_, _, let entries, let isLast):
+            return "salvageReply \(entries.map { "\($0.index)t\($0.term)" })"
+                + (isLast ? " last" : "")
         case .forward(let proposals): return "forward \(proposals.map(\.id.number))"
         case .snapshotChunk(let chunk):
             return "snapshotChunk at \(chunk.meta.index) \(chunk.offset)+\(chunk.bytes.count)"

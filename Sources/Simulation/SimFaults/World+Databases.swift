@@ -76,6 +76,10 @@ extension World {
         return true
     }
 
+    /// Some database may turn out to be of no use, and its log with it: nothing else may be lost until
+    /// that is found.
+    var hidesDamage: Bool { nodes.contains { $0.database?.isDamaged == true } }
+
     // MARK: - Comparing
 
     func compare(

@@ -69,6 +69,7 @@ extension World {
             schedule(.spaciousDisk(node: victim.index), after: duration)
         case .wipe: wipe(victim)
         case .rot: rot(victim)
+        case .decay: try rotEverywhere()
         }
     }
 

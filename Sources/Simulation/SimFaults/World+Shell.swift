@@ -257,6 +257,7 @@ extension World {
         }
         shell.syncing = nil
         shell.durable = last.ticket
+        shell.provenIndex = shell.durableIndex
         for write in batch {
             if let cut = write.truncateAfter { shell.durableIndex = min(shell.durableIndex, cut) }
             if let entry = write.entries.last { shell.durableIndex = entry.index }

@@ -49,9 +49,9 @@ extension World {
 
     private static let segmentHeaderBytes = 4096
 
-    /// One flip at a time: a second one could hide the first.
+    /// Whoever survives a majority needs its state.
     private func rot(_ node: SimNode, _ database: SimDatabase) {
-        guard !database.isDamaged else { return }
+        guard !scenario.losesMajority else { return }
         killRaft(node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
         let name = database.rot { fate.uniform(0..<$0) }
         if let name { note("n\(node.id) a bit of \(name) flips") }
@@ -63,7 +63,7 @@ extension World {
     /// - Returns: whether it is a voter; nil if it may not be lost now.
     private func canSpare(_ node: SimNode) -> Bool? {
         guard let leader, let membership = leader.membership, !membership.isJoint,
-            membership.member(node.id) != nil
+            membership.member(node.id) != nil, !hidesDamage
         else { return nil }
         for member in membership.members {
             guard let position = position(member.node), let shell = nodes[position].shell,

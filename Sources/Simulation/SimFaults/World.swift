@@ -85,6 +85,7 @@ package final class World {
         package var snapshots = 0
         package var memberships = 0
         package var wipes = 0
+        package var decays = 0
         package var leases = 0
         package var compactions = 0
         package var backups = 0

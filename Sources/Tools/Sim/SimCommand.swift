@@ -71,6 +71,11 @@ struct ScenarioOptions: ParsableArguments {
     @Option(help: ArgumentHelp("Leave this kind of trouble out.", valueName: "trouble"))
     var without: [String] = []
 
+    @Option(
+        help: ArgumentHelp(
+            "This kind of trouble, too, whatever the seed draws.", valueName: "trouble"))
+    var with: [String] = []
+
     @Flag(help: "The state is kept in the real database, too (default: by one seed of eight).")
     var database = false
 
@@ -93,14 +98,19 @@ struct ScenarioOptions: ParsableArguments {
             throw ValidationError("--nodes: 1 to 7 nodes can found a simulated cluster")
         }
         if let steps, steps < 1 { throw ValidationError("--steps: at least 1") }
-        for name in without where Scenario.Trouble(rawValue: name) == nil {
-            let known = Scenario.Trouble.allCases.map(\.rawValue).joined(separator: ", ")
-            throw ValidationError("--without \(name): one of \(known)")
+        for (option, names) in [("--without", without), ("--with", with)] {
+            for name in names where Scenario.Trouble(rawValue: name) == nil {
+                let known = Scenario.Trouble.allCases.map(\.rawValue).joined(separator: ", ")
+                throw ValidationError("\(option) \(name): one of \(known)")
+            }
         }
     }
 
     func scenario(seed: UInt64) -> Scenario {
         var scenario = drawn(seed: seed)
+        for trouble in with.compactMap(Scenario.Trouble.init(rawValue:)) {
+            scenario.insist(on: trouble)
+        }
         scenario.rates.removeAll { without.contains($0.trouble.rawValue) }
         return scenario
     }
@@ -124,6 +134,7 @@ struct ScenarioOptions: ParsableArguments {
         if let nodes { arguments += ["--nodes", String(nodes)] }
         if let steps { arguments += ["--steps", String(steps)] }
         for name in without { arguments += ["--without", name] }
+        for name in with { arguments += ["--with", name] }
         if database { arguments.append("--database") }
         if outcomesOnly { arguments.append("--outcomes-only") }
         #if ASPEN_TEST_BUILD

@@ -117,8 +117,8 @@ package struct OpenedStorage {
                 metadata: metadata)
         }
         return OpenedStorage(
-            replica: replica.file.replica, log: log, state: state, recovery: merge(log, state),
-            disks: disks, recording: recording, space: space)
+            replica: replica.file.replica, log: log, state: state,
+            recovery: try merge(log, state), disks: disks, recording: recording, space: space)
     }
 
     private static func absolute(_ path: String) -> String {
@@ -175,8 +175,12 @@ package struct OpenedStorage {
     }
 
     /// One picture of what log and state found.
-    private static func merge(_ log: any LogStore, _ state: any StateStore) -> RaftRecovery {
+    private static func merge(
+        _ log: any LogStore, _ state: any StateStore
+    ) throws(StorageError) -> RaftRecovery {
         var recovery = log.recovery
+        recovery.salvage = try log.salvage(
+            above: state.appliedIndex, bytesMax: Limits.salvageBytesMax)
         recovery.appliedIndex = state.appliedIndex
         recovery.lastTime = max(recovery.lastTime, state.time)
         if let known = state.membership {

@@ -191,7 +191,7 @@ package final class RaftNode: @unchecked Sendable {
             if write.endsRepair {
                 logger.notice(
                     core.isLeader
-                        ? "repaired: no voter has more than this damaged log holds, and it leads"
+                        ? "repaired: no voter has more than this log now holds, and it leads"
                         : "repaired by its peers: the log holds again all that was acknowledged",
                     metadata: [
                         "last": "\(core.lastIndex)", "event": "\(JournalEvent.repaired)",

@@ -32,7 +32,11 @@ package protocol LogStore: AnyObject {
     func sync() throws(StorageError)
     /// Entries `from...upTo`, fewer if `bytesMax` of payload are reached (at least one).
     func read(from: LogIndex, upTo: LogIndex, bytesMax: Int) throws(StorageError) -> [Entry]
-    /// Gives back segments that hold only entries up to `index`.
+    /// With a tail that is not to be trusted: whole entries above `applied` that are still on the
+    /// disk, in the log and behind damage, in any order, some perhaps twice; as many as make `bytesMax`
+    /// of payload. See `RaftRecovery.salvage`.
+    func salvage(above applied: LogIndex, bytesMax: Int) throws(StorageError) -> [Entry]
+    /// Gives back segments that hold only entries up to `index`; none while the tail is not trusted.
     func discard(upTo index: LogIndex, term: Term) throws(StorageError)
     /// Replaces the whole log by nothing, starting after `index` (a snapshot was installed).
     func reset(to index: LogIndex, term: Term) throws(StorageError)
@@ -51,6 +55,9 @@ package protocol LogStore: AnyObject {
 }
 
 extension LogStore {
+    package func salvage(
+        above applied: LogIndex, bytesMax: Int
+    ) throws(StorageError) -> [Entry] { [] }
     package func prepareNextIfNeeded() throws(StorageError) {}
     package func preparation() -> SegmentPreparation? { nil }
     package func adopt(_ made: PreparedSegment) {}

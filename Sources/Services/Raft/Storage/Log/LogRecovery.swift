@@ -79,7 +79,13 @@ struct LogRecovery {
             return findings
         }
         if let start = candidates.lastIndex(where: { $0.header?.isStart == true }) {
-            findings.unused += candidates[..<start].map(\.generation)
+            let before = candidates[..<start].map(\.generation)
+            // A log that began anew while it was damaged may still hold what nobody else has.
+            if candidates[start].header?.untrustedBelow == .zero {
+                findings.unused += before
+            } else {
+                findings.setAside += before
+            }
             candidates.removeFirst(start)
         }
         let run = try link(candidates, seed: seed, &findings)
@@ -132,6 +138,7 @@ struct LogRecovery {
     private func link(
         _ candidates: [Candidate], seed: UInt32, _ findings: inout Findings
     ) throws(StorageError) -> [Candidate] {
+        let chain = chain(candidates)
         var run: [Candidate] = []
         for candidate in candidates {
             guard let header = candidate.header else {
@@ -145,6 +152,13 @@ struct LogRecovery {
                 continue
             }
             findings.epochMax = max(findings.epochMax, header.epoch)
+            if let first = chain.min(), candidate.generation > first,
+                !chain.contains(candidate.generation)
+            {
+                // Cut off by damage; others of them may have their new names already.
+                findings.setAside.append(candidate.generation)
+                continue
+            }
             if let previous = run.lastIndex(where: { $0.generation == header.previousGeneration }) {
                 findings.setAside += run[(previous + 1)...].map(\.generation)
                 run.removeSubrange((previous + 1)...)
@@ -159,6 +173,16 @@ struct LogRecovery {
             findings.setAside.append(run.removeFirst().generation)
         }
         return run
+    }
+
+    /// The newest segment, and those that it goes on from, as far back as they are there.
+    private func chain(_ candidates: [Candidate]) -> Set<UInt64> {
+        var chain: Set<UInt64> = []
+        var next = candidates.last { $0.header != nil }
+        while let candidate = next, chain.insert(candidate.generation).inserted {
+            next = candidates.first { $0.generation == candidate.header?.previousGeneration }
+        }
+        return chain
     }
 
     private func replay(

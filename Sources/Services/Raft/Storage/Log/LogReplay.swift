@@ -149,15 +149,23 @@ struct LogEvidence {
         seed: UInt32
     ) {
         content.withBytes {
-            scan(
+            Self.scan(
                 $0, until: content.writtenEnd, behind: hole, generation: generation, epoch: epoch,
-                seed: seed)
+                seed: seed
+            ) { head, body in
+                isUsed = true
+                provesLoss = provesLoss || Int(head.syncedTo) > hole
+                lastIndex = max(lastIndex, head.index)
+                self.epoch = max(self.epoch, head.epoch)
+                add(head, body)
+            }
         }
     }
 
-    private mutating func scan(
+    /// Every whole record of that generation.
+    static func scan(
         _ bytes: UnsafeRawBufferPointer, until end: Int, behind hole: Int, generation: UInt64,
-        epoch: UInt32, seed: UInt32
+        epoch: UInt32, seed: UInt32, _ take: (RecordHead, UnsafeRawBufferPointer) -> Void
     ) {
         var offset = max(hole, SegmentHeader.byteCount)
         while offset < end, offset + RecordHead.byteCount <= bytes.count {
@@ -169,12 +177,8 @@ struct LogEvidence {
                 offset += RecordHead.alignment
                 continue
             }
-            isUsed = true
-            provesLoss = provesLoss || Int(head.syncedTo) > hole
-            lastIndex = max(lastIndex, head.index)
-            self.epoch = max(self.epoch, head.epoch)
             let start = offset + RecordHead.byteCount
-            add(head, UnsafeRawBufferPointer(rebasing: bytes[start..<start + head.bodyByteCount]))
+            take(head, UnsafeRawBufferPointer(rebasing: bytes[start..<start + head.bodyByteCount]))
             offset += head.paddedByteCount
         }
     }

@@ -134,13 +134,15 @@ extension SegmentedLog {
         if let known = map.term(at: index) {
             precondition(known == term, "entry \(index) is of term \(known), not \(term)")
         }
+        // Behind the damage in it there may be what nobody else has.
+        guard untrustedBelow == .zero else { return }
         while let segment = map.removeFirstSegment(ifUpTo: index) {
             // First what makes it dispensable has to be durable: the header that the log then begins
             // with, the truncation that voids the entries here.
             try sync()
             try recycle(segment)
         }
-        if untrustedBelow == .zero { try removeSetAside() }
+        try removeSetAside()
     }
 
     /// Keeps the file for use again, or removes it. Needs no sync: if the name comes back after a

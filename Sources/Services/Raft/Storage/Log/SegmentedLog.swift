@@ -333,7 +333,15 @@ package final class SegmentedLog: LogStore {
         if index >= untrustedBelow { untrustedBelow = .zero }
         try beginSegment(after: nil)
         try sync()
-        for segment in old { try recycle(segment) }
+        guard untrustedBelow != .zero else {
+            for segment in old { try recycle(segment) }
+            return
+        }
+        for segment in old {
+            segment.file.close()
+            setAside.append(segment.generation)
+        }
+        try putAside()
     }
 
     /// Brings the log and the state that was opened beside it together, before the node starts.
@@ -393,6 +401,20 @@ package final class SegmentedLog: LogStore {
             index = end.next
         }
         return entries
+    }
+
+    /// Where the record of an entry begins: for those who break logs to see what comes of it.
+    package func place(of index: LogIndex) -> (file: String, offset: Int)? {
+        guard index > map.base, index <= map.lastIndex else { return nil }
+        let segment = map.segment(of: index)
+        return (SegmentName.log(segment.generation), segment.offset(of: index))
+    }
+
+    /// The membership that is kept apart was cut off again by a leader; damage to what came instead
+    /// would bring it back to mind. For the same people.
+    package var remembersLostMembership: Bool {
+        guard let kept = newestMembership, kept.index > map.base else { return false }
+        return map.term(at: kept.index) != kept.term
     }
 
     package func close() {
