@@ -24,8 +24,9 @@ final class SegmentContent {
         of file: any DiskFile, byteCount: Int, in memory: SegmentMemory? = nil
     ) throws(DiskError) {
         let memory =
-            try memory.flatMap { $0.byteCount >= byteCount ? $0 : nil }
-            ?? SegmentMemory(byteCount: byteCount)
+            if let memory, memory.byteCount >= byteCount { memory } else {
+                try SegmentMemory(byteCount: byteCount)
+            }
         var (end, writtenEnd) = (0, 0)
         while end < byteCount {
             let piece = try file.read(
