@@ -58,6 +58,7 @@ import Testing
         #expect(!StateDirectory.read(directory.path + "/state.db-wal").isEmpty)
         #expect(try state.checkpoint() == index(240))
         let made = changes.withLock { $0 }
+        #expect(made.contains("write \(directory.path)/state.db-wal"), "see SQLiteState.settle")
         #expect(made.contains("sync \(directory.path)/state.db-wal"))
         #expect(made.contains("syncDirectory \(directory.path)"))
         #expect(made.contains("sync \(directory.path)/state.db"))

@@ -13,7 +13,7 @@ package struct CRC32C: Sendable {
         var crc = state
         Self.tables.withUnsafeBufferPointer { table in
             /// The eight bytes of `word`, the last of which is `after` bytes before the end.
-            func slices(_ word: UInt64, after: Int) -> UInt32 {
+            @inline(__always) func slices(_ word: UInt64, after: Int) -> UInt32 {
                 table[(after + 7) * 256 + Int(word & 0xff)]
                     ^ table[(after + 6) * 256 + Int((word >> 8) & 0xff)]
                     ^ table[(after + 5) * 256 + Int((word >> 16) & 0xff)]
@@ -23,7 +23,7 @@ package struct CRC32C: Sendable {
                     ^ table[(after + 1) * 256 + Int((word >> 48) & 0xff)]
                     ^ table[after * 256 + Int(word >> 56)]
             }
-            func word(at offset: Int) -> UInt64 {
+            @inline(__always) func word(at offset: Int) -> UInt64 {
                 UInt64(
                     littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self))
             }

@@ -79,11 +79,12 @@ package final class SQLiteState: StateStore {
         do { machine = try Self.open(directory + "/" + Self.fileName, options) } catch {
             throw Self.explain(error)
         }
-        if isNew { try Self.syncDirectory(directory) }
         opened = machine
         meta = machine.meta
         durableIndex = .zero
         membership = try machine.meta.decodedMembership()
+        // What nobody has left needs no settling.
+        if isNew { _ = try checkpoint() }
     }
 
     /// Puts an empty state in the place of one that cannot be used. The caller replays the log, if
