@@ -177,7 +177,6 @@ struct LogEvidence {
             }
             isUsed = true
             provesLoss = provesLoss || Int(head.syncedTo) > hole
-            syncedTo = max(syncedTo, Int(head.syncedTo))
             lastIndex = max(lastIndex, head.index)
             self.epoch = max(self.epoch, head.epoch)
             let start = offset + RecordHead.byteCount
@@ -189,6 +188,7 @@ struct LogEvidence {
     init() {}
 
     private mutating func add(_ head: RecordHead, _ body: UnsafeRawBufferPointer) {
+        syncedTo = max(syncedTo, Int(head.syncedTo))
         switch head.kind {
         case .hardState: add(HardStateBody.read(head, body) ?? HardState())
         case .membership: add(KeptMembership(body))
