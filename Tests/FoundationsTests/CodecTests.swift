@@ -13,6 +13,15 @@ import Testing
         #expect(CRC32C.of((0..<32).map { UInt8($0) }) == 0x46dd_794e)
         #expect(CRC32C.of(Array("123456789".utf8)) == 0xe306_9283)
         #expect(CRC32C.of([]) == 0)
+        // However many bytes are taken at a time.
+        let bytes = (0..<100).map { UInt8(truncatingIfNeeded: $0 * 37 ^ $0 >> 2) }
+        for start in 0..<9 {
+            for end in start...bytes.count {
+                var single = CRC32C()
+                for byte in bytes[start..<end] { single.update([byte]) }
+                #expect(CRC32C.of(bytes[start..<end]) == single.value)
+            }
+        }
     }
 
     @Test func crc32cIsTheSameInPieces() {

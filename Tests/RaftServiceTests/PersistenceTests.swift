@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenDisk
 import AspenTypes
 import AspenWire
 import FoundationEssentials
 import Glibc
 import Logging
 import NIOCore
+import RaftStorage
 import Testing
 
 @testable import RaftService
@@ -59,6 +61,44 @@ final class ScratchDirectory: Sendable {
         #expect(after.replicaID == before.replicaID)
         #expect(after.clusterID == before.clusterID)
         try await cluster.stop()
+    }
+
+    /// Who waits for a killed node waits for its syncs: there is one, of the log.
+    @Test(.timeLimit(.minutes(1))) func aRestartSyncsTheLogOnceAndNothingElse() async throws {
+        let scratch = try ScratchDirectory()
+        let cluster = TestCluster(1)
+        let id = NodeID(1)
+        let recorder = WriteRecorder()
+        try await cluster.start(
+            id,
+            storage: { settings in
+                var settings = settings
+                settings.backend = .persistent
+                settings.stateDirectory = "\(scratch.path)/\(settings.node)"
+                return try OpenedStorage.open(
+                    settings, logger: Logger(label: "test"), recorder: recorder)
+            }, adjust: CutNode.adjust)
+        try await cluster.found()
+        let client = try await cluster.client(of: id)
+        for count in 0..<500 { _ = try await client.put("k\(count)", [7]).get() }
+        var killed = PowerCutReplay(events: recorder.events)
+        try await cluster.stop()
+        killed.advance(to: killed.events.count)
+        let node = try CutNode(killed.currentImage, id)
+        let restart = WriteRecorder()
+        let storage = try node.open(recorder: restart)
+        defer { storage.close() }
+        #expect(storage.state.appliedIndex > .zero)
+        #expect(storage.log.lastIndex >= LogIndex(500))
+        let syncs = restart.events.count {
+            switch $0 {
+            case .syncBegan, .directorySyncBegan: true
+            default: false
+            }
+        }
+        #expect(syncs == 1)
+        // A sync is two events: it begins and ends.
+        #expect(NodeRecording(events: restart.events).syncs { $0.hasPrefix("log/log-") } == 2)
     }
 
     @Test(.timeLimit(.minutes(1))) func threeNodesAllKilledAtOnce() async throws {

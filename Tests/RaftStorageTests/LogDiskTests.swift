@@ -69,6 +69,77 @@ import Testing
             })
     }
 
+    /// Who waits for a killed node waits for this, too: nothing that was synced is written again, and
+    /// one sync serves all that is.
+    @Test func reopeningWritesTheEndAloneAndSyncsOnce() throws {
+        let disk = MemoryDisk()
+        let log = try open(disk)
+        try log.write(write(entries(1...60, byteCount: 100)))
+        try log.sync()
+        func reopen() throws -> (syncs: Int, written: Int) {
+            let recorder = WriteRecorder()
+            _ = try open(RecordingDisk(disk, recorder: recorder))
+            let writes = recorder.events.map { event in
+                if case .write(_, _, let bytes) = event { bytes.count } else { 0 }
+            }
+            let syncs = recorder.events.count {
+                switch $0 {
+                case .syncBegan, .directorySyncBegan: true
+                default: false
+                }
+            }
+            return (syncs, writes.reduce(0, +))
+        }
+        let whole = try reopen()
+        #expect(whole.syncs == 1)
+        #expect(whole.written < 200, "the opening record and the mark")
+        let killed = try open(disk)
+        try killed.write(write(entries(61...62, byteCount: 100)))
+        _ = try killed.all()
+        let torn = try reopen()
+        #expect(torn.syncs == 1)
+        #expect(torn.written > whole.written + 200 && torn.written < whole.written + 500)
+        #expect(try open(disk).all() == entries(1...62, byteCount: 100))
+    }
+
+    /// What a failed sync was about reads back as written, counts as clean, and never reaches the
+    /// disk. Who opens the log next answers for it all the same.
+    @Test(arguments: UInt64(1)...60) func whatAFailedSyncLostIsWrittenAgain(seed: UInt64) throws {
+        var random = RandomSource(seed: seed)
+        let recorder = WriteRecorder()
+        let disk = RecordingDisk(MemoryDisk(), recorder: recorder)
+        let log = try open(disk)
+        var last: UInt64 = 0
+        func append() throws {
+            let count = random.uniform(1..<12 as Range<UInt64>)
+            let byteCount = random.uniform(8..<600)
+            try log.write(write(entries(last + 1...last + count, byteCount: byteCount)))
+            last += count
+        }
+        for _ in 0..<random.uniform(0..<6) {
+            try append()
+            try log.sync()
+        }
+        try append()
+        let all = try log.all()
+        let failed = recorder.count
+        let synced =
+            recorder.events.lastIndex { if case .syncEnded = $0 { true } else { false } } ?? 0
+        #expect(try open(disk).lastIndex == index(last))
+        let onDisk = recorder.events.enumerated().filter { place, event in
+            guard place > synced, place < failed, case .write = event else { return true }
+            return false
+        }
+        #expect(onDisk.count < recorder.count)
+        var replay = PowerCutReplay(events: onDisk.map(\.element))
+        replay.advance(to: onDisk.count)
+        for _ in 0..<8 {
+            let found = try open(MemoryDisk(image: replay.image(using: &random)))
+            #expect(found.recovery.isTailTrusted)
+            #expect(try found.all() == all)
+        }
+    }
+
     @Test func aFullDiskStopsTheLogAndLosesNothing() throws {
         let disk = MemoryDisk()
         let log = try open(disk)

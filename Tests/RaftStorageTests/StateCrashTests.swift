@@ -12,7 +12,7 @@ import Synchronization
 import Testing
 
 /// A run over a state in memory that remembers the hash at every index.
-private struct Reference {
+struct Reference {
     var source: EntrySource
     let memory = MemoryState()
     var entries: [Entry] = []
@@ -66,7 +66,7 @@ private struct Reference {
     }
 }
 
-private func smallOptions() -> SQLiteState.Options {
+func smallOptions() -> SQLiteState.Options {
     var options = SQLiteState.Options()
     options.commitEntries = 24
     options.checkpointPages = 60

@@ -88,7 +88,7 @@ final class SimDatabase {
         end()
         disk.wipe()
         isDamaged = false
-        medium.show()
+        medium.show(keepingMark: false)
     }
 
     /// Flips one bit of what is on the disk, while no process runs.
@@ -251,9 +251,13 @@ final class SimMedium: @unchecked Sendable {
 
     // MARK: - What a process finds
 
-    /// Makes the files be what the disk has.
-    func show() {
-        for name in Self.names(in: directory) { unlink("\(directory)/\(name)") }
+    /// Makes the files be what the disk has. The mark of a damaged state is made durable at once, and
+    /// past the VFS: it stays.
+    func show(keepingMark: Bool = true) {
+        for name in Self.names(in: directory)
+        where !keepingMark || name != SQLiteState.damageName {
+            unlink("\(directory)/\(name)")
+        }
         for name in (try? disk.list()) ?? [] {
             guard let file = try? disk.open(name, create: false),
                 let bytes = try? file.read(at: 0, count: Int(file.byteCount))

@@ -136,9 +136,11 @@ package final class PosixDisk: Disk {
             _ = Glibc.close(descriptor)
             throw error
         }
-        // Only a hint for the message above: the lock itself is the kernel's.
+        // Only a hint for the message above: the lock itself is the kernel's. Written over the one
+        // before, of which what is behind the line's end may stay: to give its block back and take
+        // another one is work for the file system's journal, which a start would wait for.
         let text = Array("\(getpid())\n".utf8)
-        if ftruncate(descriptor, 0) == 0 { _ = pwrite(descriptor, text, text.count, 0) }
+        _ = pwrite(descriptor, text, text.count, 0)
         return descriptor
     }
 

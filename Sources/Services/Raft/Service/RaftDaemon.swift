@@ -164,7 +164,9 @@ package final class RaftServer: @unchecked Sendable {
     let service: ClientService
     let links: PeerLinks
     private let loop: any EventLoop
-    private let access = LocalAccess()
+    /// Looked up for the first local client: names of daemons that are not installed are looked for
+    /// in every source of users that the system has, systemd's included, and that takes milliseconds.
+    private lazy var access = LocalAccess()
     private let options: RaftNodeOptions
     private var listeners: [any RunningListener] = []
     /// Hold the locks of the data directory.

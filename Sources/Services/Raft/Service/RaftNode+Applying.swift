@@ -117,6 +117,21 @@ extension RaftNode {
 
     // MARK: - Housekeeping
 
+    /// How long after its start a node makes durable what its state was opened with: first come those
+    /// who waited for it.
+    static let settlingDelay = TimeAmount.seconds(1)
+
+    /// Has the first checkpoint made, due or not: an idle node shall not keep a WAL for days.
+    func settle() {
+        loop.scheduleTask(in: Self.settlingDelay) { [weak self] in
+            guard let self, !isStopped else { return }
+            state.perform { store in
+                _ = try store.checkpoint()
+                return {}
+            }
+        }
+    }
+
     private func maintain() {
         state.perform { [self] store in
             let durable = try store.checkpointIfDue()

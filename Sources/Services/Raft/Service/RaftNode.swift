@@ -157,6 +157,7 @@ package final class RaftNode: @unchecked Sendable {
             if let self, !isStopped { snapshots.forgetPartial() }
         }
         events.record("started", "aspend-raft started")
+        settle()
         armTimer()
     }
 

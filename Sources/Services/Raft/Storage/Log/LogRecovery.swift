@@ -39,6 +39,8 @@ struct LogRecovery {
         var replay: LogReplay?
         /// What a damaged place hides, nil without one.
         var damage: LogEvidence?
+        /// Below this the last segment of the log had been synced.
+        var syncedTo = 0
         /// The newest hard state behind the end of the log.
         var laterState = HardState()
         /// Generations cut off from the log by damage.
@@ -59,9 +61,9 @@ struct LogRecovery {
         /// Nil if no copy of it is whole.
         let header: SegmentHeader?
 
-        func content() throws(StorageError) -> SegmentContent {
+        func content(in memory: SegmentMemory? = nil) throws(StorageError) -> SegmentContent {
             try onDisk { () throws(DiskError) in
-                try SegmentContent(of: file, byteCount: byteCount)
+                try SegmentContent(of: file, byteCount: byteCount, in: memory)
             }
         }
     }
@@ -188,6 +190,7 @@ struct LogRecovery {
     private func replay(
         _ run: [Candidate], seed: UInt32, _ findings: inout Findings
     ) throws(StorageError) {
+        var memory: SegmentMemory?
         for (position, candidate) in run.enumerated() {
             let rest = run[(position + 1)...]
             guard let header = candidate.header else {
@@ -203,7 +206,8 @@ struct LogRecovery {
                 generation: candidate.generation, file: candidate.file,
                 byteCount: candidate.byteCount)
             let next = rest.first?.header
-            let content = try candidate.content()
+            let content = try candidate.content(in: memory)
+            memory = content.reusable
             content.withBytes { bytes in
                 let limit = min(bytes.count, next.map { Int($0.previousEnd) } ?? bytes.count)
                 replay.replay(segment, UnsafeRawBufferPointer(rebasing: bytes[..<limit]))
@@ -219,6 +223,7 @@ struct LogRecovery {
                 epoch: replay.epoch, seed: seed)
             findings.epochMax = max(findings.epochMax, found.epoch)
             findings.laterState = found.hardState
+            findings.syncedTo = max(replay.syncedTo, found.syncedTo)
             if !rest.isEmpty || found.provesLoss {
                 findings.damage = try damage(found, rest, seed: seed, &findings)
             }

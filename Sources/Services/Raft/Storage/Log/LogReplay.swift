@@ -13,6 +13,8 @@ struct LogReplay {
     var chain: UInt32
     var epoch: UInt32
     var untrustedBelow: LogIndex
+    /// Up to where the last segment had been synced, as its records know.
+    private(set) var syncedTo = 0
     var memberships: [(index: LogIndex, payload: [UInt8])] = []
     var newestMembership: KeptMembership?
     /// A planted bug: generation and chain are not looked at (`PlantedBug.acceptRecycledRecord`).
@@ -41,6 +43,7 @@ struct LogReplay {
     /// Takes in the records of a segment, as far as they form a chain, and sets its `end`.
     mutating func replay(_ segment: LogSegment, _ bytes: UnsafeRawBufferPointer) {
         map.add(segment)
+        syncedTo = 0
         var offset = SegmentHeader.byteCount
         while offset < bytes.count, let head = next(bytes, &offset, segment) {
             let body = UnsafeRawBufferPointer(
@@ -48,6 +51,7 @@ struct LogReplay {
             guard take(head, body, at: offset) else { break }
             chain = head.crc
             epoch = head.epoch
+            syncedTo = max(syncedTo, Int(head.syncedTo))
             offset += head.paddedByteCount
         }
         segment.end = offset
@@ -135,6 +139,8 @@ struct LogEvidence {
     var isUsed = false
     /// A record was written when bytes beyond the place where the chain ends were already durable.
     var provesLoss = false
+    /// The segment had been synced up to here.
+    var syncedTo = 0
     /// How far the log went.
     var lastIndex = LogIndex.zero
     var epoch: UInt32 = 0
@@ -186,6 +192,7 @@ struct LogEvidence {
     init() {}
 
     private mutating func add(_ head: RecordHead, _ body: UnsafeRawBufferPointer) {
+        syncedTo = max(syncedTo, Int(head.syncedTo))
         switch head.kind {
         case .hardState: add(HardStateBody.read(head, body) ?? HardState())
         case .membership: add(KeptMembership(body))

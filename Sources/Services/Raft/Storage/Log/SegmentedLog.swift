@@ -94,7 +94,8 @@ package final class SegmentedLog: LogStore {
         setAside = found.setAside
         recovery = try replay.recovery()
         try clean(unused: found.unused)
-        try reopen(inNewSegment: found.damage != nil || found.isOfOlderVersion)
+        let needsNewSegment = found.damage != nil || found.isOfOlderVersion
+        try reopen(inNewSegment: needsNewSegment, syncedTo: needsNewSegment ? 0 : found.syncedTo)
         if isStateNew { try append(hardState) }
         try sync()
         try putAside()
@@ -303,18 +304,26 @@ package final class SegmentedLog: LogStore {
 
     /// Begins a new epoch at the end of the log: no record behind it, left over from a torn batch,
     /// can continue what is written from now on. What is behind a damaged place is not written over.
-    private func reopen(inNewSegment: Bool) throws(StorageError) {
+    /// The caller syncs.
+    ///
+    /// What a killed process has written since its last sync may not have reached the disk. Nor may
+    /// what a failed sync was about: its pages read back as written and count as clean (Rebello and
+    /// others, 2020), so that only writing them again makes the next sync mean something. Both lie
+    /// behind `synced`: a record that says so was made after a sync that had succeeded.
+    ///
+    /// The same sync serves what is written again and the record that opens the epoch, which says no
+    /// more than was known before: should power fail meanwhile and leave that record behind a hole,
+    /// the hole is a torn tail, and nobody was told what it held.
+    private func reopen(inNewSegment: Bool, syncedTo synced: Int) throws(StorageError) {
         guard let segment = map.segments.last else { return try beginSegment(after: nil) }
-        // What a killed process has written may not have reached the disk. Nor may what a failed
-        // sync was about: its pages read back as written and count as clean (Rebello and others,
-        // 2020), so that only writing them again makes the next sync mean something.
+        let start = min(synced, segment.end)
         try attempt { () throws(DiskError) in
-            let written = try segment.file.read(at: 0, count: segment.end)
-            try segment.file.write(written, at: 0)
-            try segment.file.sync()
+            let written = try segment.file.read(at: UInt64(start), count: segment.end - start)
+            if !written.isEmpty { try segment.file.write(written, at: UInt64(start)) }
         }
         bufferStart = segment.end
-        syncedTo = segment.end
+        syncedTo = start
+        isSynced = false
         if inNewSegment || segment.end + RecordHead.padded(8) > segment.byteCount {
             return try beginSegment(after: segment)
         }

@@ -61,9 +61,12 @@ extension SQLiteState {
 
     /// Removes what `rebuildEmpty` has set aside. Call once the state is whole again.
     package func removeSetAside() throws(StorageError) {
-        for suffix in ["-wal", "-journal", ""] {
-            try Self.remove(directory + "/" + Self.setAsideName + suffix)
-        }
+        let paths = ["-wal", "-journal", ""].map { directory + "/" + Self.setAsideName + $0 }
+            .filter(Self.exists)
+        guard !paths.isEmpty else { return }
+        // Whole, and durable.
+        _ = try checkpoint()
+        for path in paths { try Self.remove(path) }
     }
 
     /// Writes what the file holds over itself and syncs it. No error if there is no such file.

@@ -31,7 +31,7 @@ package final class SQLiteState: StateStore {
     static let fileName = "state.db"
     static let incomingName = "state.db.incoming"
     static let setAsideName = "state.db.set-aside"
-    static let damageName = "state.damaged"
+    package static let damageName = "state.damaged"
 
     package struct Options: Sendable {
         /// Memory for pages, in KiB.
@@ -59,6 +59,8 @@ package final class SQLiteState: StateStore {
     /// The applied index that the database file is known to hold.
     private var durableIndex: LogIndex
     private var failure: StorageError?
+    /// Whether what was found at the opening is certain to be on the disk: see `settle`.
+    private var isSettled = false
     /// Snapshots that still hold a read transaction.
     private var spools: [SnapshotSpool] = []
     package private(set) var membership: (index: LogIndex, membership: Membership)?
@@ -76,20 +78,17 @@ package final class SQLiteState: StateStore {
         self.options = options
         if let reason = Self.knownDamage(in: directory) { throw .corrupt(reason) }
         try Self.removeIncoming(in: directory)
-        // Its pages may count as clean although a sync of them has failed (see
-        // `SegmentedLog.reopen`): they are to be on the disk before anybody builds on them.
-        try Self.rewriteFile(directory + "/" + Self.fileName + "-wal")
+        let isNew = !Self.exists(directory + "/" + Self.fileName)
         let machine: KVMachine<SQLiteTables>
         do { machine = try Self.open(directory + "/" + Self.fileName, options) } catch {
             throw Self.explain(error)
         }
-        try Self.syncDirectory(directory)
         opened = machine
         meta = machine.meta
         durableIndex = .zero
         membership = try machine.meta.decodedMembership()
-        // What recovery found in the WAL goes into the file before anybody relies on it.
-        _ = try checkpoint()
+        // What nobody has left needs no settling.
+        if isNew { _ = try checkpoint() }
     }
 
     /// Puts an empty state in the place of one that cannot be used. The caller replays the log, if
@@ -98,6 +97,8 @@ package final class SQLiteState: StateStore {
     package static func rebuildEmpty(
         directory: String, options: Options = Options()
     ) throws(StorageError) -> SQLiteState {
+        // Until it is done, it is to be begun again: the database alone may be pages of several moments.
+        noteDamage("it was being made anew", in: directory)
         // The WAL first, and for certain: over another database it would be poison.
         for suffix in ["-wal", "-journal", ""] {
             let path = directory + "/" + fileName + suffix
@@ -287,8 +288,28 @@ package final class SQLiteState: StateStore {
         return after > before ? after : nil
     }
 
+    /// Makes what a process before this one has left durable, names included. Its pages of the WAL
+    /// may count as clean although a sync of them has failed (see `SegmentedLog.reopen`).
+    ///
+    /// Not done at the opening, when callers wait, but before the first checkpoint: nothing builds on
+    /// it earlier. What is in the WAL can be applied again from the log, which is durable since it was
+    /// opened and is discarded only behind a checkpoint. Should a page of the WAL be dropped from
+    /// memory meanwhile and read otherwise from the disk, its checksum tells (CAspenVFS, frames.c).
+    private func settle() throws(StorageError) {
+        guard !isSettled else { return }
+        do throws(StorageError) {
+            try Self.rewriteFile(directory + "/" + Self.fileName + "-wal")
+            try Self.syncDirectory(directory)
+        } catch {
+            failure = error
+            throw error
+        }
+        isSettled = true
+    }
+
     package func checkpoint() throws(StorageError) -> LogIndex {
         try commit()
+        try settle()
         // Read before the checkpoint: what is committed after it is not in it.
         let applied = meta.appliedIndex
         let isComplete = try storing { machine throws(SQLiteError) in
@@ -366,12 +387,16 @@ package final class SQLiteState: StateStore {
     /// Puts the finished file `state.db.incoming` in the place of the database.
     ///
     /// The old WAL goes first: over another database it would be poison. Should the machine fail
-    /// right after, the old database without its WAL is an older state that the log still continues.
+    /// right after, the old database without its WAL must still be a state that the log continues: so
+    /// all of the WAL is copied before. Half of a checkpoint, whether it was cut off by a kill or held
+    /// up by a reader, leaves pages of several moments.
     func replaceByIncoming() throws(StorageError) {
         do throws(StorageError) {
             waitForSnapshots()
+            guard try checkpoint() == meta.appliedIndex else {
+                throw .disk("the state to be replaced cannot be made durable")
+            }
             opened = nil
-            isInTransaction = false
             let path = directory + "/" + Self.fileName
             try Self.remove(path + "-wal")
             try Self.syncDirectory(directory)
