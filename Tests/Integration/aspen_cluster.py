@@ -57,6 +57,8 @@ class Result:
 class Node:
     def __init__(self, cluster, number, port):
         self.cluster, self.number, self.port = cluster, number, port
+        # Where others dial it.
+        self.address = f"127.0.0.1:{port}"
         self.data = os.path.join(cluster.directory, str(number))
         self.log_path = os.path.join(cluster.directory, f"{number}.log")
         self.process = None
@@ -78,8 +80,7 @@ class Node:
             "--storage-backend", self.cluster.backend]
         for other in self.cluster.nodes:
             if other is not self:
-                arguments += ["--peers",
-                              f"{other.number}@{other.endpoint}@127.0.0.1:{other.port}"]
+                arguments += ["--peers", f"{other.number}@{other.endpoint}@{other.address}"]
         log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
             arguments + list(extra), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -126,6 +127,11 @@ class Node:
 
     def kill_all(self):
         """Supervisor and daemons at once, as a power cut would (without its effect on disks)."""
+        # Held first: it must not start another one meanwhile.
+        try:
+            os.kill(self.process.pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            pass
         pids = [self.process.pid] + [p for p in map(self.daemon, ("net", "raft")) if p]
         for pid in pids:
             try:
