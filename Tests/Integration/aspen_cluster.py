@@ -71,7 +71,7 @@ class Node:
     def socket(self):
         return os.path.join(self.data, "run", "raft.sock")
 
-    def start(self, cookie_file=None, extra=(), env=None, programs=None):
+    def start(self, cookie_file=None, extra=(), env=None, programs=None, seconds=20.0):
         before = self.log().count("is up; its sockets")
         arguments = [
             f"{programs or self.cluster.bin}/aspen-node", "--node-id", str(self.number),
@@ -88,7 +88,7 @@ class Node:
         log.close()
         wait_for(f"node {self.number} up (log {self.log_path})",
                  lambda: self.log().count("is up; its sockets") > before
-                 or self.process.poll() is not None)
+                 or self.process.poll() is not None, seconds)
         assert self.process.poll() is None, f"node {self.number} ended: {self.log()[-2000:]}"
 
     def log(self):
@@ -117,8 +117,8 @@ class Node:
                 return int(pid)
         return None
 
-    def kill_daemon(self, name):
-        pid = wait_for(f"aspend-{name} of node {self.number}", lambda: self.daemon(name))
+    def kill_daemon(self, name, seconds=20.0):
+        pid = wait_for(f"aspend-{name} of node {self.number}", lambda: self.daemon(name), seconds)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -146,8 +146,9 @@ class Node:
             self.process.terminate()
             self.process.wait(timeout=20)
 
-    def cli(self, *arguments, timeout_ms=10000, stdin=None, check=None):
-        return self.cluster.cli("--socket", self.socket, "--timeout", str(timeout_ms),
+    def cli(self, *arguments, timeout_ms=None, stdin=None, check=None):
+        return self.cluster.cli("--socket", self.socket,
+                                "--timeout", str(timeout_ms or self.cluster.timeout_ms),
                                 *arguments, stdin=stdin, check=check)
 
 
@@ -165,7 +166,7 @@ class Cluster:
     def __init__(self, count=3, backend="persistent", learners=0, spares=0, settings=None):
         self.bin = bin_dir()
         self.settings = settings or {}
-        self.backend = backend
+        self.backend, self.timeout_ms = backend, 10_000
         self.holder = tempfile.TemporaryDirectory(prefix="aspen-test-", dir="/tmp")
         self.directory = self.holder.name
         self.cookie = os.path.join(self.directory, "cookie")

@@ -11,6 +11,8 @@ import time
 from test_clocks import Jumping
 
 NODES = (1, 2, 3)
+# Seconds for what a busy machine starts; where it has nothing else to do they are fractions of one.
+PATIENCE = 120.0
 DAEMONS = ("net", "raft")
 KINDS = {}
 
@@ -39,7 +41,7 @@ def kill_daemon(draw):
     def go(chaos):
         for pause in pauses:
             with chaos.locks[number]:
-                chaos.node(number).kill_daemon(name)
+                chaos.node(number).kill_daemon(name, PATIENCE)
             time.sleep(pause)
     return f"kill {name} of {number}, {len(pauses)} times", go
 
@@ -53,7 +55,7 @@ def kill_leader(draw):
         number = chaos.leader()
         with chaos.locks[number]:
             for name in names:
-                chaos.node(number).kill_daemon(name)
+                chaos.node(number).kill_daemon(name, PATIENCE)
     return f"kill {' and '.join(names)} of the leader", go
 
 
