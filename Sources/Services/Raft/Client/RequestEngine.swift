@@ -17,6 +17,9 @@ final class RequestEngine {
     static let attemptTimeout = TimeAmount.seconds(3)
     static let backoffMin = Duration.milliseconds(10)
     static let backoffMax = Duration.milliseconds(250)
+    /// With less than this left an attempt is not made again: its answer would come after the deadline,
+    /// and what is known not to be carried out would become unknown.
+    static let retryTimeMin = TimeAmount.milliseconds(20)
     /// How long `close` waits for the end of the session.
     static let closeTimeout = TimeAmount.milliseconds(250)
     /// So many UNAVAILABLE answers in a row, and another endpoint is tried.
@@ -276,7 +279,7 @@ final class RequestEngine {
 
     private func retry(_ call: Call) {
         let delay = Self.backoff(attempt: call.attempts)
-        guard .now() + delay < call.deadline else {
+        guard .now() + delay + Self.retryTimeMin < call.deadline else {
             // Wait for the deadline's own error only when an answer may still come: here none can.
             return finish(call, .failure(deadlineError(call, isInFlight: false)))
         }
