@@ -226,8 +226,8 @@ class Chaos:
                 raise Violation(f"no {op} was ever answered")
 
     def report(self):
-        self.out(f"faults: {table(self.faults)} ({sum(self.faults.values())} of "
-                 f"{len(self.faults)} kinds in {len(self.recoveries)} rounds; of {len(KINDS)} kinds)")
+        self.out(f"{sum(self.faults.values())} faults, {len(self.faults)} of {len(KINDS)} kinds, in "
+                 f"{len(self.recoveries)} rounds: {table(self.faults)}")
         self.out(f"datagrams: {table(self.passed)}")
         for op in ("get", "put", "cas", "delete"):
             self.out(f"{op}: " + table({outcome: self.history.counts[op, outcome]
