@@ -15,7 +15,7 @@ import time
 
 from python_client import Client, message, parse
 
-WRITE, READ, DELETE, OPEN_SESSION, TRANSACTION = 18, 19, 20, 22, 25
+WRITE, READ, DELETE, OPEN_SESSION, TRANSACTION, BATCH_READ = 18, 19, 20, 22, 25, 34
 SAFE, WITH_SESSION = 1, 2
 SESSION_EXPIRED, UNKNOWN_OUTCOME, INTERNAL = 9, 16, 17
 # What a node gets for an answer, and what it may be late, before another one is asked.
@@ -217,6 +217,23 @@ class Caller:
             if time.monotonic() > until:
                 return "unknown" if is_doubtful or not is_write else "refused"
             self.move(stay)
+
+    def read_together(self, keys, until):
+        """Several keys at one revision, through this node alone. Whether there was an answer."""
+        while time.monotonic() < until:
+            begin = time.monotonic_ns()
+            try:
+                answer = self.ask(BATCH_READ, *((1, f"chaos/{key}") for key in keys))
+            except (NotSent, OSError, Refusal):
+                self.move(stay=True)
+                continue
+            end = time.monotonic_ns()
+            for key, found in zip(keys, answer[1], strict=True):
+                line = {"client": self.number, "key": key, "op": "get", "begin": begin, "end": end}
+                self.note(line, {**parse(found), 2: answer[2]})
+                self.history.add(line, "ok")
+            return True
+        return False
 
     def opened(self, until, stay):
         """A session nobody knows of is left to expire."""

@@ -28,6 +28,8 @@ CLIENTS = 6
 PROBER = 100
 # Seconds without faults at the end of a round.
 CALM = 1.0
+# Keys read at once at the end.
+TOGETHER = 200
 # Fewer operations with an answer in a second than this, and the run has shown nothing. There are tens,
 # and a few where others leave hardly any time.
 ANSWERS_A_SECOND = 0.5
@@ -64,7 +66,7 @@ class Chaos:
         self.plan = Plan(draw, () if os.geteuid() == 0 else ("fill-disk",))
         self.locks = {number: threading.Lock() for number in NODES}
         self.pause, self.faults, self.recoveries = pause, collections.Counter(), []
-        self.network, self.passed = None, {}
+        self.network, self.passed, self.phases = None, {}, []
         self.log = open(os.path.join(directory, "faults"), "w", encoding="utf-8")
 
     def say(self, text):
@@ -72,6 +74,10 @@ class Chaos:
         self.log.write(line + "\n")
         self.log.flush()
         self.out(line)
+
+    def has(self, done):
+        self.phases.append(f"{done} after {time.monotonic() - self.began:.0f} s")
+        self.say(done)
 
     def node(self, number):
         return self.disks.cluster.nodes[number - 1]
@@ -115,7 +121,7 @@ class Chaos:
                 node.start = partial(node.start, programs=self.clocks.programs(node),
                                      extra=("--advertise", node.address), seconds=PATIENCE)
             with self.disks:
-                self.say("the cluster is up")
+                self.has("started")
                 try:
                     self.torment(cluster, time.monotonic() + seconds)
                 finally:
@@ -139,6 +145,7 @@ class Chaos:
             self.took = time.monotonic() - started
             if failures:
                 raise Violation("; ".join(failures))
+        self.has("ended the load")
         self.read_everything(cluster)
         self.history.close()
         index, digest = same_state(cluster.nodes, RECOVERED_WITHIN)
@@ -175,10 +182,11 @@ class Chaos:
     def read_everything(self, cluster):
         for node in cluster.nodes:
             self.prober.go_to(node)
-            for key in range(self.history.keys):
-                line = {"client": PROBER, "key": key, "op": "get"}
-                if self.prober.perform(line, stay=True) != "ok":
-                    raise Violation(f"key {key} cannot be read through node {node.number}")
+            until = time.monotonic() + RECOVERED_WITHIN
+            for first in range(0, self.history.keys, TOGETHER):
+                keys = range(first, min(first + TOGETHER, self.history.keys))
+                if not self.prober.read_together(keys, until):
+                    raise Violation(f"keys cannot be read through node {node.number}")
         self.prober.drop()
 
     # What is looked at afterwards
@@ -235,7 +243,7 @@ class Chaos:
         self.out("refusals by (code, retry): " + table(self.history.refusals))
         self.out(f"{self.history.succeeded()} operations answered in {self.took:.0f} s; a write "
                  f"through every node at most {max(self.recoveries, default=0):.2f} s after the "
-                 "faults of a round")
+                 "faults of a round; " + ", ".join(self.phases))
 
 
 def table(counts):
@@ -254,9 +262,9 @@ def torment(seconds, seed, directory, pause, say=print):
     chaos = Chaos(seed, directory, pause, say)
     try:
         chaos.run(seconds)
-        chaos.say("everything is read, the judge begins")
+        chaos.has("looked at everything")
         code, verdict = judge(chaos.history.path)
-        chaos.say("the judge has ended")
+        chaos.has("judged")
         chaos.report()
         chaos.out(f"judge: {verdict}")
         if code != 0:
