@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak damage stress measure prove bench clean
+.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak chaos damage stress measure prove bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -41,6 +41,11 @@ coverage: ## line and region coverage of each layer by tests (TARGETS="…"), an
 soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write
 	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"
 	@Tests/Integration/net-restarts
+
+chaos: bootstrap ## kills, pauses, partitions, full disks, wrong clocks for MINUTES=10 (SEED=n), then every answer is judged
+	@for product in aspend-net aspend-raft aspen-node aspen-cli aspen-sim; do \
+	    swift build --product $$product || exit 1; done
+	@Tests/Integration/chaos --minutes "$(or $(MINUTES),10)" $(if $(SEED),--seed $(SEED))
 
 damage: ## flip bits in a cluster's files for ROUNDS=500, cut the power of three nodes CUTS=100 times
 	@scripts/damage "$(or $(ROUNDS),500)" "$(or $(CUTS),100)" $(SEED)

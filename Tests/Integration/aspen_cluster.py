@@ -57,6 +57,8 @@ class Result:
 class Node:
     def __init__(self, cluster, number, port):
         self.cluster, self.number, self.port = cluster, number, port
+        # Where others dial it.
+        self.address = f"127.0.0.1:{port}"
         self.data = os.path.join(cluster.directory, str(number))
         self.log_path = os.path.join(cluster.directory, f"{number}.log")
         self.process = None
@@ -69,7 +71,7 @@ class Node:
     def socket(self):
         return os.path.join(self.data, "run", "raft.sock")
 
-    def start(self, cookie_file=None, extra=(), env=None, programs=None):
+    def start(self, cookie_file=None, extra=(), env=None, programs=None, seconds=20.0):
         before = self.log().count("is up; its sockets")
         arguments = [
             f"{programs or self.cluster.bin}/aspen-node", "--node-id", str(self.number),
@@ -78,8 +80,7 @@ class Node:
             "--storage-backend", self.cluster.backend]
         for other in self.cluster.nodes:
             if other is not self:
-                arguments += ["--peers",
-                              f"{other.number}@{other.endpoint}@127.0.0.1:{other.port}"]
+                arguments += ["--peers", f"{other.number}@{other.endpoint}@{other.address}"]
         log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
             arguments + list(extra), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -87,7 +88,7 @@ class Node:
         log.close()
         wait_for(f"node {self.number} up (log {self.log_path})",
                  lambda: self.log().count("is up; its sockets") > before
-                 or self.process.poll() is not None)
+                 or self.process.poll() is not None, seconds)
         assert self.process.poll() is None, f"node {self.number} ended: {self.log()[-2000:]}"
 
     def log(self):
@@ -116,8 +117,8 @@ class Node:
                 return int(pid)
         return None
 
-    def kill_daemon(self, name):
-        pid = wait_for(f"aspend-{name} of node {self.number}", lambda: self.daemon(name))
+    def kill_daemon(self, name, seconds=20.0):
+        pid = wait_for(f"aspend-{name} of node {self.number}", lambda: self.daemon(name), seconds)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -126,6 +127,11 @@ class Node:
 
     def kill_all(self):
         """Supervisor and daemons at once, as a power cut would (without its effect on disks)."""
+        # Held first: it must not start another one meanwhile.
+        try:
+            os.kill(self.process.pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            pass
         pids = [self.process.pid] + [p for p in map(self.daemon, ("net", "raft")) if p]
         for pid in pids:
             try:
@@ -140,8 +146,9 @@ class Node:
             self.process.terminate()
             self.process.wait(timeout=20)
 
-    def cli(self, *arguments, timeout_ms=10000, stdin=None, check=None):
-        return self.cluster.cli("--socket", self.socket, "--timeout", str(timeout_ms),
+    def cli(self, *arguments, timeout_ms=None, stdin=None, check=None):
+        return self.cluster.cli("--socket", self.socket,
+                                "--timeout", str(timeout_ms or self.cluster.timeout_ms),
                                 *arguments, stdin=stdin, check=check)
 
 
@@ -159,7 +166,7 @@ class Cluster:
     def __init__(self, count=3, backend="persistent", learners=0, spares=0, settings=None):
         self.bin = bin_dir()
         self.settings = settings or {}
-        self.backend = backend
+        self.backend, self.timeout_ms = backend, 10_000
         self.holder = tempfile.TemporaryDirectory(prefix="aspen-test-", dir="/tmp")
         self.directory = self.holder.name
         self.cookie = os.path.join(self.directory, "cookie")

@@ -32,13 +32,9 @@ class SmallDisks:
     def __enter__(self):
         try:
             for number in self.small:
-                image = os.path.join(self.cluster.directory, f"disk{number}")
-                with open(image, "wb") as f:
-                    f.truncate(SIZE)
-                subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
                 net = self.path(number) + "-net"
                 shutil.copytree(os.path.join(self.path(number), "net"), net)
-                subprocess.run(["mount", "-o", "loop", image, self.path(number)], check=True)
+                self.mount(number)
                 self.mounted.append(number)
                 shutil.copytree(net, os.path.join(self.path(number), "net"))
             self.cluster.__enter__()
@@ -56,6 +52,13 @@ class SmallDisks:
                 node.kill_all()
         self.unmount()
         self.cluster.__exit__(None, None, None)
+
+    def mount(self, number):
+        image = os.path.join(self.cluster.directory, f"disk{number}")
+        with open(image, "wb") as f:
+            f.truncate(SIZE)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, self.path(number)], check=True)
 
     def unmount(self):
         for number in self.mounted:

@@ -69,7 +69,9 @@ package struct Trial: Sendable {
         if let shell = world.finalStates.first {
             try oracle.audit(Int(shell.nodeID.rawValue) - 1, shell.state)
         }
-        try RevisionOrder.check(world.history)
+        if let (earlier, later) = ClientRevisions.violation(world.history) {
+            throw Violation(.safety, "revisions follow time", "first \(earlier), then \(later)")
+        }
         switch Linearizability.check(world.history) {
         case .linearizable: break
         case .violated(let key, let culprit):
@@ -93,30 +95,6 @@ package struct Trial: Sendable {
                     .safety, "equal state", "n\(first.id) and n\(shell.nodeID) end differently")
             }
             first = first ?? (shell.nodeID, hash)
-        }
-    }
-}
-
-/// Writes across all keys, in one line: the store's revision grows with each, and one that ended
-/// before another began has the smaller one.
-package enum RevisionOrder {
-    package static func check(_ history: [ClientOperation]) throws(Violation) {
-        let writes = history.filter { $0.revision != nil && $0.end != nil }
-            .sorted { ($0.revision ?? 0) < ($1.revision ?? 0) }
-        var latestBegin: UInt64 = 0
-        var previous: UInt64?
-        for write in writes {
-            if write.revision == previous {
-                throw Violation(
-                    .safety, "one revision, one write", "two writes got \(write.revision ?? 0)")
-            }
-            previous = write.revision
-            if let end = write.end, end < latestBegin {
-                throw Violation(
-                    .safety, "revisions follow time",
-                    "\(write) ended before a write of a smaller revision began")
-            }
-            latestBegin = max(latestBegin, write.begin)
         }
     }
 }

@@ -21,6 +21,7 @@ package struct SimCommand: ParsableCommand {
         version: "aspen-sim \(ProgramVersion.text)",
         subcommands: [
             RunCommand.self, SweepCommand.self, ReplayCommand.self, ShrinkCommand.self,
+            JudgeCommand.self,
         ])
 
     package init() {}
