@@ -125,6 +125,31 @@ import Testing
         }
     }
 
+    /// Before the first packet of the server whoever is on the path can end an attempt; the next one is
+    /// none the worse for it.
+    @Test func aForgedVersionNegotiationEndsOneAttempt() async throws {
+        try await Self.withRelay { loopback, relay, server, client, address in
+            try await loopback.on {
+                var isForged = false
+                relay.transform = { datagram, toServer in
+                    guard !toServer, !isForged else { return [datagram] }
+                    isForged = true
+                    var bytes = Array(datagram.readableBytesView)
+                    bytes.replaceSubrange(1..<5, with: [0, 0, 0, 0])
+                    return [ByteBuffer(bytes: bytes), datagram]
+                }
+            }
+            let attempt = client.connect(
+                to: server.key.endpoint, addresses: [address], alpn: protocolName)
+            let error = await failure { _ = try await attempt.get() }
+            #expect("\(String(describing: error))".contains("ERR_RECV_VERSION_NEGOTIATION"))
+            let connection = try await client.connect(
+                to: server.key.endpoint, addresses: [address], alpn: protocolName
+            ).get()
+            #expect(try await Self.echoes(loopback, connection, bytes: 100_000))
+        }
+    }
+
     /// Random bytes of random lengths, some with a header that looks right.
     static func noise(
         _ loopback: Loopback, to server: QUICEndpoint, and client: QUICEndpoint, count: Int

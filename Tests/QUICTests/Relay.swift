@@ -97,6 +97,11 @@ extension ByteBuffer {
                 bytes[index] = UInt8(random.uniform(0..<256))
             }
         }
+        // One bit makes a forged version negotiation of a packet, and that ends an attempt to connect,
+        // whoever sent it (RFC 9000, section 6.2): it has a test of its own.
+        if bytes.count > 4, bytes[0] & 0x80 != 0, bytes[1..<5].allSatisfy({ $0 == 0 }) {
+            return self
+        }
         return ByteBuffer(bytes: bytes)
     }
 }
