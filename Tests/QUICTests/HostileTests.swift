@@ -130,13 +130,22 @@ import Testing
     @Test func aForgedVersionNegotiationEndsOneAttempt() async throws {
         try await Self.withRelay { loopback, relay, server, client, address in
             try await loopback.on {
-                var isForged = false
+                // Flags and version, both ids with their lengths (RFC 8999): those of the client's first
+                // packet, turned round, and a version that nobody has.
+                var forged: ByteBuffer?
+                var isSent = false
                 relay.transform = { datagram, toServer in
-                    guard !toServer, !isForged else { return [datagram] }
-                    isForged = true
-                    var bytes = Array(datagram.readableBytesView)
-                    bytes.replaceSubrange(1..<5, with: [0, 0, 0, 0])
-                    return [ByteBuffer(bytes: bytes), datagram]
+                    let bytes = Array(datagram.readableBytesView)
+                    if toServer, forged == nil {
+                        let source = 6 + Int(bytes[5])
+                        let end = source + 1 + Int(bytes[source])
+                        forged = ByteBuffer(
+                            bytes: [0xc0, 0, 0, 0, 0] + bytes[source..<end] + bytes[5..<source]
+                                + [0x1a, 0x2a, 0x3a, 0x4a])
+                    }
+                    guard !toServer, !isSent, let forged else { return [datagram] }
+                    isSent = true
+                    return [forged, datagram]
                 }
             }
             let attempt = client.connect(
