@@ -15,6 +15,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 # Datagrams taken from one socket before another has its turn.
@@ -150,18 +151,23 @@ class Network:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.fronts = {int(n): p for n, p in json.loads(self.process.stdout.readline()).items()}
         self.layers, self.serial = {}, 0
+        # Faults have threads of their own. The relay is told one line at a time: of two that come together
+        # it would read one, and not hear of the other before a third.
+        self.lock = threading.RLock()
 
     def worsen(self, pairs, **rule):
         """`pairs`: (from, to) each. cut; loss, doubling, damage: shares; delay, jitter: seconds;
         disorder. Returns what `mend` takes."""
-        self.serial += 1
-        self.layers[self.serial] = (set(pairs), rule)
-        self.publish()
-        return self.serial
+        with self.lock:
+            self.serial += 1
+            self.layers[self.serial] = (set(pairs), rule)
+            self.publish()
+            return self.serial
 
     def mend(self, layer):
-        self.layers.pop(layer, None)
-        self.publish()
+        with self.lock:
+            self.layers.pop(layer, None)
+            self.publish()
 
     def publish(self):
         """Tells the relay; returns its counts."""
@@ -177,9 +183,10 @@ class Network:
                     into[name] += rule.get(name, 0)
                 for name in ("loss", "doubling", "damage"):
                     into[name] = 1 - (1 - into[name]) * (1 - rule.get(name, 0))
-        self.process.stdin.write(json.dumps(list(merged.values())) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        with self.lock:
+            self.process.stdin.write(json.dumps(list(merged.values())) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
 
     def pairs(self, *numbers):
         """Every direction that touches one of the nodes named; without names, all there are."""
