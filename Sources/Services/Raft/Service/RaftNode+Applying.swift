@@ -117,23 +117,6 @@ extension RaftNode {
 
     // MARK: - Housekeeping
 
-    /// How long after its start a node makes durable what its state was opened with: first come those
-    /// who waited for it.
-    static let settlingDelay = TimeAmount.seconds(1)
-
-    /// Has the first checkpoint made, due or not: an idle node shall not keep a WAL for days. Not while space
-    /// is short: it needs room, and without it the daemon would stop, again after each start.
-    func settle() {
-        loop.scheduleTask(in: Self.settlingDelay) { [weak self] in
-            guard let self, !isStopped else { return }
-            guard space.level < .short else { return settle() }
-            state.perform { store in
-                _ = try store.checkpoint()
-                return {}
-            }
-        }
-    }
-
     private func maintain() {
         state.perform { [self] store in
             let durable = try store.checkpointIfDue()

@@ -157,7 +157,6 @@ package final class RaftNode: @unchecked Sendable {
             if let self, !isStopped { snapshots.forgetPartial() }
         }
         events.record("started", "aspend-raft started")
-        settle()
         armTimer()
     }
 
