@@ -102,6 +102,8 @@ package struct OpenedStorage {
         let state = try openState(
             directory + "/state", beside: log, settings.state.scaled(to: space.limits),
             logger: logger)
+        // Elsewhere that waits until it is due. Here the room that the WAL takes comes back by it.
+        if space.isTight { _ = try state.checkpoint() }
         if isDamaged, log.recovery.isTailTrusted {
             logger.notice(
                 "repaired: the state holds all that the log may have lost",

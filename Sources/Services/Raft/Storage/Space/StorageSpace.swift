@@ -53,6 +53,14 @@ package final class StorageSpace: Sendable {
         reserve < limits.reserveBytes && (available ?? 0) > 2 * limits.reserveBytes
     }
 
+    /// The level that a node begins with is above `ample`.
+    package var isTight: Bool {
+        guard let available else { return false }
+        var gauge = SpaceGauge(limits)
+        gauge.update(room: available + reserve, isLogStuck: false)
+        return gauge.level > .ample
+    }
+
     /// Free bytes, without the reserve; nil if there is no end to them or nobody knows.
     package var available: Int? {
         Self.ask(probe, state.withLock { $0.disk })?.available
