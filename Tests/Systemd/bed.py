@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Machines of the test bed, and a cluster on them."""
 
+import concurrent.futures
 import json
 import os
 import re
@@ -245,10 +246,12 @@ class Cluster:
         endpoints = self.words
         for name, line in walkthrough():
             line = line.replace("192.0.2.", "10.77.0.").replace("_1.0.0_", f"_{version()}_")
-            for machine in names[name]:
-                known = " ".join(f"{name}={word}" for name, word in endpoints.items())
-                done = machine.sh(f"cd /root; {known}; {line}" if known else f"cd /root; {line}",
-                                  timeout=120)
+            known = " ".join(f"{name}={word}" for name, word in endpoints.items())
+            command = f"cd /root; {known}; {line}" if known else f"cd /root; {line}"
+            # What is done on each machine is done on all at once.
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                all_done = list(pool.map(lambda m: m.sh(command, timeout=120), names[name]))
+            for machine, done in zip(names[name], all_done):
                 if line.endswith("credentials/cookie"):
                     self.cookie = done.out.strip()
                     for other in self.machines[1:]:
