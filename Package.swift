@@ -234,7 +234,7 @@ let checks: [Target] = [
         [
             "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "KVCore", "AspenDisk",
             "AspenMachine", "AspenTypes", "aspen-sim",
-        ], settings: pure),
+        ], settings: pure, exclude: ["Fixtures"]),
     .target(
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],

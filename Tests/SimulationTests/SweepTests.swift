@@ -41,16 +41,26 @@ enum Seeds {
     /// Checks that can't fail are worth nothing: each bug is caught, by more than one seed.
     @Test(arguments: PlantedBug.allCases) func everyPlantedBugIsCaught(bug: PlantedBug) throws {
         let enough = 3
-        let sweep = try AspenSim.run(
-            "sweep", "--from", String(Seeds.first), "--count", String(Seeds.count), "--once",
-            "--jobs", "1", "--planted", bug.rawValue, "--until", String(enough))
-        #expect([10, 11].contains(sweep.exitCode), "\(sweep.lines.suffix(5))")
-        #expect(sweep.failures.count >= enough)
+        let known = try KnownSeeds.of(bug).flatMap { seed in
+            try AspenSim.run(
+                "sweep", "--from", String(seed), "--count", "1", "--once", "--planted", bug.rawValue
+            ).failures
+        }
+        var failures = known
+        if known.count < enough || KnownSeeds.areRewritten {
+            let sweep = try AspenSim.run(
+                "sweep", "--from", String(Seeds.first), "--count", String(Seeds.count), "--once",
+                "--jobs", "1", "--planted", bug.rawValue, "--until", String(enough))
+            #expect([10, 11].contains(sweep.exitCode), "\(sweep.lines.suffix(5))")
+            failures = sweep.failures
+            if KnownSeeds.areRewritten { try KnownSeeds.write(bug, from: failures) }
+        }
+        #expect(failures.count >= enough)
         // Nobody is told anything wrong by a watch that falls silent: it is late for ever. Nor is a
         // damaged log filled that does not say what it lacks.
         if ![.watchIgnoresSnapshot, .damagedNodeVotes].contains(bug) {
             // In some runs all that is seen is that the end of it brings no peace.
-            #expect(sweep.failures.contains { $0.contains(" safety: ") })
+            #expect(failures.contains { $0.contains(" safety: ") })
         }
     }
 
