@@ -244,10 +244,13 @@ def one_full_disk_of_three():
         assert pids(disks) == before, "a daemon was restarted"
         # Whoever is started with the reserve gone has as little room as before.
         full.kill_all()
+        said = full.log().count("the reserve is used up")
         full.start()
-        wait_for("node 2 to say so after a restart",
-                 lambda: "no space left on node 2" in put(full, "there").err, 10)
+        wait_for("node 2 to say so again",
+                 lambda: full.log().count("the reserve is used up") > said)
         before = pids(disks)
+        told = put(full, "there")
+        assert told.code != 0 and "no space left on node 2" in told.err, told.__dict__
         disks.unfill(2)
         began = time.monotonic()
 
