@@ -287,6 +287,25 @@ private final class FullState: Sendable {
         opened.close()
     }
 
+    /// The log prepares no segment from the half of the reserve that the state lives on.
+    @Test(.timeLimit(.minutes(2)))
+    func aSegmentLeavesTheStateItsHalfOfTheReserve() async throws {
+        let cluster = TestCluster(1)
+        let disk = try SmallDisk()
+        try await disk.start(cluster, cluster.ids[0])
+        try await cluster.found()
+        let running = try cluster.running(cluster.ids[0])
+        let node = running.server.node
+        let reserve = SmallDisk.capacity / 8
+        disk.leave(reserve / 2 + (1 << 20), reserve: reserve)
+        while try await running.loop.submit({ node.space.level }).get() != .short {}
+        let answers = try await running.loop.submit {
+            [2 << 20, 512 << 10, 0].map { node.space.hasRoom(forSegment: $0) }
+        }.get()
+        #expect(answers == [false, true, true])
+        try await cluster.stop()
+    }
+
     /// When not even the reserve is left, what is committed waits until it can be applied: the daemon
     /// does not stop, stale reads go on, and everything is answered in the end.
     @Test(.timeLimit(.minutes(2)))
