@@ -174,6 +174,19 @@ private final class RoomOnDisk: Sendable {
         state.close()
     }
 
+    /// What early checkpoints have made durable the log may let go of at once.
+    @Test func earlyCheckpointsAreReported() throws {
+        let directory = StateDirectory()
+        var source = EntrySource(seed: 4)
+        let state = try Self.filled(directory, &source, MemoryState())
+        #expect(try state.checkpointIfDue() == nil)
+        try state.setSpaceTight(true)
+        _ = try state.apply(Self.puts(&source, 16, bytes: 9000))
+        #expect(try state.checkpointIfDue() == state.appliedIndex)
+        #expect(try state.checkpointIfDue() == nil)
+        state.close()
+    }
+
     /// A snapshot that does not fit leaves the state as it was, and none of its own bytes on the disk.
     @Test func aSnapshotThatDoesNotFitLeavesNothing() throws {
         let origin = MemoryState()

@@ -58,6 +58,8 @@ package final class SQLiteState: StateStore {
     private var bytesInTransaction = 0
     /// The applied index that the database file is known to hold.
     private var durableIndex: LogIndex
+    /// What of that `checkpointIfDue` has last looked at.
+    private var reportedIndex = LogIndex.zero
     private(set) var failure: StorageError?
     /// See `setSpaceTight`.
     private(set) var isSpaceTight = false
@@ -279,11 +281,16 @@ package final class SQLiteState: StateStore {
     }
 
     package func checkpointIfDue() throws(StorageError) -> LogIndex? {
-        guard try pagesSinceCheckpoint() >= options.checkpointPages else { return nil }
+        // While space is tight it was due earlier: the log is to hear of it as soon as elsewhere.
+        let isDone = isSpaceTight && durableIndex > reportedIndex
+        defer { reportedIndex = durableIndex }
+        guard try pagesSinceCheckpoint() >= options.checkpointPages else {
+            return isDone ? durableIndex : nil
+        }
         let before = durableIndex
         let after = try checkpoint()
         try storing { machine throws(SQLiteError) in try Self.vacuum(machine.tables.database) }
-        return after > before ? after : nil
+        return after > before || isDone ? after : nil
     }
 
     /// While a reader or a full disk keeps the WAL from being started over, a checkpoint is due every so
