@@ -296,11 +296,11 @@ private final class FullState: Sendable {
         try await cluster.found()
         let running = try cluster.running(cluster.ids[0])
         let node = running.server.node
-        let reserve = SmallDisk.capacity / 8
-        disk.leave(reserve / 2 + (1 << 20), reserve: reserve)
+        // What is left is the reserve, 8 MB.
+        disk.fill()
         while try await running.loop.submit({ node.space.level }).get() != .short {}
         let answers = try await running.loop.submit {
-            [2 << 20, 512 << 10, 0].map { node.space.hasRoom(forSegment: $0) }
+            [5 << 20, 2 << 20, 0].map { node.space.hasRoom(forSegment: $0) }
         }.get()
         #expect(answers == [false, true, true])
         try await cluster.stop()
