@@ -244,7 +244,7 @@ let checks: [Target] = [
         "RaftServiceTests",
         nio + [
             "RaftService", "RaftStorage", "RaftCore", "KVCore", "TokenCore", "WatchCore", "QUIC",
-            "NetClient",
+            "NetClient", "SQLiteKit",
             "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
             logging, protobuf,
         ]),

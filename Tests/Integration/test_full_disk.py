@@ -242,6 +242,15 @@ def one_full_disk_of_three():
         told = put(full, "there")
         assert told.code != 0 and "no space left on node 2" in told.err, told.__dict__
         assert pids(disks) == before, "a daemon was restarted"
+        # Whoever is started with the reserve gone has as little room as before.
+        full.kill_all()
+        said = full.log().count("the reserve is used up")
+        full.start()
+        wait_for("node 2 to say so again",
+                 lambda: full.log().count("the reserve is used up") > said)
+        before = pids(disks)
+        told = put(full, "there")
+        assert told.code != 0 and "no space left on node 2" in told.err, told.__dict__
         disks.unfill(2)
         began = time.monotonic()
 
@@ -251,6 +260,7 @@ def one_full_disk_of_three():
         wait_for("node 2 to have caught up", is_caught_up, 20)
         print(f"  caught up {time.monotonic() - began:.1f} s after there was space")
         assert pids(disks) == before, "a daemon was restarted"
+        assert "starting it again" not in full.log(), "a daemon has stopped by itself"
         check_all(full, 110, ())
 
 

@@ -8,6 +8,7 @@ import Glibc
 import Logging
 import NIOCore
 import RaftStorage
+import SQLiteKit
 import Synchronization
 import Testing
 
@@ -48,17 +49,64 @@ private final class SmallDisk: Sendable {
 
     func empty() { taken.withLock { $0 = 0 } }
 
+    /// Leaves that much free, with the reserve.
+    func leave(_ byteCount: Int, reserve: Int) {
+        let free = space.available
+        taken.withLock { $0 += free + reserve - byteCount }
+    }
+
     func start(_ cluster: TestCluster, _ id: NodeID) async throws {
-        try await cluster.start(
-            id,
-            storage: { settings in
-                var settings = settings
-                settings.backend = .persistent
-                settings.stateDirectory = self.directory.path
-                settings.diskSpace = { self.space }
-                var logger = Logger(label: "full")
-                logger.logLevel = .critical
-                return try OpenedStorage.open(settings, logger: logger)
+        try await cluster.start(id, storage: { try self.open($0) })
+    }
+
+    func open(_ settings: RaftSettings) throws -> OpenedStorage {
+        var settings = settings
+        settings.backend = .persistent
+        settings.stateDirectory = directory.path
+        settings.diskSpace = { self.space }
+        var logger = Logger(label: "full")
+        logger.logLevel = .critical
+        return try OpenedStorage.open(settings, logger: logger)
+    }
+
+    /// What a kill would leave.
+    func copy() throws -> SmallDisk {
+        let copy = try SmallDisk()
+        for name in try FileManager.default.contentsOfDirectory(atPath: directory.path) {
+            try FileManager.default.copyItem(
+                atPath: directory.path + "/" + name, toPath: copy.directory.path + "/" + name)
+        }
+        return copy
+    }
+
+    var walByteCount: Int {
+        var status = stat()
+        return stat(directory.path + "/state/state.db-wal", &status) == 0 ? status.st_size : 0
+    }
+}
+
+/// The state's files cannot be written to while `isFull`.
+private final class FullState: Sendable {
+    private let standing = Mutex((isFull: false, refused: 0))
+
+    var isFull: Bool {
+        get { standing.withLock { $0.isFull } }
+        set { standing.withLock { $0.isFull = newValue } }
+    }
+
+    var refused: Int { standing.withLock { $0.refused } }
+
+    func observer(of disk: SmallDisk) -> VFSObserver {
+        VFSObserver(
+            prefix: disk.directory.path + "/state/",
+            before: { event in
+                self.standing.withLock { standing in
+                    guard standing.isFull, event.kind == .write || event.kind == .allocate else {
+                        return 0
+                    }
+                    standing.refused += 1
+                    return ENOSPC
+                }
             })
     }
 }
@@ -211,5 +259,89 @@ private final class SmallDisk: Sendable {
         disk.empty()
         #expect(try await Self.untilPut(client, isRefused: false) < .seconds(5))
         try await cluster.stop()
+    }
+
+    /// The room that a WAL takes comes back by a checkpoint. Where there is little, a start does not wait
+    /// until one is due: entries to be applied again may need that room, and who stops for want of it
+    /// would be started again and again.
+    @Test(.timeLimit(.minutes(2)))
+    func aStartWithLittleRoomBeginsWithACheckpoint() async throws {
+        let disk = try SmallDisk()
+        let cluster = TestCluster(1)
+        try await disk.start(cluster, cluster.ids[0])
+        try await cluster.found()
+        let client = try await cluster.client(of: cluster.ids[0])
+        // More than one transaction of the state, less than makes a checkpoint due.
+        let value = [UInt8](repeating: 7, count: 200_000)
+        for number in 0..<7 { _ = try await client.put("k\(number)", value).get() }
+        let killed = try disk.copy()
+        try await cluster.stop()
+        #expect(killed.walByteCount > 1_000_000)
+        let settings = try TestCluster.settings(cluster.ids[0], directory: nil)
+        try killed.open(settings).close()
+        #expect(killed.walByteCount > 1_000_000, "elsewhere a start does not wait for that")
+        killed.taken.withLock { $0 = SmallDisk.capacity }
+        let opened = try killed.open(settings)
+        #expect(killed.walByteCount == 0)
+        #expect(opened.state.appliedIndex > .zero)
+        opened.close()
+    }
+
+    /// The log prepares no segment from the half of the reserve that the state lives on.
+    @Test(.timeLimit(.minutes(2)))
+    func aSegmentLeavesTheStateItsHalfOfTheReserve() async throws {
+        let cluster = TestCluster(1)
+        let disk = try SmallDisk()
+        try await disk.start(cluster, cluster.ids[0])
+        try await cluster.found()
+        let running = try cluster.running(cluster.ids[0])
+        let node = running.server.node
+        // What is left is the reserve, 8 MB.
+        disk.fill()
+        while try await running.loop.submit({ node.space.level }).get() != .short {}
+        let answers = try await running.loop.submit {
+            [5 << 20, 2 << 20, 0].map { node.space.hasRoom(forSegment: $0) }
+        }.get()
+        #expect(answers == [false, true, true])
+        try await cluster.stop()
+    }
+
+    /// When not even the reserve is left, what is committed waits until it can be applied: the daemon
+    /// does not stop, stale reads go on, and everything is answered in the end.
+    @Test(.timeLimit(.minutes(2)))
+    func whatFindsNoRoomIsAppliedLater() async throws {
+        let (disk, state) = (try SmallDisk(), FullState())
+        let observer = state.observer(of: disk)
+        let cluster = TestCluster(1)
+        try await disk.start(cluster, cluster.ids[0])
+        try await cluster.found()
+        var client = try await cluster.client(of: cluster.ids[0])
+        _ = try await client.put("before", [1]).get()
+        let running = try cluster.running(cluster.ids[0])
+        let node = running.server.node
+        disk.leave(20 << 20, reserve: SmallDisk.capacity / 8)
+        while try await running.loop.submit({ node.space.level }).get() != .tight {}
+        // What it does then is done.
+        try await running.whileStateStandsStill {}
+        _ = try await client.put("tight", [1]).get()
+        state.isFull = true
+        let waiting = (0..<40).map { client.put("k\($0)", [UInt8](repeating: 7, count: 10_000)) }
+        while state.refused < 3 {}
+        #expect(try await client.get("before", stale: true).failure == nil)
+        // Tried again, in vain.
+        let refused = state.refused
+        while state.refused < refused + 2 {}
+        #expect(try await client.get("tight", stale: true).failure == nil)
+        state.isFull = false
+        for future in waiting {
+            let response = try await future.get()
+            #expect(response.failure == nil, "\(response)")
+        }
+        try await cluster.kill(cluster.ids[0])
+        try await disk.start(cluster, cluster.ids[0])
+        client = try await cluster.client(of: cluster.ids[0])
+        for number in 0..<40 { #expect(try await client.get("k\(number)").failure == nil) }
+        try await cluster.stop()
+        withExtendedLifetime(observer) {}
     }
 }

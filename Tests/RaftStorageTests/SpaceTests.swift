@@ -43,6 +43,21 @@ import Testing
         #expect(level(at: 40) == .ample)
     }
 
+    /// What ext4 keeps for itself is free to nobody, what it keeps for root is free to root.
+    @Test func rootMayUseWhatIsKeptForItAndNoMore() {
+        func blocks(_ all: Int, _ free: Int, _ available: Int) -> Int {
+            DiskSpace.blocksForRoot(all: all, free: free, available: available)
+        }
+        // 64 MB without blocks for root, full: the fiftieth is all that is free.
+        #expect(blocks(65_536, 1310, 0) == 0)
+        #expect(blocks(65_536, 11_310, 10_000) == 10_000)
+        // A twentieth for root.
+        #expect(blocks(1_000_000, 154_096, 100_000) == 150_000)
+        // Elsewhere nothing is kept.
+        #expect(blocks(1_000_000, 200_000, 200_000) == 200_000)
+        #expect(blocks(1_000_000, 0, 0) == 0)
+    }
+
     @Test func theReserveIsGivenUpBitByBitAndTakenBack() throws {
         let disk = MemoryDisk(byteCountMax: 64 * Self.megabyte)
         let space = StorageSpace(disk: disk)

@@ -205,7 +205,7 @@ final class SimMedium: @unchecked Sendable {
             case .write:
                 let end = event.offset + UInt64(event.bytes.count)
                 if disk.failsGrowth(), try end > file(event.path).byteCount { return ENOSPC }
-            case .create: if disk.failsGrowth() { return ENOSPC }
+            case .create, .allocate: if disk.failsGrowth() { return ENOSPC }
             case .sync: if !swallowsSyncs { try file(event.path).sync() }
             case .read, .truncate, .delete, .rename, .syncDirectory: break
             }
@@ -218,7 +218,7 @@ final class SimMedium: @unchecked Sendable {
     func after(_ event: VFSEvent) {
         do throws(DiskError) {
             switch event.kind {
-            case .read, .sync: break
+            case .read, .sync, .allocate: break
             case .create: files[name(event.path)] = try disk.open(name(event.path), create: true)
             case .write: try file(event.path).write(Array(event.bytes), at: event.offset)
             case .truncate: try file(event.path).truncate(to: event.offset)

@@ -10,6 +10,14 @@ package struct DiskSpace: Equatable, Sendable {
         self.capacity = capacity
         self.available = available
     }
+
+    /// What root may use, in blocks: all that is free, but for what a file system keeps for itself even
+    /// from root: ext4 a fiftieth, 4096 blocks at most. That is left out of `available`, and so is what
+    /// is kept for root, which cannot be told apart from it; on a file system that keeps nothing for
+    /// itself, what root may use is not less than this.
+    package static func blocksForRoot(all: Int, free: Int, available: Int) -> Int {
+        free - min(max(0, free - available), min(all / 50, 4096))
+    }
 }
 
 extension Disk {

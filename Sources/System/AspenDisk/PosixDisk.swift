@@ -95,12 +95,14 @@ package final class PosixDisk: Disk {
     package func freeSpace() throws(DiskError) -> DiskSpace? {
         var status = statvfs()
         guard fstatvfs(directory, &status) == 0 else { throw .posix("statvfs") }
-        func bytes(_ blocks: UInt) -> Int { Int(clamping: blocks) * Int(clamping: status.f_frsize) }
+        func bytes(_ blocks: Int) -> Int { blocks * Int(clamping: status.f_frsize) }
         // Some file systems have no size (f_blocks is 0).
         guard status.f_blocks > 0 else { return nil }
+        let (all, available) = (Int(clamping: status.f_blocks), Int(clamping: status.f_bavail))
+        let forRoot = DiskSpace.blocksForRoot(
+            all: all, free: Int(clamping: status.f_bfree), available: available)
         return DiskSpace(
-            capacity: bytes(status.f_blocks),
-            available: bytes(getuid() == 0 ? status.f_bfree : status.f_bavail))
+            capacity: bytes(all), available: bytes(getuid() == 0 ? forRoot : available))
     }
 
     /// Makes the last component, and the entry in its parent durable: a data directory that a power

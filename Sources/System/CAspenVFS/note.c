@@ -53,14 +53,18 @@ static int write_note(const char *path, const unsigned char *note) {
     }
     if (!failure) observe_after(&event);
     close(descriptor);
-    if (!failure) failure = aspen_vfs_sync_file(path);
-    if (failure || !is_new) return failure;
+    /* Else the next attempt would find its name and not make that durable. */
+    if (failure && is_new) aspen_vfs_remove(path);
+    if (failure) return failure;
+    /* Full or not: what a failed sync leaves is not known. */
+    if (aspen_vfs_sync_file(path)) return EIO;
+    if (!is_new) return 0;
     const char *slash = strrchr(path, '/');
     char *directory = slash ? strndup(path, (size_t)(slash - path)) : NULL;
     if (!directory) return ENOMEM;
     failure = aspen_vfs_sync_directory(directory);
     free(directory);
-    return failure;
+    return failure ? EIO : 0;
 }
 
 int note_checkpoint(aspen_file *f) {

@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Whoever keeps space back for the time when a disk is full is asked here for some of it. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "vfs_internal.h"
 
@@ -48,4 +53,28 @@ int relieve(const char *path) {
     }
     pthread_mutex_unlock(&mutex);
     return is_relieved;
+}
+
+static int allocate(const char *path, int descriptor, off_t end, off_t count) {
+    aspen_vfs_event event = {
+        .kind = ASPEN_VFS_ALLOCATE, .path = path, .offset = end, .count = count};
+    int failure = observe_before(&event);
+    if (failure) return failure;
+    int code;
+    do code = fallocate(descriptor, FALLOC_FL_KEEP_SIZE, end, count);
+    while (code != 0 && errno == EINTR);
+    return code == 0 ? 0 : errno;
+}
+
+int aspen_vfs_allocate(const char *path, uint64_t count) {
+    struct stat status;
+    int descriptor = open(path, O_RDWR | O_CLOEXEC);
+    if (descriptor < 0) return errno;
+    int failure = fstat(descriptor, &status) == 0 ? 0 : errno;
+    if (!failure) {
+        do failure = allocate(path, descriptor, status.st_size, (off_t)count);
+        while ((failure == ENOSPC || failure == EDQUOT) && relieve(path));
+    }
+    close(descriptor);
+    return failure == EDQUOT ? ENOSPC : failure;
 }

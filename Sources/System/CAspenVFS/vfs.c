@@ -104,7 +104,9 @@ static int aspen_write(sqlite3_file *file, const void *bytes, int count, sqlite3
         int noted = note_checkpoint(f);
         if (noted != SQLITE_OK) return noted;
     }
-    int rc = before(f, ASPEN_VFS_WRITE, offset, bytes, count, SQLITE_IOERR_WRITE);
+    int rc;
+    do rc = before(f, ASPEN_VFS_WRITE, offset, bytes, count, SQLITE_IOERR_WRITE);
+    while (rc == SQLITE_FULL && relieve(f->path));
     if (rc != SQLITE_OK) return rc;
     /* Noted first: should the write fail half way, what is then read is found to be wrong. */
     if (f->kind == FILE_WAL) rc = frames_wrote(f->shared, bytes, count, offset);
@@ -144,8 +146,9 @@ static int after_event(const aspen_vfs_event *event) {
 
 static int aspen_sync(sqlite3_file *file, int flags) {
     aspen_file *f = aspen(file);
+    /* Full or not: what a failed sync leaves is not known. */
     int rc = before(f, ASPEN_VFS_SYNC, 0, NULL, 0, SQLITE_IOERR_FSYNC);
-    if (rc != SQLITE_OK) return rc;
+    if (rc != SQLITE_OK) return SQLITE_IOERR_FSYNC;
     rc = real(file)->pMethods->xSync(real(file), flags);
     if (rc != SQLITE_OK) return rc;
     after(f, ASPEN_VFS_SYNC, 0, NULL, 0);

@@ -187,13 +187,14 @@ package final class Database {
 
     /// Copies WAL frames into the database and syncs it.
     /// - Returns: whether every frame was copied. False when a reader holds on to old pages, which
-    ///   is no error to SQLite: only a complete checkpoint says anything about what is durable.
+    ///   is no error to SQLite, and when the disk has no room for the database to grow: the WAL then
+    ///   keeps all it has. Only a complete checkpoint says anything about what is durable.
     package func checkpoint(_ mode: CheckpointMode) throws(SQLiteError) -> Bool {
         var framesInWAL: Int32 = -1
         var framesCopied: Int32 = -1
         let mode = mode == .passive ? SQLITE_CHECKPOINT_PASSIVE : SQLITE_CHECKPOINT_TRUNCATE
         let code = sqlite3_wal_checkpoint_v2(handle, "main", mode, &framesInWAL, &framesCopied)
-        if code & 0xff == SQLITE_BUSY { return false }
+        if code & 0xff == SQLITE_BUSY || code & 0xff == SQLITE_FULL { return false }
         try check(code)
         guard framesInWAL >= 0, framesInWAL == framesCopied else { return false }
         if mode == SQLITE_CHECKPOINT_TRUNCATE { walFrameCount = 0 }

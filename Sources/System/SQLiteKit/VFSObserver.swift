@@ -5,7 +5,7 @@ import CAspenVFS
 /// One thing that SQLite does to a file.
 package struct VFSEvent {
     package enum Kind: Sendable, CaseIterable {
-        case read, write, sync, truncate, create, delete, syncDirectory, rename
+        case read, write, sync, truncate, create, delete, syncDirectory, rename, allocate
     }
 
     package var kind: Kind
@@ -13,8 +13,10 @@ package struct VFSEvent {
     package var path: String
     /// The new path in `rename`, else empty.
     package var target: String
-    /// Where to read or write; the new size in `truncate`.
+    /// Where to read, write or allocate; the new size in `truncate`.
     package var offset: UInt64
+    /// Bytes read, written or allocated.
+    package var count: UInt64
     /// What is written, checksums included; valid during the call only.
     package var bytes: UnsafeRawBufferPointer
 
@@ -29,11 +31,13 @@ package struct VFSEvent {
         case ASPEN_VFS_DELETE: kind = .delete
         case ASPEN_VFS_SYNC_DIRECTORY: kind = .syncDirectory
         case ASPEN_VFS_RENAME: kind = .rename
+        case ASPEN_VFS_ALLOCATE: kind = .allocate
         default: return nil
         }
         path = String(cString: event.path)
         target = event.to.map { String(cString: $0) } ?? ""
         offset = UInt64(clamping: event.offset)
+        count = UInt64(clamping: event.count)
         bytes = UnsafeRawBufferPointer(
             start: event.bytes, count: event.bytes == nil ? 0 : Int(event.count))
     }
@@ -61,7 +65,7 @@ package final class VFSObserver {
 
     /// - Parameters:
     ///   - before: an errno value other than zero makes the operation fail with it, undone.
-    ///   - after: the operation has succeeded; not called for reads.
+    ///   - after: the operation has succeeded; not called for reads and allocations.
     package init(
         prefix: String, before: @escaping @Sendable (VFSEvent) -> Int32 = { _ in 0 },
         after: @escaping @Sendable (VFSEvent) -> Void = { _ in }

@@ -39,10 +39,18 @@ final class BackupStream {
             let header = BackupHeader(
                 cluster: cluster, revision: store.revision, index: store.appliedIndex,
                 term: store.appliedTerm, wallMilliseconds: wall)
-            let reader = BackupReader(try store.makeSnapshot(), header)
-            return {
-                let (service, origin) = box.value
-                BackupStream(service, origin, reader).begin()
+            do {
+                let reader = BackupReader(try store.makeSnapshot(), header)
+                return {
+                    let (service, origin) = box.value
+                    BackupStream(service, origin, reader).begin()
+                }
+            } catch let error as StorageError where error.isFull {
+                return {
+                    let (service, origin) = box.value
+                    service.backupCount -= 1
+                    origin.fail(AspenError(.storage, "the backup failed: \(error.text)"))
+                }
             }
         }
     }

@@ -227,11 +227,7 @@ final class LogThread: @unchecked Sendable {
         case .failure(let error):
             // Anything but a full disk is noticed by whoever has to write to it.
             submitToThread(.preparationFailed(preparation))
-            if case .disk(let reason)? = error as? StorageError,
-                JournalEvent.ofDisk(reason) == .diskFull
-            {
-                onPreparation(false)
-            }
+            if (error as? StorageError)?.isFull == true { onPreparation(false) }
         }
     }
 

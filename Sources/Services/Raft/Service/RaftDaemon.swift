@@ -134,6 +134,9 @@ extension StorageError {
         }
     }
 
+    /// There was no room: to be mended by whoever makes some.
+    var isFull: Bool { event == .diskFull }
+
     var event: JournalEvent? {
         switch self {
         case .disk(let reason): .ofDisk(reason)

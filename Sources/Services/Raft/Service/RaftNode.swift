@@ -455,11 +455,17 @@ package final class RaftNode: @unchecked Sendable {
             case .reset(let index, _):
                 firstLogIndex = index.next
                 snapshots.logWasReset()
-            case .preparation(let preparation): log.prepare(preparation)
+            case .preparation(let preparation): prepare(preparation)
             case .nothing: break
             case .failed(let error): fatal(error)
             }
         }
+    }
+
+    private func prepare(_ preparation: SegmentPreparation) {
+        if space.hasRoom(forSegment: preparation.neededBytes) { return log.prepare(preparation) }
+        log.submitToThread(.preparationFailed(preparation))
+        space.prepared(false)
     }
 
     private func noteSlowSync(_ duration: Duration) {

@@ -72,6 +72,8 @@ final class RestoreIntake: @unchecked Sendable {
             return .failure(error)
         } catch StorageError.corrupt(let reason) {
             return .failure(AspenError(.corrupt, "the backup cannot be used: \(reason)"))
+        } catch let error as StorageError where error.isFull {
+            return .failure(AspenError(.storage, "the backup does not fit: \(error.text)"))
         }
     }
 

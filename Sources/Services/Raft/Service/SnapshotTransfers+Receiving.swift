@@ -91,7 +91,12 @@ extension SnapshotTransfers {
                             self?.refuse(box.value.0)
                         }
                     }
-                    writer.writer = try store.receiveSnapshot(meta)
+                    do {
+                        writer.writer = try store.receiveSnapshot(meta)
+                    } catch let error as StorageError where error.isFull {
+                        // The first piece finds that there is no place for it.
+                        writer.writer = nil
+                    }
                     return { [weak self] in
                         let (transfer, then) = box.value
                         transfer.isOpening = false
@@ -191,7 +196,7 @@ extension SnapshotTransfers {
         transfer.written += count
         if let failure {
             node.logger.error(
-                "the snapshot received is damaged", metadata: ["reason": "\(failure)"])
+                "the snapshot received cannot be used", metadata: ["reason": "\(failure)"])
             abandon()
             return reply(transfer.id, to: transfer.from, received: 0, refused: true)
         }
@@ -227,7 +232,7 @@ extension SnapshotTransfers {
         incoming = nil
         if let failure {
             node.logger.error(
-                "the snapshot received is damaged", metadata: ["reason": "\(failure)"])
+                "the snapshot received cannot be used", metadata: ["reason": "\(failure)"])
             node.resume()
             return reply(transfer.id, to: transfer.from, received: 0, refused: true)
         }
@@ -336,7 +341,7 @@ final class WriterBox: @unchecked Sendable {
     var partial: PartialSnapshot?
 
     /// - Parameter keeps: there is room for what the next process would need.
-    /// - Returns: why the bytes cannot be a snapshot. A failing disk is thrown.
+    /// - Returns: why the bytes cannot be a snapshot, or that they do not fit. A failing disk is thrown.
     func append(_ bytes: [UInt8], keeps: Bool) throws -> String? {
         if !keeps { dropPartial() }
         let failure = try takeIn(bytes)
@@ -362,10 +367,10 @@ final class WriterBox: @unchecked Sendable {
         do {
             try writer.append(bytes)
             return nil
-        } catch StorageError.corrupt(let reason) {
+        } catch {
             writer.abandon()
             self.writer = nil
-            return reason
+            return try error.endOfTransfer()
         }
     }
 
@@ -376,9 +381,19 @@ final class WriterBox: @unchecked Sendable {
         do {
             try writer.finish()
             return nil
-        } catch StorageError.corrupt(let reason) {
+        } catch {
             writer.abandon()
-            return reason
+            return try error.endOfTransfer()
         }
+    }
+}
+
+extension StorageError {
+    /// Why a snapshot was not taken in although the state is as it was: the stream was none, or the disk
+    /// has no room for another state. Anything else is thrown.
+    fileprivate func endOfTransfer() throws -> String {
+        if case .corrupt(let reason) = self { return reason }
+        if case .disk(let reason) = self, isFull { return reason }
+        throw self
     }
 }

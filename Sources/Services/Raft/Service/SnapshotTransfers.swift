@@ -47,8 +47,12 @@ final class SnapshotTransfers: @unchecked Sendable {
             guard store.byteCount < spare else {
                 return { [weak self] in self?.ended(box.value, succeeded: false) }
             }
-            let reader = ReaderBox(try store.makeSnapshot())
-            return { box.value.opened(reader) }
+            do {
+                let reader = ReaderBox(try store.makeSnapshot())
+                return { box.value.opened(reader) }
+            } catch let error as StorageError where error.isFull {
+                return { [weak self] in self?.ended(box.value, succeeded: false) }
+            }
         }
     }
 
@@ -97,9 +101,9 @@ final class SnapshotTransfers: @unchecked Sendable {
             do {
                 let bytes = try reader.reader.next()
                 return { then(.success(bytes)) }
-            } catch StorageError.disk(let reason) where JournalEvent.ofDisk(reason) == .diskFull {
+            } catch let error as StorageError where error.isFull {
                 // The spool did not fit: nothing of the state is lost by that.
-                return { then(.failure(.disk(reason))) }
+                return { then(.failure(error)) }
             }
         }
     }

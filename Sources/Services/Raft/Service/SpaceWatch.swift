@@ -57,6 +57,12 @@ final class SpaceWatch {
         schedule()
     }
 
+    /// False if that many bytes of a segment that is only prepared would be taken from the half of the
+    /// reserve that is the state's.
+    func hasRoom(forSegment byteCount: Int) -> Bool {
+        byteCount == 0 || room == .max || room - byteCount >= limits.reserveBytes / 2
+    }
+
     func stop() {
         timer?.cancel()
         timer = nil
@@ -81,6 +87,7 @@ final class SpaceWatch {
         // Whoever missed it hears it again; that there is room is said once, and outlives silence.
         if level >= .short { node.links.announce(level) }
         if isLogStuck { node.log.submitToThread(.prepareAgain) }
+        if level > .ample { node.state.tryAgain() }
         policy.act(node)
         schedule()
     }
@@ -134,6 +141,7 @@ final class SpaceWatch {
 
     private func changed(from before: SpaceLevel) {
         node.links.announce(level)
+        if (before == .ample) != (level == .ample) { node.state.setSpaceTight(level > .ample) }
         let fields: Logger.Metadata = [
             "free": "\(storage?.available ?? 0)", "reserve": "\(storage?.reserve ?? 0)",
         ]

@@ -68,7 +68,7 @@ enum StateEvent: Sendable {
 }
 
 /// The applied state and the thread that may block on it.
-// SAFETY: `store` and `failure` are touched only while holding the worker; the rest only on the
+// SAFETY: `store`, `failure` and `held` are touched only while holding the worker; the rest only on the
 // event loop.
 final class StateThread: @unchecked Sendable {
     /// Entries up to which the loop applies by itself when the thread is idle: a wake-up there and
@@ -86,8 +86,12 @@ final class StateThread: @unchecked Sendable {
     private let incarnation: UInt64
     let compaction: CompactionPolicy
     private var failure: StorageError?
+    /// Entries that wait until there is room for them on the disk, and those behind them.
+    private var held: [Entry] = []
     /// Jobs given to the thread whose events have not been delivered: nothing may overtake them.
     private var outstanding = 0
+    /// Every batch may end with a checkpoint: nothing for the loop to wait for.
+    private var isSpaceTight = false
     private var worker: WorkerThread<StateJob>?
 
     var onEvents: ([StateEvent]) -> Void = { _ in }
@@ -117,7 +121,7 @@ final class StateThread: @unchecked Sendable {
     func apply(_ entries: [Entry], bytes: Int) {
         loop.assertInEventLoop()
         let isSmall = entries.count <= Self.inlineEntriesMax && bytes <= Self.inlineBytesMax
-        run(.apply(entries), inline: isSmall)
+        run(.apply(entries), inline: isSmall && !isSpaceTight)
     }
 
     /// - Parameter isCheap: every query looks up one key.
@@ -180,7 +184,27 @@ final class StateThread: @unchecked Sendable {
         }
     }
 
+    /// Applies what waits for room and then `entries`, as far as there is room: of a full disk nothing is
+    /// asked that it cannot do. Reads go on meanwhile. With each job, and each `tryAgain`, it is tried again.
     private func apply(_ entries: inout [Entry], _ events: inout [StateEvent]) throws {
+        if !held.isEmpty { held.removeAll { $0.index <= store.appliedIndex } }
+        if held.isEmpty { swap(&held, &entries) } else { held += entries }
+        entries.removeAll(keepingCapacity: true)
+        while !held.isEmpty {
+            let count = store.fitting(held)
+            guard count > 0 else { return }
+            var batch: [Entry] = []
+            if count == held.count {
+                swap(&batch, &held)
+            } else {
+                batch = Array(held.prefix(count))
+                held.removeFirst(count)
+            }
+            try apply(batch, &events)
+        }
+    }
+
+    private func apply(_ entries: [Entry], _ events: inout [StateEvent]) throws {
         guard let last = entries.last else { return }
         let results = try store.apply(entries)
         precondition(results.count == entries.count, "one result an entry")
@@ -204,7 +228,18 @@ final class StateThread: @unchecked Sendable {
                     facts: HousekeepingFacts(store, compaction), membershipIndex: membershipIndex,
                     changes: store.takeRecording(),
                     trust: isTrustTouched ? try TokenTrust(reading: store) : nil)))
-        entries.removeAll(keepingCapacity: true)
+    }
+
+    /// There may be room on the disk now.
+    func tryAgain() { submit(.perform { _ in {} }) }
+
+    func setSpaceTight(_ isTight: Bool) {
+        isSpaceTight = isTight
+        submit(
+            .perform { store in
+                try store.setSpaceTight(isTight)
+                return {}
+            })
     }
 
     /// Finishes what is queued, writes a last checkpoint and closes the state. Blocks.

@@ -84,6 +84,12 @@ package protocol StateStore: AnyObject {
 
     /// Applies entries in order, as one transaction: all or none. One result an entry.
     func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult]
+    /// How many of these entries, from the first on, may be given to `apply` now: all of them, or, while
+    /// space is tight, as many as one small transaction takes that has its room for certain. None: the
+    /// disk is full; ask again later.
+    func fitting(_ entries: [Entry]) -> Int
+    /// While space is tight, every `apply` is committed at once, and checkpoints come early.
+    func setSpaceTight(_ isTight: Bool) throws(StorageError)
     /// Nil also when `revision` is compacted or in the future: `lookUp` tells these apart.
     func get(_ key: [UInt8], at revision: Revision?) throws(StorageError) -> KeyValue?
     /// - Throws: nothing for an unknown revision: see `RangeOutcome`.
@@ -149,6 +155,8 @@ package protocol StateStore: AnyObject {
 
 extension StateStore {
     package var partialSnapshots: String? { nil }
+    package func fitting(_ entries: [Entry]) -> Int { entries.count }
+    package func setSpaceTight(_ isTight: Bool) throws(StorageError) {}
     package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
         (try checkpoint(), false)
     }

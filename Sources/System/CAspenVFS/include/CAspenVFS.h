@@ -42,6 +42,7 @@ typedef enum {
     ASPEN_VFS_DELETE = 5,
     ASPEN_VFS_SYNC_DIRECTORY = 6,
     ASPEN_VFS_RENAME = 7,
+    ASPEN_VFS_ALLOCATE = 8,
 } aspen_vfs_event_kind;
 
 typedef struct {
@@ -50,10 +51,11 @@ typedef struct {
     const char *path;
     /* RENAME only: the new path. */
     const char *to;
-    /* READ, WRITE: where. TRUNCATE: the new size. */
+    /* READ, WRITE, ALLOCATE: where. TRUNCATE: the new size. */
     int64_t offset;
     /* WRITE only: what is written, checksums included. */
     const void *bytes;
+    /* ALLOCATE: without bytes. */
     int64_t count;
 } aspen_vfs_event;
 
@@ -62,7 +64,7 @@ typedef struct {
     /* Before an operation; a value other than 0 (EIO, ENOSPC, …) makes it fail without being
        carried out. */
     int (*before)(void *context, const aspen_vfs_event *event);
-    /* After an operation that succeeded; not for READ. */
+    /* After an operation that succeeded; not for READ and ALLOCATE. */
     void (*after)(void *context, const aspen_vfs_event *event);
 } aspen_vfs_observer;
 
@@ -80,6 +82,11 @@ void aspen_vfs_unobserve(int number);
 int aspen_vfs_relieve(const char *prefix, int (*relieve)(void *context), void *context);
 /* After this returns `relieve` is not called any more. Numbers below 0 are ignored. */
 void aspen_vfs_unrelieve(int number);
+
+/* Makes the file own the blocks of `count` bytes behind its end, so that writing there needs no space;
+   its size stays, and to truncate it gives them back. Relieved like a write. 0; ENOSPC: there is no
+   room for it; ENOENT: there is no file; anything else: the file system has no such call. */
+int aspen_vfs_allocate(const char *path, uint64_t count);
 
 /* fsync of a directory or a file, rename and unlink, seen by observers. 0, or an errno value. */
 int aspen_vfs_sync_directory(const char *path);

@@ -13,6 +13,9 @@ package struct SegmentPreparation: Sendable {
     /// A discarded segment to use again; zeros are written to a new file otherwise.
     let spare: UInt64?
 
+    /// What it takes of the disk.
+    package var neededBytes: Int { spare == nil ? byteCount : 0 }
+
     /// Makes the file durable, its name included. Takes as long as writing `byteCount` bytes does.
     package func run() throws(StorageError) -> PreparedSegment {
         let name = SegmentName.log(generation)

@@ -15,7 +15,9 @@ final class SQLiteSnapshotWriter: SnapshotWriter {
     private static let writeBehindBytes = 4_194_304
 
     private var behindBytes = 0
-    /// Nil once finished or abandoned.
+    /// The file is, or may be, the state itself.
+    private var isInForce = false
+    /// Nil once finished or abandoned, and after an error.
     private var intake: SnapshotIntake<SQLiteTables>?
 
     init(into state: SQLiteState, meta: SnapshotMeta) throws(StorageError) {
@@ -61,7 +63,7 @@ final class SQLiteSnapshotWriter: SnapshotWriter {
         _ = consume intake
         try takeUpWAL()
         try SQLiteState.syncFile(state.directory + "/" + SQLiteState.incomingName)
-        try state.replaceByIncoming()
+        try state.replaceByIncoming { isInForce = true }
     }
 
     /// Opened as it will be used, the file is made ready for a WAL, which rewrites its first page.
@@ -73,7 +75,7 @@ final class SQLiteSnapshotWriter: SnapshotWriter {
     }
 
     func abandon() {
-        guard intake != nil else { return }
+        guard !isInForce else { return }
         intake = nil
         // What stays behind is removed at the next snapshot or start.
         try? SQLiteState.removeIncoming(in: state.directory)

@@ -64,8 +64,8 @@ extension SQLiteState {
         let paths = ["-wal", "-journal", ""].map { directory + "/" + Self.setAsideName + $0 }
             .filter(Self.exists)
         guard !paths.isEmpty else { return }
-        // Whole, and durable.
-        _ = try checkpoint()
+        // Whole, and durable; on a full disk that has to wait, and so do they.
+        guard try checkpoint() == appliedIndex else { return }
         for path in paths { try Self.remove(path) }
     }
 

@@ -58,7 +58,11 @@ package final class SQLiteState: StateStore {
     private var bytesInTransaction = 0
     /// The applied index that the database file is known to hold.
     private var durableIndex: LogIndex
-    private var failure: StorageError?
+    /// What of that `checkpointIfDue` has last looked at.
+    private var reportedIndex = LogIndex.zero
+    private(set) var failure: StorageError?
+    /// See `setSpaceTight`.
+    private(set) var isSpaceTight = false
     /// Whether what was found at the opening is certain to be on the disk: see `settle`.
     private var isSettled = false
     /// Snapshots that still hold a read transaction.
@@ -170,11 +174,12 @@ package final class SQLiteState: StateStore {
         }
         entriesInTransaction += entries.count
         for entry in entries { bytesInTransaction += entry.payload.count }
-        if entriesInTransaction >= options.commitEntries
+        if isSpaceTight || entriesInTransaction >= options.commitEntries
             || bytesInTransaction >= options.commitBytes
         {
             try commit()
         }
+        if isSpaceTight { try keepWALShort() }
         if meta.membershipIndex != (membership?.index ?? .zero) {
             membership = try meta.decodedMembership()
         }
@@ -276,16 +281,36 @@ package final class SQLiteState: StateStore {
     }
 
     package func checkpointIfDue() throws(StorageError) -> LogIndex? {
-        let pages = try storing { machine throws(SQLiteError) in
-            machine.tables.database.walFrameCount
+        // While space is tight it was due earlier: the log is to hear of it as soon as elsewhere.
+        let isDone = isSpaceTight && durableIndex > reportedIndex
+        defer { reportedIndex = durableIndex }
+        guard try pagesSinceCheckpoint() >= options.checkpointPages else {
+            return isDone ? durableIndex : nil
         }
-        // While a reader keeps the WAL from being started over, it is due every so many pages still.
-        let since = pages < pagesAtCheckpoint ? pages : pages - pagesAtCheckpoint
-        guard since >= options.checkpointPages else { return nil }
         let before = durableIndex
         let after = try checkpoint()
         try storing { machine throws(SQLiteError) in try Self.vacuum(machine.tables.database) }
-        return after > before ? after : nil
+        return after > before || isDone ? after : nil
+    }
+
+    /// While a reader or a full disk keeps the WAL from being started over, a checkpoint is due every so
+    /// many pages still.
+    private func pagesSinceCheckpoint() throws(StorageError) -> Int {
+        let pages = try storing { machine throws(SQLiteError) in
+            machine.tables.database.walFrameCount
+        }
+        return pages < pagesAtCheckpoint ? pages : pages - pagesAtCheckpoint
+    }
+
+    package func setSpaceTight(_ isTight: Bool) throws(StorageError) {
+        isSpaceTight = isTight
+        // What is in memory only is not counted by who looks at the disk.
+        if isTight { try commit() }
+    }
+
+    private func keepWALShort() throws(StorageError) {
+        let due = max(1, options.checkpointPages / Self.tightCheckpointParts)
+        if try pagesSinceCheckpoint() >= due { _ = try checkpoint() }
     }
 
     /// Makes what a process before this one has left durable, names included. Its pages of the WAL
@@ -330,16 +355,16 @@ package final class SQLiteState: StateStore {
 
     package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
         var durable = try checkpoint()
-        // A reader would keep all that the vacuum writes in the WAL.
-        guard !spools.contains(where: \.isReadingDatabase) else { return (durable, false) }
+        // A reader, or a full disk, would keep all that the vacuum writes in the WAL.
+        guard durable == meta.appliedIndex, !spools.contains(where: \.isReadingDatabase) else {
+            return (durable, false)
+        }
         for _ in 0..<Self.trimRounds {
-            let free = try storing { machine throws(SQLiteError) in
+            let free: Int64 = try storing { machine throws(SQLiteError) in
                 let database = machine.tables.database
                 let free = try database.integer("PRAGMA freelist_count") ?? 0
-                if free > 0 {
-                    try database.execute("PRAGMA incremental_vacuum(\(Self.vacuumPages))")
-                }
-                return free
+                guard free > 0 else { return 0 }
+                return try Self.vacuum(database, pages: Self.vacuumPages) ? free : 0
             }
             if free == 0 { return (durable, false) }
             // Each time: what the vacuum moves is in the WAL, and the WAL must stay small.
@@ -354,8 +379,19 @@ package final class SQLiteState: StateStore {
         let free = try database.integer("PRAGMA freelist_count") ?? 0
         let all = try database.integer("PRAGMA page_count") ?? 0
         guard free > max(Int64(4 * vacuumPages), all / 4) else { return }
-        let pages = free > all / 2 ? 4 * vacuumPages : vacuumPages
-        try database.execute("PRAGMA incremental_vacuum(\(pages))")
+        _ = try vacuum(database, pages: free > all / 2 ? 4 * vacuumPages : vacuumPages)
+    }
+
+    /// A transaction of its own.
+    /// - Returns: false if the disk had no room for it: then SQLite has undone it.
+    private static func vacuum(_ database: Database, pages: Int) throws(SQLiteError) -> Bool {
+        do throws(SQLiteError) {
+            try database.execute("PRAGMA incremental_vacuum(\(pages))")
+        } catch {
+            guard error.isFull else { throw error }
+            return false
+        }
+        return true
     }
 
     // MARK: Snapshots
@@ -390,12 +426,16 @@ package final class SQLiteState: StateStore {
     /// right after, the old database without its WAL must still be a state that the log continues: so
     /// all of the WAL is copied before. Half of a checkpoint, whether it was cut off by a kill or held
     /// up by a reader, leaves pages of several moments.
-    func replaceByIncoming() throws(StorageError) {
+    ///
+    /// - Parameter began: called when the state as it was is no longer there to go on with.
+    func replaceByIncoming(_ began: () -> Void) throws(StorageError) {
+        waitForSnapshots()
+        guard try checkpoint() == meta.appliedIndex else {
+            // Nothing has changed yet: on a full disk it is tried again with the next snapshot.
+            throw .disk("no space left on the device to make the state to be replaced durable")
+        }
+        began()
         do throws(StorageError) {
-            waitForSnapshots()
-            guard try checkpoint() == meta.appliedIndex else {
-                throw .disk("the state to be replaced cannot be made durable")
-            }
             opened = nil
             let path = directory + "/" + Self.fileName
             try Self.remove(path + "-wal")

@@ -44,7 +44,7 @@ private final class Translator: Sendable {
         case .write, .truncate, .delete, .rename:
             meet(event.path)
             return 0
-        case .read, .create: return 0
+        case .read, .create, .allocate: return 0
         }
         pendingSync.withLock { $0 = sync }
         return 0
@@ -52,7 +52,7 @@ private final class Translator: Sendable {
 
     func after(_ event: VFSEvent) {
         switch event.kind {
-        case .read: break
+        case .read, .allocate: break
         case .create: recorder.record(create: relative(event.path))
         case .write:
             recorder.record(writeTo: file(event.path), at: event.offset, bytes: event.bytes)
