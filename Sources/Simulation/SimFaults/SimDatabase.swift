@@ -27,7 +27,9 @@ final class SimDatabase {
     /// What `checkpoint` said last: the log may be discarded up to there.
     private(set) var durable = LogIndex.zero
     /// A bit of it was flipped, and nobody has found it yet.
-    var isDamaged = false
+    private(set) var isDamaged = false
+    /// An empty state is on its way into the place of one that is of no use.
+    private var isBeingRebuilt = false
 
     var disk: SimDisk { medium.disk }
 
@@ -59,16 +61,20 @@ final class SimDatabase {
             return true
         }
         state?.sessionTimeout = sessionTimeout
-        return false
+        // Cut off when all that was left of the old one was gone.
+        guard isBeingRebuilt else { return false }
+        (isDamaged, isBeingRebuilt) = (false, false)
+        return true
     }
 
     /// An empty state takes the place of one that is of no use.
     func rebuild() throws(StorageError) {
         state?.close()
         state = nil
+        (isDamaged, isBeingRebuilt) = (true, true)
         state = try SQLiteState.rebuildEmpty(directory: directory, options: options)
         state?.sessionTimeout = sessionTimeout
-        isDamaged = false
+        (isDamaged, isBeingRebuilt) = (false, false)
     }
 
     /// The process ended: nothing more comes from it.
@@ -87,7 +93,7 @@ final class SimDatabase {
     func wipe() {
         end()
         disk.wipe()
-        isDamaged = false
+        (isDamaged, isBeingRebuilt) = (false, false)
         medium.show(keepingMark: false)
     }
 
@@ -163,7 +169,7 @@ final class SimMedium: @unchecked Sendable {
     var fuse: Int?
     /// It takes the power with it.
     var fuseCutsPower = false
-    private(set) var hasBlown = false
+    private var hasBlown = false
     private var isDead = false
     private let swallowsSyncs: Bool
     private var files: [String: any DiskFile] = [:]
@@ -174,14 +180,17 @@ final class SimMedium: @unchecked Sendable {
         self.swallowsSyncs = swallowsSyncs
     }
 
+    /// The process that runs has ended by the fuse, and the power with it.
+    var hasCutPower: Bool { hasBlown && fuseCutsPower }
+
     func begin() {
         files.removeAll()
         isDead = false
-        hasBlown = false
     }
 
     func end() {
         isDead = true
+        hasBlown = false
         files.removeAll()
         disk.endProcess()
     }
