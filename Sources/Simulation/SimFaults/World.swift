@@ -142,8 +142,8 @@ package final class World {
         watchers = makeWatchers()
         if let options = scenario.database {
             let databases = SimDatabases(
-                disks: nodes.map { _ in SimDisk(seed: hardware.next()) }, options: options, scenario
-            )
+                disks: nodes.map { _ in SimDisk(seed: hardware.next(), remembersPages: true) },
+                options: options, scenario)
             for (node, database) in zip(nodes, databases.all) { node.database = database }
             self.databases = databases
         }
