@@ -98,7 +98,9 @@ let system: [Target] = [
             .linkedLibrary("ngtcp2"), .linkedLibrary("ngtcp2_crypto_gnutls"),
             .linkedLibrary("gnutls"),
         ]),
-    .target(name: "CAspenVFS", dependencies: ["CSQLite"], path: "Sources/System/CAspenVFS"),
+    .target(
+        name: "CAspenVFS", dependencies: ["CSQLite"], path: "Sources/System/CAspenVFS",
+        cSettings: [.define("ASPEN_TEST_BUILD", .when(configuration: .debug))]),
     module("AspenDisk", "System/AspenDisk", ["CAspenSystem", "AspenBytes"], settings: pure),
     module(
         "SQLiteKit", "System/SQLiteKit", ["CSQLite", "CAspenVFS", "AspenTypes"], settings: pure),

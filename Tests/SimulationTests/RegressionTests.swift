@@ -9,6 +9,8 @@ import Testing
 @Suite struct RegressionTests {
     struct Regression: CustomTestStringConvertible, Sendable {
         var seed: UInt64
+        /// Trouble besides what the seed draws.
+        var with: Scenario.Trouble?
         var reason: String
         var testDescription: String { "\(seed): \(reason)" }
     }
@@ -24,10 +26,18 @@ import Testing
         .init(seed: 1187, reason: "a founder with a damaged log led a term that had a leader"),
         .init(seed: 3282, reason: "a damaged log went by a membership that it had outlived"),
         .init(seed: 6935, reason: "a damaged log went by a membership that it had outlived"),
+        .init(
+            seed: 21259, with: .decay,
+            reason: "trouble ended amid a pause, and who was paused slept on"),
+        .init(
+            seed: 21684, with: .decay,
+            reason: "a key went with two leases, one after the other, in one batch"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {
-        let trial = Trial.runTwice(Scenario(seed: regression.seed))
+        var scenario = Scenario(seed: regression.seed)
+        if let trouble = regression.with { scenario.insist(on: trouble) }
+        let trial = Trial.runTwice(scenario)
         #expect(trial.violation == nil)
     }
 }

@@ -114,6 +114,31 @@ import Testing
         #expect(throws: DiskError.self) { try file.sync() }
         try file.sync()
     }
+
+    @Test func pagesAreTornAndGoAstray() throws {
+        let count = SimDisk.pageBytes
+        let disk = SimDisk(seed: 4, remembersPages: true)
+        let file = try disk.open("a", create: true)
+        for page in 0..<2 {
+            try file.write([UInt8](repeating: 1, count: count), at: UInt64(page * count))
+        }
+        try file.sync()
+        #expect(!disk.misdirect("a", from: 0, to: 1), "nobody would see it")
+        #expect(!disk.tear("a", page: 0) { true }, "nothing was there before")
+        try file.write([UInt8](repeating: 2, count: count), at: 0)
+        try file.sync()
+        #expect(disk.misdirect("a", from: 0, to: 1))
+        #expect(try file.read(at: UInt64(count), count: count).allSatisfy { $0 == 2 })
+        for (losesAll, older) in [(true, 7), (false, 1)] {
+            try file.write([UInt8](repeating: 1, count: count), at: 0)
+            try file.sync()
+            try file.write([UInt8](repeating: 2, count: count), at: 0)
+            try file.sync()
+            #expect(disk.tear("a", page: 0) { losesAll })
+            let bytes = try file.read(at: 0, count: count)
+            #expect(bytes.count { $0 == 1 } == older * SimDisk.sectorBytes, "never all, never none")
+        }
+    }
 }
 
 @Suite struct SimNetworkTests {

@@ -104,6 +104,10 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case databaseNotSynced = "database-not-synced"
     /// A checkpoint counts although the frames were left in the WAL.
     case checkpointBelieved = "checkpoint-believed"
+    /// A page is read for another, and passes.
+    case misdirectedPageServed = "misdirected-page-served"
+    /// A page of which the disk has an older part passes.
+    case tornPageServed = "torn-page-served"
     // Of watches: see `WatchPlantedBug`.
     case watchSkipsCompacted = "watch-skips-compacted"
     case watchRepeatsAtResume = "watch-repeats-at-resume"
@@ -112,7 +116,11 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case watchIgnoresSnapshot = "watch-ignores-snapshot"
     case watchSplitsRevision = "watch-splits-revision"
 
-    package static let inDatabase: Set = [PlantedBug.databaseNotSynced, .checkpointBelieved]
+    package static let inDatabase: Set = [
+        PlantedBug.databaseNotSynced, .checkpointBelieved, .misdirectedPageServed, .tornPageServed,
+    ]
+    /// Of those, what takes a damaged page to be seen.
+    package static let inPages: Set = [PlantedBug.misdirectedPageServed, .tornPageServed]
 }
 
 /// What the log store found at start-up.

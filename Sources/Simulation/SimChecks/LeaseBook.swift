@@ -30,9 +30,11 @@ struct LeaseBook {
     private var leases: [LeaseID: Lease] = [:]
     private var attached: [[UInt8]: LeaseID] = [:]
     private var answered: Set<Request> = []
-    /// When each key was changed, and whether that removed it.
-    private var changes: [[UInt8]: [(revision: Revision, isRemoval: Bool)]] = [:]
-    private var ended: [(lease: LeaseID, keys: [[UInt8]])] = []
+    /// When each key was changed, and whether that removed it. At what revision a lease ended is seen
+    /// only when the batch has been applied: nil until then.
+    private var changes: [[UInt8]: [(revision: Revision?, isRemoval: Bool)]] = [:]
+    /// Leases that ended in this batch, and where in `changes` that stands of each of their keys.
+    private var ended: [(lease: LeaseID, keys: [(key: [UInt8], place: Int)])] = []
     private var checkedCompaction = Revision.zero
     private var concernsLeases = false
 
@@ -111,8 +113,11 @@ struct LeaseBook {
         leases[lease] = nil
         let keys = attached.filter { $0.value == lease }.map(\.key)
             .sorted { $0.lexicographicallyPrecedes($1) }
-        for key in keys { attached[key] = nil }
-        ended.append((lease, keys))
+        for key in keys {
+            attached[key] = nil
+            changes[key, default: []].append((nil, true))
+        }
+        ended.append((lease, keys.map { ($0, (changes[$0]?.count ?? 1) - 1) }))
     }
 
     // MARK: - Checks
@@ -132,36 +137,58 @@ struct LeaseBook {
             guard state.lease(lease) == nil, state.keys(of: lease, limit: 1).isEmpty else {
                 throw breach("leases end", "n\(node + 1) still has lease \(lease)")
             }
-            var revision: Revision?
-            for key in keys {
-                if let entry = state.get(key, at: nil) {
-                    guard entry.lease != lease else {
-                        throw breach(
-                            "keys go with their lease",
-                            "n\(node + 1) still has a key of lease \(lease)")
-                    }
-                    // Written again in the same batch: what was before is not looked at any more.
-                    changes[key] = [(entry.modRevision, false)]
+            var common: Revision?
+            for (key, place) in keys {
+                guard let revision = try revisionOfEnd(node, lease, key, place, state) else {
                     continue
                 }
-                guard let newest = state.history(of: key, before: nil, limit: 1).events.first else {
-                    continue
-                }
-                if changes[key]?.last?.revision == newest.number.revision {
-                    // Written and removed again in the same batch.
-                    changes[key] = [(newest.number.revision, true)]
-                    continue
-                }
-                changes[key, default: []].append((newest.number.revision, true))
-                if let revision, revision != newest.number.revision {
+                changes[key]?[place].revision = revision
+                if let common, common != revision {
                     throw breach(
                         "keys go with their lease",
-                        "keys of lease \(lease) went at \(revision) and at "
-                            + "\(newest.number.revision)")
+                        "keys of lease \(lease) went at \(common) and at \(revision)")
                 }
-                revision = newest.number.revision
+                common = revision
             }
         }
+        // Of what came before a removal that is compacted away already nothing is looked at any more.
+        for key in ended.flatMap(\.keys).map(\.key) {
+            guard let unknown = changes[key]?.lastIndex(where: { $0.revision == nil }) else {
+                continue
+            }
+            changes[key]?.removeFirst(unknown + 1)
+        }
+    }
+
+    /// When a key went with its lease. The batch may have written it again, and that may have gone
+    /// with another lease.
+    /// - Returns: nil if that is compacted away.
+    private func revisionOfEnd(
+        _ node: Int, _ lease: LeaseID, _ key: [UInt8], _ place: Int, _ state: MemoryState
+    ) throws(Violation) -> Revision? {
+        guard let known = changes[key], place > 0, let put = known[place - 1].revision else {
+            return nil
+        }
+        let next = known.indices.contains(place + 1) ? known[place + 1].revision : nil
+        guard next != nil || state.get(key, at: nil) == nil else {
+            throw breach(
+                "keys go with their lease", "n\(node + 1) still has a key of lease \(lease)")
+        }
+        let event = state.history(of: key, before: next, limit: 1).events.first
+        if let event, event.number.revision > put {
+            guard event.isRemoval else {
+                throw breach(
+                    "keys go with their lease",
+                    "n\(node + 1) writes a key of lease \(lease) at \(event.number.revision)")
+            }
+            return event.number.revision
+        }
+        guard put < state.meta.compacted else {
+            throw breach(
+                "keys go with their lease",
+                "n\(node + 1) does not say when a key of lease \(lease) went")
+        }
+        return nil
     }
 
     /// Once all that may go is gone, what must stay is looked at.
@@ -170,9 +197,11 @@ struct LeaseBook {
         guard compacted > checkedCompaction, !state.meta.isSweeping else { return }
         checkedCompaction = compacted
         for key in changes.keys.sorted(by: { $0.lexicographicallyPrecedes($1) }) {
-            guard let newest = changes[key]?.last(where: { $0.revision <= compacted }) else {
-                continue
-            }
+            guard
+                let newest = changes[key]?.last(where: { change in
+                    change.revision.map { $0 <= compacted } ?? false
+                })
+            else { continue }
             let found = state.get(key, at: compacted)
             let expected = newest.isRemoval ? nil : newest.revision
             if found?.modRevision != expected {

@@ -320,6 +320,10 @@ extension Scenario {
             rates.append(Rate(.rot, every: electionTimeoutMax))
             checkpointInterval = 300
         }
+        if !planted.isDisjoint(with: PlantedBug.inPages) {
+            rates.removeAll { $0.trouble == .wipe }
+            rates.append(Rate(.rot, every: electionTimeoutMax))
+        }
         // A damaged tail and a voter whose disk is gone, together, wait for a person to decide.
         if rates.contains(where: { $0.trouble == .wipe }) {
             rates.removeAll { Trouble.damaging.contains($0.trouble) }

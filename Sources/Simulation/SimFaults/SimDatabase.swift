@@ -16,6 +16,8 @@ import SimKit
 /// What SQLite writes and syncs is told to a `SimDisk`, so that a power cut leaves of it what the
 /// fault model permits: that is put in the place of the files.
 final class SimDatabase {
+    private enum Damage: CaseIterable { case flippedBit, misdirection, tear }
+
     /// Absolute; the files in it are what programs see.
     let directory: String
     /// The same files as the medium has them.
@@ -23,11 +25,15 @@ final class SimDatabase {
     private let options: SQLiteState.Options
     private let sessionTimeout: Duration
     private let believesCheckpoints: Bool
+    /// What `rot` always does; nil: it draws.
+    private let damage: Damage?
     private(set) var state: SQLiteState?
     /// What `checkpoint` said last: the log may be discarded up to there.
     private(set) var durable = LogIndex.zero
     /// A bit of it was flipped, and nobody has found it yet.
-    var isDamaged = false
+    private(set) var isDamaged = false
+    /// An empty state is on its way into the place of one that is of no use.
+    private var isBeingRebuilt = false
 
     var disk: SimDisk { medium.disk }
 
@@ -36,6 +42,9 @@ final class SimDatabase {
         self.options = options
         sessionTimeout = scenario.sessionTimeout
         believesCheckpoints = scenario.planted.contains(.checkpointBelieved)
+        damage =
+            scenario.planted.contains(.misdirectedPageServed)
+            ? .misdirection : scenario.planted.contains(.tornPageServed) ? .tear : nil
         medium = SimMedium(
             directory: directory, disk: disk,
             swallowsSyncs: scenario.planted.contains(.databaseNotSynced))
@@ -59,16 +68,20 @@ final class SimDatabase {
             return true
         }
         state?.sessionTimeout = sessionTimeout
-        return false
+        // Cut off when all that was left of the old one was gone.
+        guard isBeingRebuilt else { return false }
+        (isDamaged, isBeingRebuilt) = (false, false)
+        return true
     }
 
     /// An empty state takes the place of one that is of no use.
     func rebuild() throws(StorageError) {
         state?.close()
         state = nil
+        (isDamaged, isBeingRebuilt) = (true, true)
         state = try SQLiteState.rebuildEmpty(directory: directory, options: options)
         state?.sessionTimeout = sessionTimeout
-        isDamaged = false
+        (isDamaged, isBeingRebuilt) = (false, false)
     }
 
     /// The process ended: nothing more comes from it.
@@ -87,23 +100,45 @@ final class SimDatabase {
     func wipe() {
         end()
         disk.wipe()
-        isDamaged = false
+        (isDamaged, isBeingRebuilt) = (false, false)
         medium.show(keepingMark: false)
     }
 
-    /// Flips one bit of what is on the disk, while no process runs.
-    /// - Returns: the name of the file; nil if there is none.
+    /// Damages what is on the disk, while no process runs: a bit flips, a page lies where another
+    /// belongs, or a page is torn.
+    /// - Returns: what has happened; nil if nothing has.
     func rot(using random: (Int) -> Int) -> String? {
-        precondition(state == nil, "a bit flips between two processes")
+        precondition(state == nil, "damage is done between two processes")
+        let name = SQLiteState.fileName
+        let pages = disk.pages(of: name)
+        let kinds = Damage.allCases
+        let kind = pages > 1 ? damage ?? kinds[random(kinds.count)] : .flippedBit
+        let done: String?
+        switch kind {
+        case .flippedBit: done = flipBit(random)
+        case .misdirection:
+            let (source, target) = (random(pages), random(pages))
+            done =
+                disk.misdirect(name, from: source, to: target)
+                ? "page \(source + 1) of \(name) hits page \(target + 1)" : nil
+        case .tear:
+            let page = random(pages)
+            done =
+                disk.tear(name, page: page) { random(2) == 0 }
+                ? "page \(page + 1) of \(name) is torn" : nil
+        }
+        guard let done else { return nil }
+        isDamaged = true
+        medium.show()
+        return done
+    }
+
+    private func flipBit(_ random: (Int) -> Int) -> String? {
         guard let names = try? disk.list().filter({ disk.usedBytes(of: $0) > 0 }), !names.isEmpty
         else { return nil }
         let name = names[random(names.count)]
-        guard disk.flipBit(name, at: random(disk.usedBytes(of: name)), bit: UInt8(random(8))) else {
-            return nil
-        }
-        isDamaged = true
-        medium.show()
-        return name
+        return disk.flipBit(name, at: random(disk.usedBytes(of: name)), bit: UInt8(random(8)))
+            ? "a bit of \(name) flips" : nil
     }
 
     // MARK: - The state
@@ -113,9 +148,15 @@ final class SimDatabase {
         guard let state, state.appliedIndex > .zero, let (meta, bytes) = try snapshot() else {
             return
         }
-        let writer = memory.receiveSnapshot(meta)
-        try writer.append(bytes)
-        try writer.finish()
+        do throws(StorageError) {
+            let writer = memory.receiveSnapshot(meta)
+            try writer.append(bytes)
+            try writer.finish()
+        } catch {
+            // It said that all is well: this is no damage that was found.
+            isDamaged = false
+            throw error
+        }
     }
 
     func checkpoint() throws(StorageError) {
@@ -163,7 +204,7 @@ final class SimMedium: @unchecked Sendable {
     var fuse: Int?
     /// It takes the power with it.
     var fuseCutsPower = false
-    private(set) var hasBlown = false
+    private var hasBlown = false
     private var isDead = false
     private let swallowsSyncs: Bool
     private var files: [String: any DiskFile] = [:]
@@ -174,14 +215,17 @@ final class SimMedium: @unchecked Sendable {
         self.swallowsSyncs = swallowsSyncs
     }
 
+    /// The process that runs has ended by the fuse, and the power with it.
+    var hasCutPower: Bool { hasBlown && fuseCutsPower }
+
     func begin() {
         files.removeAll()
         isDead = false
-        hasBlown = false
     }
 
     func end() {
         isDead = true
+        hasBlown = false
         files.removeAll()
         disk.endProcess()
     }
@@ -317,6 +361,12 @@ final class SimDatabases {
         observer = VFSObserver(
             prefix: root + "/", before: { medium($0)?.before($0) ?? EIO },
             after: { medium($0)?.after($0) })
+        #if ASPEN_TEST_BUILD
+            if scenario.planted.contains(.tornPageServed) { observer.plant(.tornPagePasses) }
+            if scenario.planted.contains(.misdirectedPageServed) {
+                observer.plant(.misdirectedPagePasses)
+            }
+        #endif
     }
 
     private static func makeRoot() -> String {

@@ -155,6 +155,13 @@ extension SimEvent {
         }
     }
 
+    /// The node whose raft daemon sees this happen, if any does.
+    var seenBy: Int? {
+        if let daemon { return daemon.node }
+        guard case .segment(let segment) = self, segment.lane < World.noticeLane else { return nil }
+        return segment.to
+    }
+
     /// The raft daemon that has to be running (and not standing still) for this to happen.
     var daemon: (node: Int, life: UInt64?)? {
         switch self {

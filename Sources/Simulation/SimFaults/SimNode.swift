@@ -25,6 +25,8 @@ package final class SimNode {
     var net: SimNet?
     /// The raft daemon stands still until then.
     var pausedUntil = MonotonicInstant.zero
+    /// All the ends that its pauses had: what was put off stands there on the heap.
+    var pauseEnds: Set<MonotonicInstant> = []
     var isDiskSlow = false
     /// It never comes back.
     var isLost = false

@@ -72,7 +72,9 @@ extension World {
         guard isExpected(error, on: node) else {
             throw Violation(.safety, "storage", "node \(node.id) cannot start: \(error)")
         }
+        let losesPower = node.database?.medium.hasCutPower ?? false
         endProcesses(of: node)
+        if losesPower { try losePower(node) }
         schedule(.startRaft(node: node.index), after: scenario.downtimeMax)
     }
 
@@ -100,9 +102,7 @@ extension World {
         note("n\(shell.node.id) raft stops: \(shell.node.describe(error))")
         trace.fold(0x5702)
         effects.removeAll(keepingCapacity: true)
-        if let medium = shell.node.database?.medium, medium.hasBlown, medium.fuseCutsPower {
-            return try losePower(shell.node)
-        }
+        if shell.node.database?.medium.hasCutPower == true { return try losePower(shell.node) }
         killRaft(shell.node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
     }
 

@@ -53,7 +53,7 @@ extension World {
                     victim.index, other,
                     noticeAfter: fate.uniform(.microseconds(100), .milliseconds(10)))
             }
-        case .pause: victim.pausedUntil = max(victim.pausedUntil, now + duration)
+        case .pause: pause(victim, for: duration)
         case .slowDisk:
             victim.isDiskSlow = true
             schedule(.quickDisk(node: victim.index), after: duration)
@@ -71,6 +71,11 @@ extension World {
         case .rot: rot(victim)
         case .decay: try rotEverywhere()
         }
+    }
+
+    private func pause(_ node: SimNode, for duration: Duration) {
+        node.pausedUntil = max(node.pausedUntil, now + duration)
+        node.pauseEnds.insert(node.pausedUntil)
     }
 
     private func drawVictim() -> Int {

@@ -35,8 +35,8 @@ extension World {
     }
 
     func endTroubles() {
+        endPauses()
         for node in nodes {
-            node.pausedUntil = .zero
             node.isDiskSlow = false
             node.mendDisks()
             node.database?.medium.fuse = nil

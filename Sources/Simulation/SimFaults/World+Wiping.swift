@@ -53,8 +53,8 @@ extension World {
     private func rot(_ node: SimNode, _ database: SimDatabase) {
         guard !scenario.losesMajority else { return }
         killRaft(node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
-        let name = database.rot { fate.uniform(0..<$0) }
-        if let name { note("n\(node.id) a bit of \(name) flips") }
+        let damage = database.rot { fate.uniform(0..<$0) }
+        if let damage { note("n\(node.id) \(damage)") }
     }
 
     /// One voter of three or more, while everyone runs under the same settled membership: then no

@@ -142,8 +142,8 @@ package final class World {
         watchers = makeWatchers()
         if let options = scenario.database {
             let databases = SimDatabases(
-                disks: nodes.map { _ in SimDisk(seed: hardware.next()) }, options: options, scenario
-            )
+                disks: nodes.map { _ in SimDisk(seed: hardware.next(), remembersPages: true) },
+                options: options, scenario)
             for (node, database) in zip(nodes, databases.all) { node.database = database }
             self.databases = databases
         }
@@ -177,16 +177,21 @@ package final class World {
 
     /// A raft daemon that stands still sees nothing until it goes on.
     private func postpone(_ event: SimEvent) -> MonotonicInstant? {
-        let target: Int
-        if let daemon = event.daemon {
-            target = daemon.node
-        } else if case .segment(let segment) = event, segment.lane < Self.noticeLane {
-            target = segment.to
-        } else {
-            return nil
-        }
+        guard let target = event.seenBy else { return nil }
         let until = nodes[target].pausedUntil
         return until > now ? until : nil
+    }
+
+    /// What daemons have not seen meanwhile comes now: left where their pauses would have ended, it
+    /// would hold up all that comes after it, timers included.
+    func endPauses() {
+        for node in nodes { node.pausedUntil = .zero }
+        var planned: [(at: MonotonicInstant, event: SimEvent)] = []
+        while let next = heap.pop() { planned.append(next) }
+        for (at, event) in planned {
+            let isPutOff = event.seenBy.map { nodes[$0].pauseEnds.contains(at) } ?? false
+            heap.schedule(event, at: isPutOff ? now : at)
+        }
     }
 
     private func handle(_ event: SimEvent) throws(Violation) {

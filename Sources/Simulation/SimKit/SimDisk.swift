@@ -27,6 +27,7 @@ package final class SimDisk: Disk, @unchecked Sendable {
     // SAFETY: a world and all that belongs to it is used by one thread at a time.
 
     package static let sectorBytes = 512
+    package static let pageBytes = 4096
 
     /// Errors to answer with, until taken back.
     package enum Failure: Sendable {
@@ -53,14 +54,19 @@ package final class SimDisk: Disk, @unchecked Sendable {
     private var stableNames: [String: Inode] = [:]
     private var changes: [NameChange] = []
     private var random: RandomSource
+    private let remembersPages: Bool
 
-    package init(seed: UInt64) { random = RandomSource(seed: seed) }
+    /// - Parameter remembersPages: as `tear` needs it.
+    package init(seed: UInt64, remembersPages: Bool = false) {
+        random = RandomSource(seed: seed)
+        self.remembersPages = remembersPages
+    }
 
     package func open(_ name: String, create: Bool) throws(DiskError) -> any DiskFile {
         if let inode = names[name] { return SimFile(name: name, inode: inode, disk: self) }
         guard create else { throw DiskError(.notFound, operation: "open \(name)", errno: 2) }
         if case .full = failure { throw DiskError(.full, operation: "open \(name)", errno: 28) }
-        let inode = Inode()
+        let inode = Inode(remembersPages: remembersPages)
         names[name] = inode
         changes.append(.create(name, inode))
         return SimFile(name: name, inode: inode, disk: self)
@@ -140,6 +146,44 @@ package final class SimDisk: Disk, @unchecked Sendable {
         else { return false }
         inode.cache[offset] ^= 1 << (bit & 7)
         inode.stable[offset] ^= 1 << (bit & 7)
+        return true
+    }
+
+    /// Whole pages of a file that are on the medium (and in the cache).
+    package func pages(of name: String) -> Int {
+        names[name].map { min($0.stable.count, $0.cache.count) / Self.pageBytes } ?? 0
+    }
+
+    /// What was written to page `source` went to page `target` as well.
+    /// - Returns: false if those are not two different pages of the file.
+    package func misdirect(_ name: String, from source: Int, to target: Int) -> Bool {
+        guard let inode = names[name], max(source, target) < pages(of: name) else { return false }
+        let (from, to) = (source * Self.pageBytes, target * Self.pageBytes)
+        let bytes = inode.stable[from..<from + Self.pageBytes]
+        guard bytes != inode.stable[to..<to + Self.pageBytes] else { return false }
+        inode.damage(Array(bytes), at: to)
+        return true
+    }
+
+    /// Of the last write of a page only some sectors reached the medium.
+    /// - Returns: false where the page was written once only, or differs in one sector only: then there
+    ///   is nothing between before and after.
+    package func tear(_ name: String, page: Int, losing isLost: () -> Bool) -> Bool {
+        let start = page * Self.pageBytes
+        guard let inode = names[name], let former = inode.former?[start], page < pages(of: name)
+        else { return false }
+        let sectors = stride(from: 0, to: Self.pageBytes, by: Self.sectorBytes)
+        let changed = sectors.filter { offset in
+            former[offset..<offset + Self.sectorBytes]
+                != inode.stable[start + offset..<start + offset + Self.sectorBytes]
+        }
+        guard changed.count > 1 else { return false }
+        var lost = changed.filter { _ in isLost() }
+        if lost.isEmpty { lost = [changed[0]] }
+        if lost.count == changed.count { lost.removeLast() }
+        for offset in lost {
+            inode.damage(Array(former[offset..<offset + Self.sectorBytes]), at: start + offset)
+        }
         return true
     }
 

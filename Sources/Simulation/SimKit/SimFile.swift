@@ -13,6 +13,10 @@ final class Inode {
     var cache: [UInt8] = []
     var stable: [UInt8] = []
     var pending: [Change] = []
+    /// What each page of the medium held before it was last written whole; nil: not remembered.
+    var former: [Int: [UInt8]]?
+
+    init(remembersPages: Bool = false) { former = remembersPages ? [:] : nil }
 
     /// Brings what `loss` lets through to the medium; nothing is pending afterwards.
     func settle(_ loss: PowerLoss, random: inout RandomSource) {
@@ -47,9 +51,22 @@ final class Inode {
 
     private func reachMedium(_ change: Change) {
         switch change {
-        case .bytes(let offset, let bytes): Self.put(bytes, at: offset, into: &stable)
+        case .bytes(let offset, let bytes):
+            let end = offset + bytes.count
+            if former != nil, bytes.count == SimDisk.pageBytes,
+                offset % SimDisk.pageBytes == 0, end <= stable.count
+            {
+                former?[offset] = Array(stable[offset..<end])
+            }
+            Self.put(bytes, at: offset, into: &stable)
         case .truncate(let count): Self.resize(&stable, to: count)
         }
+    }
+
+    /// Puts bytes on the medium (and in the cache) that nobody has written there.
+    func damage(_ bytes: [UInt8], at offset: Int) {
+        Self.put(bytes, at: offset, into: &stable)
+        Self.put(bytes, at: offset, into: &cache)
     }
 
     /// The change, cut where sectors end.

@@ -13,6 +13,9 @@ typedef struct {
     char *prefix;
     aspen_vfs_observer observer;
     void *context;
+#ifdef ASPEN_TEST_BUILD
+    aspen_vfs_bug bug;
+#endif
 } entry;
 
 atomic_int observers_present;
@@ -69,6 +72,24 @@ void observe_after(const aspen_vfs_event *event) {
             entries[i].observer.after(entries[i].context, event);
     pthread_mutex_unlock(&mutex);
 }
+
+#ifdef ASPEN_TEST_BUILD
+void aspen_vfs_plant(int observer, aspen_vfs_bug bug) {
+    if (observer < 0 || observer >= ASPEN_VFS_OBSERVERS_MAX) return;
+    pthread_mutex_lock(&mutex);
+    if (entries[observer].prefix) entries[observer].bug = bug;
+    pthread_mutex_unlock(&mutex);
+}
+
+aspen_vfs_bug planted_bug(const char *path) {
+    aspen_vfs_bug bug = ASPEN_VFS_NO_BUG;
+    pthread_mutex_lock(&mutex);
+    for (int i = 0; i < ASPEN_VFS_OBSERVERS_MAX && bug == ASPEN_VFS_NO_BUG; i++)
+        if (matches(&entries[i], path)) bug = entries[i].bug;
+    pthread_mutex_unlock(&mutex);
+    return bug;
+}
+#endif
 
 /* ---- Operations on names that SQLite has none for ---- */
 

@@ -97,6 +97,9 @@ int note_checkpoint(aspen_file *f);
 extern atomic_int observers_present;
 int observe_before(const aspen_vfs_event *event);
 void observe_after(const aspen_vfs_event *event);
+#ifdef ASPEN_TEST_BUILD
+aspen_vfs_bug planted_bug(const char *path);
+#endif
 
 /* The disk is full: whether somebody has made room. */
 int relieve(const char *path);

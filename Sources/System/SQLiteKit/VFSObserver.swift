@@ -85,4 +85,23 @@ package final class VFSObserver {
     }
 
     deinit { aspen_vfs_unobserve(number) }
+
+    #if ASPEN_TEST_BUILD
+        /// A bug in the check of a page that is read from a database.
+        package enum PlantedBug: Sendable {
+            /// What is sound as some other page passes.
+            case misdirectedPagePasses
+            /// Everything passes.
+            case tornPagePasses
+        }
+
+        /// Plants a bug in the databases that it observes.
+        package func plant(_ bug: PlantedBug) {
+            switch bug {
+            case .misdirectedPagePasses:
+                aspen_vfs_plant(number, ASPEN_VFS_MISDIRECTED_PAGE_PASSES)
+            case .tornPagePasses: aspen_vfs_plant(number, ASPEN_VFS_TORN_PAGE_PASSES)
+            }
+        }
+    #endif
 }

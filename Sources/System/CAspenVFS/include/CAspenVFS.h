@@ -76,6 +76,19 @@ int aspen_vfs_observe(const char *prefix, aspen_vfs_observer observer, void *con
 /* After this returns the observer is not called any more. */
 void aspen_vfs_unobserve(int number);
 
+/* Bugs in the check of a page that is read from a database: for the simulator, which must notice. */
+typedef enum {
+    ASPEN_VFS_NO_BUG = 0,
+    /* What is sound as some other page passes. */
+    ASPEN_VFS_MISDIRECTED_PAGE_PASSES = 1,
+    /* Everything passes. */
+    ASPEN_VFS_TORN_PAGE_PASSES = 2,
+} aspen_vfs_bug;
+
+/* Plants a bug below the prefix of an observer, as long as that is there. In the test build only: in
+   others there is no such function. */
+void aspen_vfs_plant(int observer, aspen_vfs_bug bug);
+
 /* When a write to a file whose path begins with `prefix` finds the disk full, `relieve` is called, on
    whatever thread writes; if it says that it has made room (1) the write is tried again. A number for
    `aspen_vfs_unrelieve`, or -1 if there are too many (as many as observers). */

@@ -28,7 +28,7 @@ package final class SQLiteState: StateStore {
     /// Times that many pages are given back in one `trim`.
     private static let trimRounds = 8
 
-    static let fileName = "state.db"
+    package static let fileName = "state.db"
     static let incomingName = "state.db.incoming"
     static let setAsideName = "state.db.set-aside"
     package static let damageName = "state.damaged"
