@@ -40,20 +40,25 @@ private final class SmallDisk: Sendable {
 
     /// Once the node has kept back what it keeps back on a disk of this size.
     func fill() {
+        awaitReserve()
+        taken.withLock { $0 = Self.capacity }
+    }
+
+    /// Leaves that much, the reserve included, once that is whole.
+    func leave(_ byteCount: Int) {
+        awaitReserve()
+        let room = space.available + Self.capacity / 8
+        taken.withLock { $0 += room - byteCount }
+    }
+
+    private func awaitReserve() {
         var status = stat()
         while stat(directory.path + "/" + StorageSpace.fileName, &status) != 0
             || status.st_size < Self.capacity / 8
         {}
-        taken.withLock { $0 = Self.capacity }
     }
 
     func empty() { taken.withLock { $0 = 0 } }
-
-    /// Leaves that much free, with the reserve.
-    func leave(_ byteCount: Int, reserve: Int) {
-        let free = space.available
-        taken.withLock { $0 += free + reserve - byteCount }
-    }
 
     func start(_ cluster: TestCluster, _ id: NodeID) async throws {
         try await cluster.start(id, storage: { try self.open($0) })
@@ -319,7 +324,7 @@ private final class FullState: Sendable {
         _ = try await client.put("before", [1]).get()
         let running = try cluster.running(cluster.ids[0])
         let node = running.server.node
-        disk.leave(20 << 20, reserve: SmallDisk.capacity / 8)
+        disk.leave(20 << 20)
         while try await running.loop.submit({ node.space.level }).get() != .tight {}
         // What it does then is done.
         try await running.whileStateStandsStill {}
