@@ -104,8 +104,8 @@ final class SimDatabase {
         medium.show(keepingMark: false)
     }
 
-    /// Damages what is on the disk, while no process runs: a bit flips, a page lies where another
-    /// belongs, or a page is torn.
+    /// Damages what is on the disk, while no process runs: a page lies where another belongs, or is
+    /// torn, or, also where neither is possible, a bit flips.
     /// - Returns: what has happened; nil if nothing has.
     func rot(using random: (Int) -> Int) -> String? {
         precondition(state == nil, "damage is done between two processes")
@@ -127,7 +127,7 @@ final class SimDatabase {
                 disk.tear(name, page: page) { random(2) == 0 }
                 ? "page \(page + 1) of \(name) is torn" : nil
         }
-        guard let done else { return nil }
+        guard let done = done ?? flipBit(random) else { return nil }
         isDamaged = true
         medium.show()
         return done
