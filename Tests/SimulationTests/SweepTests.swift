@@ -51,7 +51,9 @@ enum Seeds {
             let sweep = try AspenSim.run(
                 "sweep", "--from", String(Seeds.first), "--count", String(Seeds.count), "--once",
                 "--jobs", "1", "--planted", bug.rawValue, "--until", String(enough))
-            #expect([10, 11].contains(sweep.exitCode), "\(sweep.lines.suffix(5))")
+            // Garbage that passes for a page may trap wherever it is used.
+            let caught = PlantedBug.inPages.contains(bug) ? 10...12 : 10...11
+            #expect(caught.contains(Int(sweep.exitCode)), "\(sweep.lines.suffix(5))")
             failures = sweep.failures
             if KnownSeeds.areRewritten { try KnownSeeds.write(bug, from: failures) }
         }
