@@ -4,6 +4,7 @@
 import base64
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -23,11 +24,16 @@ def bin_dir():
 
 
 def free_ports(count):
-    """UDP ports that were free a moment ago."""
-    sockets = []
-    for _ in range(count):
+    """UDP ports that were free a moment ago, and none that the kernel gives out by itself: those might be
+    another test's before they are used."""
+    sockets, choose = [], random.SystemRandom()
+    while len(sockets) < count:
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        s.bind(("127.0.0.1", 0))
+        try:
+            s.bind(("127.0.0.1", choose.randrange(20_000, 32_000)))
+        except OSError:
+            s.close()
+            continue
         sockets.append(s)
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

@@ -103,7 +103,7 @@ def upgrade_and_downgrade_under_load_lose_nothing(cluster):
     """All three machines in turn, up and down again, while clients write and read back."""
     with tempfile.TemporaryDirectory() as directory:
         newer = renumbered(directory, version() + "+1")
-        load = cluster.load()
+        load = cluster.load(clients=3)
         for machine in cluster.machines:
             machine.copy_packages(newer)
             cursor = machine.cursor()

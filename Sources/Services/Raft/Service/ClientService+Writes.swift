@@ -20,6 +20,8 @@ final class PendingWrite {
     /// The term in which it was last given to the core; nil until then.
     var proposedTerm: Term?
     var proposedAt: MonotonicInstant
+    /// The number under which it was last forwarded a second time: see `forwardAgain`.
+    var numberOfCopy: UInt64?
     /// A snapshot has skipped entries that it may have been among.
     var isFateUnknown = false
     var isDone = false
@@ -261,7 +263,9 @@ extension ClientService {
     }
 
     /// The link to the leader is whole again: what was on its way through the old one may be lost.
-    /// Sent again under the same ids, and only to the leader of the same term, who takes each id once.
+    /// Sent again under the same ids, and only to the leader of the same term, who takes each id once:
+    /// unless it is another process by now, which knows nothing of what its log holds and refuses all
+    /// of it. So what becomes of the copy says nothing of the write (see `proposalFailed`).
     func forwardAgain(in term: Term) {
         var proposals: [(number: UInt64, payload: [UInt8])] = []
         for number in writes.keys.sorted() {
@@ -269,13 +273,17 @@ extension ClientService {
                 write.proposedTerm == term
             else { continue }
             if write.kind.isAdministrative { continue }
+            write.numberOfCopy = number
             proposals.append((number, write.payload))
         }
         node.forwardAgain(proposals)
     }
 
     func proposalFailed(_ number: UInt64, _ failure: ProposalFailure) {
-        guard let write = writes.removeValue(forKey: number) else { return }
+        guard let write = writes[number] else { return }
+        // The first one may be in a log. An entry of a later term tells, or time runs out.
+        if write.numberOfCopy == number { return }
+        writes[number] = nil
         write.numbers.removeAll { $0 == number }
         // Under an earlier number it may still be applied.
         guard write.numbers.isEmpty else { return }
