@@ -21,7 +21,9 @@ import Testing
         var isOpen: Bool { true }
         var isWritable: Bool { true }
 
-        func reply(_ response: WireResponse, to id: UInt64, bytes: Int) { promise.succeed(response) }
+        func reply(_ response: WireResponse, to id: UInt64, bytes: Int) {
+            promise.succeed(response)
+        }
         func part(_ response: WireResponse, to id: UInt64) {}
     }
 
