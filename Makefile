@@ -4,6 +4,11 @@
 .DEFAULT_GOAL := help
 .PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak chaos damage stress measure prove bench clean
 
+# Builds by name: a plain `swift build` also compiles every tool of the packages we use.
+define programs
+@for product in $(2); do swift build -c $(1) --product $$product || exit 1; done
+endef
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
@@ -38,13 +43,12 @@ mutate: bootstrap ## how many one-line faults of RaftCore and KVCore the simulat
 coverage: ## line and region coverage of each layer by tests (TARGETS="…"), and pages in .build/coverage/html
 	@scripts/coverage $(TARGETS)
 
-soak: ## kill daemons of a real cluster under load for SECONDS_TO_RUN=60, then check every write
-	@Tests/Integration/kill-loop "$(or $(SECONDS_TO_RUN),60)"
-	@Tests/Integration/net-restarts
+soak: bootstrap ## daemons of a real cluster killed for SECONDS_TO_RUN=60, every write checked; then new seeds for MINUTES=10
+	$(call programs,debug,aspend-net aspend-raft aspen-node aspen-cli aspen-bench aspen-sim)
+	@scripts/soak "$(or $(SECONDS_TO_RUN),60)" "$(or $(MINUTES),10)" "$(FROM)"
 
 chaos: bootstrap ## kills, pauses, partitions, full disks, wrong clocks for MINUTES=10 (SEED=n), then every answer is judged
-	@for product in aspend-net aspend-raft aspen-node aspen-cli aspen-sim; do \
-	    swift build --product $$product || exit 1; done
+	$(call programs,debug,aspend-net aspend-raft aspen-node aspen-cli aspen-sim)
 	@Tests/Integration/chaos --minutes "$(or $(MINUTES),10)" $(if $(SEED),--seed $(SEED))
 
 damage: ## flip bits in a cluster's files for ROUNDS=500, cut the power of three nodes CUTS=100 times
@@ -53,12 +57,12 @@ damage: ## flip bits in a cluster's files for ROUNDS=500, cut the power of three
 stress: ## commits beside checkpoints at full speed for MINUTES=10, then without their fence: that must fail
 	@scripts/stress "$(or $(MINUTES),10)"
 
-measure: ## fail-over, idle cost and start of a real cluster, in figures
-	@Tests/Integration/measure
+measure: bootstrap ## fail-over, idle cost and start of a real cluster of release programs, in figures
+	$(call programs,release,aspend-net aspend-raft aspen-node aspen-cli)
+	@ASPEN_BIN_DIR=.build/release Tests/Integration/measure
 
 prove: bootstrap ## tries the promises about size, at full size, by release programs (NAMES="learner follower …")
-	@for product in aspend-net aspend-raft aspen-node aspen-cli aspen-bench; do \
-	    swift build -c release --product $$product || exit 1; done
+	$(call programs,release,aspend-net aspend-raft aspen-node aspen-cli aspen-bench)
 	@ASPEN_BIN_DIR=.build/release Tests/Integration/prove $(NAMES)
 
 bench: ## side by side with etcd on this machine

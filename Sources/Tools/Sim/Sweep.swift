@@ -25,9 +25,12 @@ struct Sweep {
         for job in 0..<stride where first + job < end {
             workers.append(try start(from: first + job))
         }
+        let deadline = command.minutes.map { ContinuousClock.now + .seconds($0 * 60) }
         while !workers.isEmpty {
             var polls = workers.map { pollfd(fd: $0.output, events: Int16(POLLIN), revents: 0) }
-            guard poll(&polls, nfds_t(polls.count), -1) >= 0 || errno == EINTR else {
+            // A look at the clock each second is enough for what is told in minutes.
+            let timeout: Int32 = deadline == nil ? -1 : 1000
+            guard poll(&polls, nfds_t(polls.count), timeout) >= 0 || errno == EINTR else {
                 throw ValidationError("poll: \(String(cString: strerror(errno)))")
             }
             for slot in polls.indices.reversed() where polls[slot].revents != 0 {
@@ -36,6 +39,7 @@ struct Sweep {
                 if let heir = try bury(ended, &tally) { workers.append(heir) }
             }
             if let until = command.until, tally.failures >= until { return }
+            if let deadline, ContinuousClock.now >= deadline { return }
         }
     }
 

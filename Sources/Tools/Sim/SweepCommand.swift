@@ -22,6 +22,9 @@ struct SweepCommand: ParsableCommand {
     @Option(help: "How many seeds.")
     var count: UInt64?
 
+    @Option(help: "Stop after this many minutes; --count may be left out then.")
+    var minutes: Double?
+
     @Option(help: ArgumentHelp("The first seed and the last: 1..1000.", valueName: "a..b"))
     var seeds: String?
 
@@ -42,8 +45,11 @@ struct SweepCommand: ParsableCommand {
     func validate() throws {
         if jobs < 1 || jobs > 64 { throw ValidationError("--jobs: 1 to 64") }
         if let until, until < 1 { throw ValidationError("--until: at least 1") }
+        if let minutes, !(minutes > 0 && minutes <= 1_000_000) {
+            throw ValidationError("--minutes: more than 0, at most 1000000")
+        }
         guard let range else {
-            throw ValidationError("say which seeds: --count N, or --seeds A..B")
+            throw ValidationError("say which seeds: --count N, or --seeds A..B, or --minutes M")
         }
         if range.first.addingReportingOverflow(range.count).overflow {
             throw ValidationError("--from and --count go beyond the last seed")
@@ -52,7 +58,9 @@ struct SweepCommand: ParsableCommand {
 
     /// Nil if the options do not say it, or twice.
     var range: (first: UInt64, count: UInt64)? {
-        guard let seeds else { return count.map { (from, $0) } }
+        guard let seeds else {
+            return (count ?? minutes.map { _ in UInt64.max - from }).map { (from, $0) }
+        }
         let ends = seeds.split(separator: ".", omittingEmptySubsequences: true)
         guard count == nil, ends.count == 2, let first = UInt64(ends[0]),
             let last = UInt64(ends[1]), first <= last, last - first < .max
