@@ -178,6 +178,10 @@ int aspen_vfs_unnamed_file(const char *directory) {
     return descriptor;
 }
 
+void aspen_vfs_write_behind_all(int descriptor) {
+    (void)sync_file_range(descriptor, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE);
+}
+
 void aspen_vfs_write_behind(int descriptor, uint64_t offset, uint64_t count, uint64_t behind) {
     (void)sync_file_range(descriptor, (off_t)offset, (off_t)count, SYNC_FILE_RANGE_WRITE);
     if (behind > offset) behind = offset;

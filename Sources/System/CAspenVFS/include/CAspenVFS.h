@@ -120,9 +120,12 @@ int aspen_vfs_wal_falls_short(const char *path, uint32_t *found, uint32_t *copie
    gone with the process. */
 int aspen_vfs_unnamed_file(const char *directory);
 
-/* Has the kernel begin to write these bytes of a file to the disk (0 of them: to the end), and waits
+/* Has the kernel begin to write these bytes of a file to the disk, and waits
    for those before `offset` that it was told of earlier, at most `behind` bytes. No durability: what
    would otherwise pile up in memory, and then stall every sync of the disk, goes out bit by bit. */
 void aspen_vfs_write_behind(int descriptor, uint64_t offset, uint64_t count, uint64_t behind);
+
+/* The same for a whole file that grows anywhere: waits for what it began with when last called. */
+void aspen_vfs_write_behind_all(int descriptor);
 
 #endif

@@ -12,8 +12,8 @@ package final class PartialSnapshot {
     static let fileName = "snapshot.partial"
     private static let magic: UInt64 = 0x3150_5341_4e45_5053
     private static let headerBytes = 16
-    /// Bytes after which the kernel is asked to begin writing: what piles up until it begins by
-    /// itself would stall every sync of that disk.
+    /// Bytes after which the kernel is asked to begin writing, and at most so many that it has begun with:
+    /// what piles up until it begins by itself, or in its queue, would stall every sync of that disk.
     private static let flushBytes: UInt64 = 1_048_576
 
     private let path: String
@@ -88,7 +88,7 @@ package final class PartialSnapshot {
 
     private func flush() {
         guard byteCount - flushed >= Self.flushBytes else { return }
-        aspen_vfs_write_behind(descriptor, flushed, byteCount - flushed, 0)
+        aspen_vfs_write_behind(descriptor, flushed, byteCount - flushed, Self.flushBytes)
         flushed = byteCount
     }
 

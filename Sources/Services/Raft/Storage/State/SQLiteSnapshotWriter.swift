@@ -12,7 +12,7 @@ final class SQLiteSnapshotWriter: SnapshotWriter {
     private let meta: SnapshotMeta
     /// Bytes taken in after which the kernel is asked to write what the new file has in memory: all at
     /// once, at the end, it would stall every sync of that disk for seconds.
-    private static let writeBehindBytes = 4_194_304
+    private static let writeBehindBytes = 1_048_576
 
     private var behindBytes = 0
     /// The file is, or may be, the state itself.

@@ -34,12 +34,12 @@ extension SQLiteState {
         try check(aspen_vfs_sync_file(path), "sync \(path)")
     }
 
-    /// Has the kernel begin to write what it holds of a file. Not for a database that is shared: closing
-    /// a descriptor gives up the locks of this process.
+    /// Has the kernel begin to write what it holds of a file, once it has written what it was told of
+    /// before. Not for a database that is shared: closing a descriptor gives up the locks of this process.
     static func writeBehind(_ path: String) {
         let descriptor = open(path, O_RDWR | O_CLOEXEC)
         guard descriptor >= 0 else { return }
-        aspen_vfs_write_behind(descriptor, 0, 0, 0)
+        aspen_vfs_write_behind_all(descriptor)
         Glibc.close(descriptor)
     }
 
