@@ -172,6 +172,10 @@ private let stories = [
         ],
         ["a first 1", "b first 2", "a also 3", "a applied"]),
     Story(
+        "and broken less and less often",
+        ["begin repeatable", "sweep 2", "sweep 5", "sweep 6", "give 1", "apply 2"],
+        ["a first 1", "a also 2", "a also 3", "a applied"]),
+    Story(
         "not without a leader", ["begin repeatable", "give 1", "sweep 2 leaderless"], ["a first 1"]),
     Story(
         "refused under its last number it may be applied under another",

@@ -62,7 +62,8 @@ package enum ProposalEffect: Equatable, Sendable {
 }
 
 package struct ProposalConfiguration: Sendable {
-    /// A repeatable write that has not been answered is proposed again after this time.
+    /// A repeatable write that has not been answered is proposed again after this time, then after
+    /// twice as long, and so on.
     package var repeatInterval = Duration.seconds(2)
     /// A write without a deadline is given up this long after it was proposed.
     package var patience = Duration.seconds(10)

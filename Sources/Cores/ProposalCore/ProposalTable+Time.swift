@@ -35,7 +35,12 @@ extension ProposalTable {
     }
 
     private func isSilent(_ row: Row, _ now: MonotonicInstant) -> Bool {
-        row.kind == .repeatable && now - row.proposedAt >= configuration.repeatInterval
+        row.kind == .repeatable && row.proposedAt + silence(of: row) <= now
+    }
+
+    /// Twice as long each further time: what is slow because there is too much is not made more.
+    private func silence(of row: Row) -> Duration {
+        configuration.repeatInterval * (1 << min(row.earlier.count, 8))
     }
 
     /// When it wants to be swept next, or nil. A shell with much to do may look every
@@ -49,7 +54,7 @@ extension ProposalTable {
             if row.stage == .waiting {
                 wants(now + configuration.retryInterval)
             } else if row.kind == .repeatable {
-                wants(row.proposedAt + configuration.repeatInterval)
+                wants(row.proposedAt + silence(of: row))
             }
         }
         return earliest

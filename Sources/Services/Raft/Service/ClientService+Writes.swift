@@ -195,6 +195,8 @@ extension ClientService {
         updateStatus()
     }
 
+    /// Those that were given to a leader may be carried out yet; under a session they can be sent
+    /// again, to another node.
     func dismissWrites() {
         proposals.dismiss(into: &proposalEffects)
         obeyProposals()
