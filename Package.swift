@@ -69,6 +69,9 @@ let cores: [Target] = [
     module("AspenMachine", "Cores/AspenMachine", ["AspenTypes"], settings: pure),
     module(
         "RaftCore", "Cores/RaftCore", ["AspenMachine", "AspenBytes", collections], settings: pure),
+    module(
+        "ProposalCore", "Cores/ProposalCore", ["AspenMachine", "RaftCore", "AspenTypes"],
+        settings: pure),
     module("KVCore", "Cores/KVCore", ["AspenMachine", "AspenBytes"], settings: pure),
     module(
         "WatchCore", "Cores/WatchCore", ["AspenMachine", "KVCore", collections], settings: pure),
@@ -133,7 +136,8 @@ let services: [Target] = [
     module(
         "RaftService", "Services/Raft/Service",
         nio + [
-            "RaftStorage", "RaftCore", "KVCore", "WatchCore", "TokenCore", "CSodium", "NetClient",
+            "RaftStorage", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "TokenCore",
+            "CSodium", "NetClient",
             "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
             "CAspenVFS",
             logging,
@@ -176,8 +180,8 @@ let simulation: [Target] = [
     module(
         "SimFaults", "Simulation/SimFaults",
         [
-            "SimKit", "RaftCore", "KVCore", "WatchCore", "LinkCore", "AspenWire", "RaftStorage",
-            "SQLiteKit", "AspenDisk", "AspenBytes",
+            "SimKit", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "AspenWire",
+            "RaftStorage", "SQLiteKit", "AspenDisk", "AspenBytes",
         ],
         settings: pure),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: pure),
@@ -223,6 +227,9 @@ let checks: [Target] = [
     tests(
         "TokenCoreTests",
         ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pure),
+    tests(
+        "ProposalCoreTests", ["ProposalCore", "RaftCore", "AspenMachine", "AspenTypes"],
+        settings: pure),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
     tests(
         "NetServiceTests",
@@ -245,8 +252,8 @@ let checks: [Target] = [
     tests(
         "RaftServiceTests",
         nio + [
-            "RaftService", "RaftStorage", "RaftCore", "KVCore", "TokenCore", "WatchCore", "QUIC",
-            "NetClient", "SQLiteKit",
+            "RaftService", "RaftStorage", "RaftCore", "ProposalCore", "KVCore", "TokenCore",
+            "WatchCore", "QUIC", "NetClient", "SQLiteKit",
             "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
             logging, protobuf,
         ]),

@@ -5,6 +5,7 @@ import AspenWire
 import FoundationEssentials
 import KVCore
 import NIOCore
+import ProposalCore
 import RaftCore
 import RaftStorage
 import Testing
@@ -28,7 +29,9 @@ import Testing
     ) async throws {
         let node = try cluster.running(id)
         let payload = CommandCodec.encode(command)
-        _ = try await node.loop.submit { node.server.node.propose(payload) }.get()
+        try await node.loop.submit { [server = node.server] in
+            server.node.propose(payload, number: server.service.proposals.takeNumber())
+        }.get()
     }
 
     private func put(

@@ -131,14 +131,17 @@ import Testing
     /// what they want is gone.
     @Test func watchersAreKeptBusy() {
         var events = 0
-        var compacted = 0
         for seed in 1...20 as ClosedRange<UInt64> {
             let trial = Trial.run(Scenario(seed: seed))
             #expect(trial.violation == nil)
             events += trial.eventsTold
-            compacted += trial.statistics.watchesCompacted
         }
-        #expect(events > 1000 && compacted > 0, "\(events) changes, \(compacted) compacted")
+        #expect(events > 1000, "\(events) changes")
+        // In one world of fifty or so: looked for only until found.
+        let isCompacted = (51...250 as ClosedRange<UInt64>).lazy.contains {
+            Trial.run(Scenario(seed: $0)).statistics.watchesCompacted > 0
+        }
+        #expect(isCompacted)
     }
 
     @Test func peaceIsUneventful() {

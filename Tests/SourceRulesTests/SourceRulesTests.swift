@@ -48,7 +48,7 @@ import Testing
 
     static let foundations = ["AspenTypes", "AspenBytes"]
     static let cores = [
-        "AspenMachine", "RaftCore", "KVCore", "WatchCore", "LinkCore", "TokenCore",
+        "AspenMachine", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "TokenCore",
     ]
 
     @Test func foundationsAndCoresImportNothingFromTheWorld() {

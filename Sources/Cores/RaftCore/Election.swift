@@ -63,7 +63,9 @@ extension RaftCore {
     }
 
     /// A message of an older term. Whoever believes to lead, or asks for votes, is told our term;
-    /// requests of clients are welcome whatever their messenger knew.
+    /// reads of clients are welcome whatever their messenger knew. Proposals are not: none that was
+    /// given to the leader of one term is appended in a later one, even by the same leader. So
+    /// whoever applies an entry of a later term knows which of its proposals are lost.
     ///
     /// - Returns: whether the message is to be looked at any further.
     mutating func isWelcomeThoughStale(_ message: Message, _ turn: inout Turn) -> Bool {
@@ -79,7 +81,8 @@ extension RaftCore {
         case .preVote: send(.preVoteReply(granted: false), to: message.from, &turn)
         case .vote, .salvageRequest:
             send(.voteReply(granted: false), to: message.from, &turn)
-        case .readIndex, .forward, .forwardRejected: return true
+        case .forward(let proposals): refuse(proposals, from: message.from, &turn)
+        case .readIndex, .forwardRejected: return true
         default: break
         }
         return false

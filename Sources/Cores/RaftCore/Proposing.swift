@@ -117,8 +117,14 @@ extension RaftCore {
             for proposal in fresh { forwards.record(proposal.id) }
             appendProposals(fresh, &turn)
         } else {
-            send(.forwardRejected(numbers: fresh.map(\.id)), to: from, &turn)
+            refuse(fresh, from: from, &turn)
         }
+    }
+
+    mutating func refuse(_ proposals: [Proposal], from: NodeID, _ turn: inout Turn) {
+        let fresh = proposals.filter { $0.id.node == from && !forwards.hasSeen($0.id) }
+        guard !fresh.isEmpty else { return }
+        send(.forwardRejected(numbers: fresh.map(\.id)), to: from, &turn)
     }
 
     // MARK: Cluster time

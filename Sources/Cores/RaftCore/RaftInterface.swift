@@ -67,6 +67,12 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case removedNodeDisrupts = "removed-node-disrupts"
     /// A recovery from the loss of a majority keeps only what this node knew to be committed.
     case recoveryDropsTail = "recovery-drops-tail"
+    // Of clients' writes: see `ProposalPlantedBug`.
+    case refusedCopyBelieved = "refused-copy-taken-for-fate"
+    case newLeaderTakenForLoss = "new-leader-taken-for-loss"
+    case copyToLaterLeader = "copy-to-later-leader"
+    case skippedTakenForLost = "skipped-taken-for-lost"
+    case timeTakenForRefusal = "time-out-taken-for-refusal"
     // Of what surrounds the core.
     /// A replica that took another's name is taken for it.
     case believeOtherReplica = "believe-other-replica"

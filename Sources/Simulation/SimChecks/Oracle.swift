@@ -43,6 +43,7 @@ package final class Oracle: WorldObserver {
     var committedLog: [Committed] = []
     var stateHashes: [LogIndex: UInt64] = [:]
     private(set) var book = LeaseBook()
+    var fates = WriteFates()
     var reference: Reference
     /// What was committed when each waiting read came, by node.
     var looks: [[UInt64: LogIndex]]
@@ -268,6 +269,7 @@ package final class Oracle: WorldObserver {
     ) throws(Violation) {
         try checkResults(node, entries, results)
         try book.applied(node, entries, results, state)
+        try judgeFates(entries)
         try auditIfDue(node, state)
     }
 

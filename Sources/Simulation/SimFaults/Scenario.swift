@@ -18,6 +18,8 @@ package struct Scenario: Sendable {
         case killNet
         /// Both daemons of a node are killed; the machine goes on.
         case killNode
+        /// The same, and they are back before anybody misses them.
+        case restart
         /// One machine loses power.
         case cutPower
         /// All machines lose power, at once or one after the other.
@@ -163,6 +165,7 @@ extension Scenario {
         var mischief = source.split()
         var decaying = source.split()
         var storing = source.split()
+        var restarting = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -173,12 +176,19 @@ extension Scenario {
         drawWork(&work)
         drawTrouble(&trouble)
         drawDecay(&decaying)
+        drawRestarts(&restarting)
         drawKeeping(&keeping)
         drawFollowing(&following)
-        // It takes a leader that has cut its log while an acknowledgement was on its way.
-        if planted.contains(.installOlderSnapshot) {
+        // It takes a leader that has cut its log while an acknowledgement was on its way, or while a
+        // node was behind that had a write of its own in it.
+        if !planted.isDisjoint(with: [.installOlderSnapshot, .skippedTakenForLost]) {
             checkpointInterval = 5
             logTail = 0
+        }
+        // A write is still waited for when its node has been given a snapshot and another leader.
+        if planted.contains(.skippedTakenForLost), network.datagramLanes == 0 {
+            sessionlessPercent = 80
+            requestTimeout = electionTimeoutMax * 8
         }
         losesMajority = ending.chance(1, in: planted.contains(.recoveryDropsTail) ? 1 : 6)
         if mischief.chance(1, in: 3) {
@@ -303,7 +313,7 @@ extension Scenario {
         leaderHuntPercent = random.uniform(20..<90)
         // One in twenty lives in peace: then only the protocol itself can be at fault.
         guard !random.chance(1, in: 20) else { return }
-        for kind in Trouble.allCases where kind != .decay {
+        for kind in Trouble.allCases where kind != .decay && kind != .restart {
             let isRare: Bool
             switch kind {
             case .failSync, .fullDisk, .slowDisk: isRare = true
@@ -336,6 +346,12 @@ extension Scenario {
         if trouble == .wipe { rates.removeAll { Trouble.damaging.contains($0.trouble) } }
         if Trouble.damaging.contains(trouble) { rates.removeAll { $0.trouble == .wipe } }
         rates.append(Rate(trouble, every: electionTimeoutMax * 3))
+    }
+
+    private mutating func drawRestarts(_ random: inout RandomSource) {
+        let interval = electionTimeoutMax * Double(random.uniform(5..<60)) / 10
+        guard random.chance(1, in: 4), !rates.isEmpty else { return }
+        rates.append(Rate(.restart, every: interval))
     }
 
     private mutating func drawDecay(_ random: inout RandomSource) {

@@ -26,6 +26,10 @@ enum SimEvent {
     /// The membership names another replica of that peer than before.
     case replicaLearned(node: Int, life: UInt64, peer: Int)
     case snapshotTimeout(node: Int, life: UInt64, transfer: UInt64)
+    /// What clients ask for has been gathered.
+    case turn(node: Int, life: UInt64)
+    /// A write may be overdue.
+    case sweep(node: Int, life: UInt64)
     /// A lease may be due.
     case keepHouse(node: Int, life: UInt64)
     /// A session may be due.
@@ -139,6 +143,8 @@ extension SimEvent {
         case .endOfPatience(let part): (24, Int(part.rawValue))
         case .replace: (35, 0)
         case .recoverQuorum(let node): (49, node)
+        case .turn(let node, _): (50, node)
+        case .sweep(let node, _): (51, node)
         case .replicaLearned(let node, _, let peer): (36, node << 8 | peer)
         case .keepHouse(let node, _): (37, node)
         case .watchAnswers(let node, _): (38, node)
@@ -172,7 +178,8 @@ extension SimEvent {
             .dialLane(let node, let life, _, _), .graceOver(let node, let life, _, _),
             .replicaLearned(let node, let life, _), .keepHouse(let node, let life),
             .lookForSessions(let node, let life), .watchAnswers(let node, let life),
-            .watchDispatch(let node, let life),
+            .watchDispatch(let node, let life), .turn(let node, let life),
+            .sweep(let node, let life),
             .watchWritable(let node, let life, _, _):
             (node, life)
         case .request(let request): (request.node, nil)

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import ProposalCore
 import RaftCore
 import RaftStorage
 import SimKit
@@ -97,8 +98,14 @@ package final class RaftShell {
     var isLeaseLookArranged = false
 
     // Clients.
-    var nextNumber: UInt64 = 1
-    var proposals: [UInt64: ClientRequest] = [:]
+    var table: ProposalTable
+    var tableEffects: [ProposalEffect] = []
+    /// What the answer of each write needs, by the place in its id.
+    var followed: [FollowedWrite?] = []
+    /// What goes to the core at the end of the turn.
+    var gathered: [Proposal] = []
+    var isTurnArranged = false
+    var sweepAt: MonotonicInstant?
     var reads: [UInt64: ClientRequest] = [:]
     var waitingReads: [WaitingRead] = []
     /// When each read came, by the node's clock.
@@ -132,13 +139,14 @@ package final class RaftShell {
 
     init(
         node: SimNode, core: RaftCore, log: any LogStore, state: MemoryState,
-        random: RandomSource, peers: Int
+        table: ProposalTable, random: RandomSource, peers: Int
     ) {
         self.node = node
         life = node.life
         self.core = core
         self.log = log
         self.state = state
+        self.table = table
         self.random = random
         durableIndex = log.lastIndex
         provenIndex = log.lastIndex

@@ -3,6 +3,7 @@
 import AspenMachine
 import AspenTypes
 import KVCore
+import ProposalCore
 import RaftCore
 import SimKit
 
@@ -150,14 +151,10 @@ extension World {
     // MARK: - At the node
 
     func take(_ request: ClientRequest, _ shell: RaftShell) throws(Violation) {
-        let number = shell.nextNumber
-        shell.nextNumber += 1
         switch request.body {
-        case .propose(let payload):
-            shell.proposals[number] = request
-            let id = ProposalID(node: shell.node.id, incarnation: shell.life, number: number)
-            try feed(shell, .propose([Proposal(id: id, payload: payload)]))
+        case .propose(let payload): try follow(payload, for: request, shell)
         case .read(let read):
+            let number = shell.table.takeNumber()
             let clock = shell.node.clock.reading(at: now)
             if let bound = read.staleness, shell.freshness.holds(within: bound, now: clock) {
                 return try answerAtOnce(request, read, shell)

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import ProposalCore
 import RaftCore
 import RaftStorage
 import SimKit
@@ -49,7 +50,9 @@ extension World {
             configuration: configuration(node), recovery: recovery,
             now: node.clock.reading(at: now), random: &random)
         let shell = RaftShell(
-            node: node, core: core, log: log, state: state, random: random, peers: nodes.count)
+            node: node, core: core, log: log, state: state,
+            table: ProposalTable(proposalConfiguration(), appliedTerm: state.appliedTerm),
+            random: random, peers: nodes.count)
         #if ASPEN_TEST_BUILD
             shell.freshness.ignoresBound = scenario.planted.contains(.staleBeyondBound)
         #endif
@@ -125,9 +128,9 @@ extension World {
             schedule(
                 .raftLost(node: node.index, net: net, life: shell.life), after: .microseconds(50))
         }
-        // A local client sees its connection break. In the order of the numbers: no hash order.
-        for request in (shell.proposals.sorted { $0.key < $1.key }.map(\.value)) {
-            answer(request, .lost)
+        // A local client sees its connection break. Not in hash order.
+        for write in shell.followed {
+            if let request = write?.request { answer(request, .lost) }
         }
         for request in (shell.reads.sorted { $0.key < $1.key }.map(\.value)) {
             answer(request, .lost)

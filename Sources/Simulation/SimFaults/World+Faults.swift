@@ -35,6 +35,8 @@ extension World {
         case .killRaft: killRaft(victim, restartAfter: downtime)
         case .killNet: killNet(victim, restartAfter: min(downtime, .milliseconds(400)))
         case .killNode: killNode(victim, restartAfter: downtime)
+        case .restart:
+            killNode(victim, restartAfter: fate.uniform(.zero, scenario.redialGrace / 5))
         case .cutPower where lightFuse(victim, cutsPower: true): break
         case .cutPower: try losePower(victim)
         case .cutAllPower:

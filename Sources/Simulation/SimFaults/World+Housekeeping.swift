@@ -42,11 +42,7 @@ extension World {
     }
 
     private func propose(_ command: Command, _ shell: RaftShell) throws(Violation) {
-        let number = shell.nextNumber
-        shell.nextNumber += 1
-        let id = ProposalID(node: shell.node.id, incarnation: shell.life, number: number)
-        try feed(
-            shell, .propose([Proposal(id: id, payload: payload(command))]))
+        try follow(payload(command), for: nil, shell)
     }
 
     private func arrangeLeaseLook(_ shell: RaftShell, atLeast: Duration) {

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import ProposalCore
 import RaftCore
 import RaftStorage
 
@@ -36,8 +37,8 @@ extension World {
     var patience: Duration { scenario.electionTimeoutMax * 30 + scenario.requestTimeout * 20 }
 
     func proposalID(_ shell: RaftShell) -> ProposalID {
-        defer { shell.nextNumber += 1 }
-        return ProposalID(node: shell.node.id, incarnation: shell.life, number: shell.nextNumber)
+        ProposalID(
+            node: shell.node.id, incarnation: shell.life, number: shell.table.takeNumber())
     }
 
     /// The leader of the highest term, if it is running.

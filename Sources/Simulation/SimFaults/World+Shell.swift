@@ -67,12 +67,8 @@ extension World {
                 answer(request, .unavailable)
             }
         case .proposalFailed(let id, let failure):
-            note("n\(shell.node.id) proposal \(id.number) failed: \(failure)")
-            guard id.incarnation == shell.life else { break }
-            if let request = shell.proposals.removeValue(forKey: id.number) {
-                answer(request, .unavailable)
-            }
-        case .standing: break
+            try proposalFailed(id, failure, shell)
+        case .standing(let standing): try proposeWaiting(standing, shell)
         case .membership(let membership):
             statistics.memberships += 1
             note("n\(shell.node.id) membership \(Self.brief(membership))")
@@ -316,14 +312,7 @@ extension World {
         trace.fold(hash)
         try observer.applied(shell.node.index, batch, contentHash: hash)
         try observer.applied(shell.node.index, batch, results, shell.state)
-        for (entry, result) in zip(batch, results) {
-            guard let origin = entry.origin, origin.node == shell.node.id,
-                origin.incarnation == shell.life,
-                let request = shell.proposals.removeValue(forKey: origin.number)
-            else { continue }
-            try observer.answered(shell.node.index, entry)
-            answer(request, .result(result))
-        }
+        try answerWrites(batch, results, shell)
         try answerReads(shell)
         guard shell.node.shell === shell else { return }
         shell.watching?.feed.applied(

@@ -139,6 +139,7 @@ extension World {
         try observer.installed(
             shell.node.index, intake.meta, contentHash: shell.state.contentHash())
         shell.watching?.feed.skipped()
+        try skipped(shell)
         try answerReads(shell)
         guard shell.node.shell === shell else { return true }
         try feed(shell, .snapshotInstalled(intake.meta))

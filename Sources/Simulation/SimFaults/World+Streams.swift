@@ -398,6 +398,7 @@ extension World {
             guard shell.peers[peer].standing != .whole else { return }
             shell.peers[peer].standing = .whole
             try feed(shell, .linkRestored(nodes[peer].id))
+            try forwardAgain(shell, to: peer)
         } else if shell.peers[peer].standing == .whole {
             shell.peers[peer].standing = .broken
             startGrace(shell, peer)

@@ -39,6 +39,8 @@ package final class World {
     var clients: [SimClient] = []
     var watchers: [SimWatcher] = []
     var nextValue: UInt64 = 1
+    /// The next write that a node follows.
+    var nextWrite: UInt64 = 1
     var effects: [RaftEffect] = []
     /// The disk that is lost and not yet replaced.
     var replacement: Replacement?
@@ -71,6 +73,8 @@ package final class World {
     var lookRandom: RandomSource
     /// Of requests that make no sense.
     var mischiefRandom: RandomSource
+    /// Of what daemons gather, and how long they follow a write.
+    var proposalRandom: RandomSource
 
     private var databases: SimDatabases?
 
@@ -90,6 +94,8 @@ package final class World {
         package var compactions = 0
         package var backups = 0
         package var staleReads = 0
+        /// Writes passed on once more when the link to their leader was whole again.
+        package var copies = 0
         package var recoveredQuorums = 0
         /// Starts from a database, and those that found it damaged.
         package var databases = 0
@@ -125,6 +131,7 @@ package final class World {
         kvRandom = source.split()
         lookRandom = source.split()
         mischiefRandom = source.split()
+        proposalRandom = source.split()
         for index in 0..<scenario.nodes {
             let drift = scenario.clockDriftPPMMax
             let clock = SimClock(
@@ -267,6 +274,8 @@ package final class World {
         case .graceOver(_, _, let peer, let grace): try graceOver(shell, peer, grace)
         case .replicaLearned(_, _, let peer): try changed(shell, peer)
         case .snapshotTimeout(_, _, let transfer): try snapshotTimeout(shell, transfer)
+        case .turn: try endTurn(shell)
+        case .sweep: try sweep(shell)
         case .keepHouse: try lookForLeases(shell)
         case .lookForSessions: try lookForSessions(shell)
         case .watchAnswers: shell.watching?.deliver()

@@ -59,6 +59,12 @@ package protocol WorldObserver: AnyObject {
     func discarded(_ node: Int, upTo index: LogIndex)
     /// A client is told that its proposal is entry `index`.
     func answered(_ node: Int, _ entry: Entry) throws(Violation)
+    /// A node has a write of a client to follow, which it may propose again though the first may be
+    /// carried out yet, or must not; and it proposes it.
+    func writeBegan(_ serial: UInt64, mayRepeat: Bool)
+    func proposed(_ serial: UInt64, as id: ProposalID)
+    /// A client is told that nothing of this write is carried out.
+    func refused(_ serial: UInt64) throws(Violation)
     /// A client's linearizable read has come to a node, and later may be answered from `index`.
     func readBegan(_ node: Int, number: UInt64)
     func readReady(_ node: Int, number: UInt64, index: LogIndex) throws(Violation)

@@ -187,9 +187,7 @@ extension ClientService {
             node: own, endpoint: identity.endpoint, replica: links.identity.replica,
             addresses: Array(identity.addresses.prefix(Limits.addressesMax)))
         let membership = Membership(cluster: cluster, voters: [own], members: [member])
-        let id = node.proposalID()
-        register(
-            PendingWrite(origin, .initCluster(cluster), [], hasSession: false), number: id.number)
+        let id = register(origin, .initCluster(cluster))
         node.step(.initialize(membership, wallTime: wallTime(), id: id))
     }
 
@@ -332,8 +330,7 @@ extension ClientService {
                 return origin.reply(
                     kind.response(answer, node: options.raft.node, membership: membership))
             }
-            let id = node.proposalID()
-            register(PendingWrite(origin, kind, [], hasSession: false), number: id.number)
+            let id = register(origin, kind)
             node.step(
                 .changeMembership(
                     voters: wanted.voters, learners: wanted.learners, members: wanted.members,

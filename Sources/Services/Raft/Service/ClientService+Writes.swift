@@ -4,46 +4,37 @@ import AspenMachine
 import AspenTypes
 import AspenWire
 import KVCore
+import NIOCore
+import ProposalCore
 import RaftCore
 
-/// A write on its way through the log.
-final class PendingWrite {
+/// What is kept of a write until it is answered; its way there is the business of `ProposalTable`.
+struct PendingWrite {
     let origin: RequestOrigin?
     let kind: WriteKind
-    let payload: [UInt8]
-    /// Proposing it again cannot apply it twice.
-    let hasSession: Bool
     /// Needs space for good: see `SpaceWatch.refusal`.
-    let grows: Bool
-    /// Under which numbers it was proposed and may still be applied.
-    var numbers: [UInt64] = []
-    /// The term in which it was last given to the core; nil until then.
-    var proposedTerm: Term?
-    var proposedAt: MonotonicInstant
-    /// The number under which it was last forwarded a second time: see `forwardAgain`.
-    var numberOfCopy: UInt64?
-    /// A snapshot has skipped entries that it may have been among.
-    var isFateUnknown = false
-    var isDone = false
+    var grows = false
     /// Called once, when nobody waits for it any more.
-    var onDone: () -> Void = {}
+    var onDone: (() -> Void)?
 
     init(
-        _ origin: RequestOrigin?, _ kind: WriteKind, _ payload: [UInt8], hasSession: Bool,
-        grows: Bool = false
+        _ origin: RequestOrigin?, _ kind: WriteKind, grows: Bool = false,
+        onDone: (() -> Void)? = nil
     ) {
-        self.grows = grows
         self.origin = origin
         self.kind = kind
-        self.payload = payload
-        self.hasSession = hasSession
-        proposedAt = RaftNode.now
+        self.grows = grows
+        self.onDone = onDone
     }
 }
 
 extension ClientService {
-    /// A write under a session that has not been answered is proposed again after this time.
-    static let repeatInterval = Duration.seconds(2)
+    static var proposalConfiguration: ProposalConfiguration {
+        var configuration = ProposalConfiguration()
+        configuration.patience = defaultTimeout
+        configuration.retryInterval = .nanoseconds(sweepInterval.nanoseconds)
+        return configuration
+    }
 
     // MARK: - Requests
 
@@ -121,13 +112,12 @@ extension ClientService {
             origin?.fail(Self.versionNotActive)
             return
         }
-        let payload = CommandCodec.encode(command)
-        let write = PendingWrite(
-            origin, kind, payload, hasSession: hasSession, grows: grows)
-        writeCount += 1
-        propose(write)
-        armSweep()
+        begin(
+            PendingWrite(origin, kind, grows: grows), hasSession ? .repeatable : .once,
+            CommandCodec.encode(command))
     }
+
+    var writeCount: Int { proposals.count }
 
     static let versionNotActive = AspenError(
         .unsupportedVersion,
@@ -135,13 +125,17 @@ extension ClientService {
             + "asked (`aspen-cli cluster status`); they are there a moment after the last one is "
             + "upgraded", retry: .safe)
 
-    private func propose(_ write: PendingWrite) {
-        let number = node.propose(write.payload)
-        write.numbers.append(number)
-        write.proposedTerm = nil
-        write.proposedAt = RaftNode.now
-        writes[number] = write
-        unstamped.append(write)
+    func begin(_ write: PendingWrite, _ kind: WriteClass, _ payload: [UInt8]) {
+        let id = proposals.begin(
+            kind, payload, deadline: write.origin?.deadline, now: RaftNode.now,
+            into: &proposalEffects)
+        keep(write, as: id)
+        obeyProposals()
+        armSweep()
+    }
+
+    private func keep(_ write: PendingWrite, as id: WriteID) {
+        if id.place == writes.count { writes.append(write) } else { writes[id.place] = write }
     }
 
     func compact(to revision: Revision, ended: @escaping () -> Void) {
@@ -154,49 +148,46 @@ extension ClientService {
         guard node.membership != nil, command.version <= node.applied.facts.activeVersion else {
             return ended(self)
         }
-        let write = PendingWrite(
-            nil, .housekeeping, CommandCodec.encode(command), hasSession: false)
-        write.onDone = { [unowned self] in ended(self) }
-        writeCount += 1
-        propose(write)
-        armSweep()
+        let write = PendingWrite(nil, .housekeeping) { [unowned self] in ended(self) }
+        begin(write, .housekeeping, CommandCodec.encode(command))
     }
 
     func spaceChanged() { updateStatus() }
 
-    /// Puts an administrative write into the table; the caller gives it to the core.
-    func register(_ write: PendingWrite, number: UInt64) {
-        write.numbers.append(number)
-        write.proposedTerm = node.core.term
-        writes[number] = write
-        writeCount += 1
+    /// Puts an administrative write into the table; the caller gives it to the core, under the id
+    /// returned.
+    func register(_ origin: RequestOrigin, _ kind: WriteKind) -> ProposalID {
+        let isFounding =
+            switch kind {
+            case .initCluster, .recoverQuorum: true
+            default: false
+            }
+        let (id, number) = proposals.begin(
+            isFounding ? .founding : .administrative, givenIn: node.core.term,
+            deadline: origin.deadline, now: RaftNode.now)
+        keep(PendingWrite(origin, kind), as: id)
         armSweep()
+        return node.proposalID(number)
     }
 
-    /// What was proposed in this turn goes to the core now, in this term.
-    func willPropose(in term: Term) {
-        for write in unstamped { write.proposedTerm = term }
-        unstamped.removeAll(keepingCapacity: true)
-    }
+    func willPropose(in term: Term) { proposals.willPropose(in: term) }
 
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
         if let trust = batch.trust { setTrust(trust) }
         var isHousekeeping = false
         for answer in answers {
-            guard let write = writes[answer.number] else { continue }
-            finish(write)
+            guard let (id, proposedAt) = proposals.applied(answer.number) else { continue }
+            let write = take(id)
+            write.onDone?()
             if case .housekeeping = write.kind { isHousekeeping = true }
-            if write.origin != nil {
-                node.metrics.committed(after: RaftNode.now - write.proposedAt)
-            }
-            write.origin?.reply(
+            guard let origin = write.origin else { continue }
+            node.metrics.committed(after: RaftNode.now - proposedAt)
+            origin.reply(
                 write.kind.response(
                     answer, node: options.raft.node, membership: node.membership))
         }
-        if batch.term > lastAppliedTerm {
-            lastAppliedTerm = batch.term
-            proposeLost(before: batch.term)
-        }
+        proposals.applied(upTo: batch.term, now: RaftNode.now, into: &proposalEffects)
+        obeyProposals()
         keepHouse()
         if isHousekeeping { housekeepingApplied() }
         if batch.membershipIndex != nil, hasLeft { dismissClients() }
@@ -207,101 +198,102 @@ extension ClientService {
     /// Those that were given to a leader may be carried out yet; under a session they can be sent
     /// again, to another node.
     func dismissWrites() {
-        for number in writes.keys.sorted() {
-            guard let write = writes[number], !write.isDone else { continue }
-            finish(write)
-            write.origin?.fail(
-                AspenError(
-                    .unknownOutcome,
-                    "this node left the cluster before it knew what became of the write",
-                    retry: .withSession))
-        }
-        for write in waitingForLeader where !write.isDone {
-            finish(write)
-            write.origin?.fail(Self.hasLeftCluster)
-        }
-        waitingForLeader = []
-    }
-
-    /// An entry of `term` has been applied, so no entry of an earlier term will ever follow. What
-    /// was proposed in one and is not among those applied was lost with its leader: a leader takes
-    /// no forwarded proposals of an earlier term (see `RaftNode.received`).
-    private func proposeLost(before term: Term) {
-        for number in writes.keys.sorted() {
-            guard let write = writes[number], !write.isDone, !write.isFateUnknown,
-                write.numbers.last == number, let proposed = write.proposedTerm, proposed < term
-            else { continue }
-            switch write.kind {
-            case .initCluster, .recoverQuorum: continue
-            default: break
-            }
-            forgetNumbers(of: write)
-            if case .housekeeping = write.kind { finish(write) } else { proposeAgain(write) }
-        }
+        proposals.dismiss(into: &proposalEffects)
+        obeyProposals()
     }
 
     /// A snapshot has skipped entries, and with them perhaps answers.
     func skipped() {
         loadTrust()
         watches.skipped()
-        for number in writes.keys.sorted() {
-            guard let write = writes[number], !write.isDone else { continue }
-            if write.hasSession {
-                if write.numbers.last == number { proposeAgain(write) }
-            } else {
-                write.isFateUnknown = true
-            }
-        }
+        proposals.skipped(now: RaftNode.now, into: &proposalEffects)
+        obeyProposals()
     }
 
-    private func proposeAgain(_ write: PendingWrite) {
-        guard write.kind.isAdministrative else { return propose(write) }
-        // Made for the leader that was: whoever asked asks again.
-        finish(write)
-        write.origin?.fail(
-            AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe))
-    }
-
-    /// The link to the leader is whole again: what was on its way through the old one may be lost.
-    /// Sent again under the same ids, and only to the leader of the same term, who takes each id once:
-    /// unless it is another process by now, which knows nothing of what its log holds and refuses all
-    /// of it. So what becomes of the copy says nothing of the write (see `proposalFailed`).
-    func forwardAgain(in term: Term) {
-        var proposals: [(number: UInt64, payload: [UInt8])] = []
-        for number in writes.keys.sorted() {
-            guard let write = writes[number], !write.isDone, write.numbers.last == number,
-                write.proposedTerm == term
-            else { continue }
-            if write.kind.isAdministrative { continue }
-            write.numberOfCopy = number
-            proposals.append((number, write.payload))
-        }
-        node.forwardAgain(proposals)
-    }
+    /// The link to the leader is whole again.
+    func forwardAgain(in term: Term) { node.forwardAgain(proposals.copies(in: term)) }
 
     func proposalFailed(_ number: UInt64, _ failure: ProposalFailure) {
-        guard let write = writes[number] else { return }
-        // The first one may be in a log. An entry of a later term tells, or time runs out.
-        if write.numberOfCopy == number { return }
-        writes[number] = nil
-        write.numbers.removeAll { $0 == number }
-        // Under an earlier number it may still be applied.
-        guard write.numbers.isEmpty else { return }
-        switch failure {
-        case .noLeader:
-            if case .housekeeping = write.kind { return finish(write) }
-            guard write.kind.isAdministrative else { return waitingForLeader.append(write) }
-            finish(write)
-            write.origin?.fail(
-                AspenError(.unavailable, "this node leads no more", retry: .safe))
-        case .tooMany:
-            finish(write)
-            write.origin?.fail(Self.tooManyWrites)
+        proposals.failed(number, failure, into: &proposalEffects)
+        obeyProposals()
+    }
+
+    func proposeWaiting() {
+        proposals.leaderKnown(now: RaftNode.now, into: &proposalEffects)
+        obeyProposals()
+    }
+
+    func sweepWrites(_ now: MonotonicInstant) {
+        proposals.sweep(
+            now: now, hasLeader: node.standing.leader != nil, into: &proposalEffects)
+        obeyProposals()
+    }
+
+    // MARK: - What the table wants
+
+    /// What arises meanwhile queues behind what is being carried out.
+    private func obeyProposals() {
+        if isObeyingProposals || proposalEffects.isEmpty { return }
+        isObeyingProposals = true
+        var next = 0
+        while next < proposalEffects.count {
+            let effect = proposalEffects[next]
+            next += 1
+            switch effect {
+            case .propose(let id, let number, let payload, let isFirst):
+                if isFirst, let refusal = refusal(of: id) {
+                    proposals.end(id)
+                    tell(take(id), refusal)
+                } else {
+                    node.propose(payload, number: number)
+                }
+            case .ended(let id, let outcome):
+                let write = take(id)
+                tell(write, Self.error(for: outcome, of: write.kind))
+            }
+        }
+        proposalEffects.removeAll(keepingCapacity: true)
+        isObeyingProposals = false
+    }
+
+    /// Nothing of it is in any log, and there may be no room for it by now.
+    private func refusal(of id: WriteID) -> AspenError? {
+        guard let write = writes[id.place], write.origin != nil else { return nil }
+        return node.space.refusal(of: write)
+    }
+
+    private func take(_ id: WriteID) -> PendingWrite {
+        guard let write = writes[id.place] else {
+            preconditionFailure("what was begun is kept until it ends")
+        }
+        writes[id.place] = nil
+        proposals.release(id)
+        return write
+    }
+
+    private func tell(_ write: PendingWrite, _ error: AspenError) {
+        write.onDone?()
+        write.origin?.fail(error)
+    }
+
+    private static func error(for outcome: WriteOutcome, of kind: WriteKind) -> AspenError {
+        switch outcome {
+        case .noLeader: return noLeader
+        case .leadsNoMore:
+            return AspenError(.unavailable, "this node leads no more", retry: .safe)
+        case .lost:
+            return AspenError(.unavailable, "the leader has changed meanwhile", retry: .safe)
+        case .tooMany: return tooManyWrites
         case .refused(let text):
-            finish(write)
-            var code = AspenErrorCode.preconditionFailed
-            if case .initCluster = write.kind { code = .alreadyInitialized }
-            write.origin?.fail(AspenError(code, text))
+            if case .initCluster = kind { return AspenError(.alreadyInitialized, text) }
+            return AspenError(.preconditionFailed, text)
+        case .left: return hasLeftCluster
+        case .timedOut: return unknownFate
+        case .leftInDoubt:
+            return AspenError(
+                .unknownOutcome,
+                "this node left the cluster before it knew what became of the write",
+                retry: .withSession)
         }
     }
 
@@ -309,65 +301,6 @@ extension ClientService {
         .resourceExhausted,
         "too many writes wait to be agreed upon (at most \(Limits.proposalsInFlightMax)): send "
             + "fewer at a time", retry: .safe)
-
-    func proposeWaiting() {
-        guard !waitingForLeader.isEmpty else { return }
-        var waiting: [PendingWrite] = []
-        swap(&waiting, &waitingForLeader)
-        for write in waiting where !write.isDone {
-            // Nothing of it is in any log.
-            if write.origin != nil, let refusal = node.space.refusal(of: write) {
-                finish(write)
-                write.origin?.fail(refusal)
-            } else {
-                propose(write)
-            }
-        }
-    }
-
-    /// Takes the write out of every table; answering it is the caller's.
-    private func finish(_ write: PendingWrite) {
-        guard !write.isDone else { return }
-        write.isDone = true
-        writeCount -= 1
-        forgetNumbers(of: write)
-        write.onDone()
-    }
-
-    private func forgetNumbers(of write: PendingWrite) {
-        for number in write.numbers { writes[number] = nil }
-        write.numbers.removeAll(keepingCapacity: true)
-    }
-
-    func sweepWrites(_ now: MonotonicInstant) {
-        var expired: [PendingWrite] = []
-        var silent: [PendingWrite] = []
-        for (number, write) in writes where write.numbers.last == number {
-            if let origin = write.origin, origin.deadline <= now {
-                expired.append(write)
-            } else if write.hasSession, now - write.proposedAt >= Self.repeatInterval {
-                silent.append(write)
-            } else if write.origin == nil, now - write.proposedAt >= Self.defaultTimeout {
-                expired.append(write)
-            }
-        }
-        for write in expired {
-            finish(write)
-            write.origin?.fail(Self.unknownFate)
-        }
-        for write in silent where node.standing.leader != nil { propose(write) }
-        var waiting: [PendingWrite] = []
-        for write in waitingForLeader {
-            if let origin = write.origin, origin.deadline <= now {
-                finish(write)
-                origin.fail(Self.noLeader)
-            } else {
-                waiting.append(write)
-            }
-        }
-        waitingForLeader = waiting
-        if node.standing.leader != nil { proposeWaiting() }
-    }
 
     static let unknownFate = AspenError(
         .deadlineExceeded,

@@ -5,6 +5,7 @@ import AspenTypes
 import AspenWire
 import Logging
 import NIOCore
+import ProposalCore
 import RaftCore
 import ServiceKit
 import SwiftProtobuf
@@ -26,12 +27,11 @@ final class ClientService: @unchecked Sendable {
     let options: RaftNodeOptions
 
     // Writes: see ClientService+Writes.
-    var writes: [UInt64: PendingWrite] = [:]
-    var writeCount = 0
-    /// Proposed in this turn, not yet given to the core.
-    var unstamped: [PendingWrite] = []
-    var waitingForLeader: [PendingWrite] = []
-    var lastAppliedTerm = Term.zero
+    var proposals: ProposalTable
+    var proposalEffects: [ProposalEffect] = []
+    var isObeyingProposals = false
+    /// What the answer of each write needs, by the place in its id.
+    var writes: [PendingWrite?] = []
 
     // Reads: see ClientService+Reads.
     var rounds: [UInt64: [PendingRead]] = [:]
@@ -73,7 +73,8 @@ final class ClientService: @unchecked Sendable {
         logger = node.logger
         options = node.options
         watches = WatchHub(node: node)
-        lastAppliedTerm = node.applied.term
+        proposals = ProposalTable(
+            Self.proposalConfiguration, appliedTerm: node.applied.term)
         node.client = self
     }
 

@@ -39,21 +39,13 @@ extension RaftNode: PeerLinksDelegate {
     private func take(_ message: Message) {
         message.tellElection(to: logger)
         events.received(message)
-        // A proposal forwarded to the leader of an earlier term is not appended in a later one, even
-        // by the same leader: so whoever applies an entry of a later term knows that its proposal
-        // is lost (see `ClientService.proposeLost`).
-        if case .forward(let proposals) = message.body, message.term < core.term {
-            let answer = Message(
-                from: message.to, to: message.from, term: core.term,
-                body: .forwardRejected(numbers: proposals.map(\.id)))
-            return links.send(answer, after: nil)
-        }
         if case .append(_, _, _, let entries) = message.body, !entries.isEmpty, !space.takesEntries
         {
             // As if it had been lost: the leader sends it again, and its heartbeats still count.
             return
         }
-        guard case .forward(let proposals) = message.body, core.isLeader else {
+        guard case .forward(let proposals) = message.body, core.isLeader, message.term == core.term
+        else {
             return step(.received(message))
         }
         let (taken, refused) = space.divide(proposals)

@@ -99,7 +99,6 @@ package final class RaftNode: @unchecked Sendable {
     var maintenanceCountdown = RaftNode.maintenanceEntries
     /// The same for bytes of payload.
     var maintenanceBytes = SpaceLimits.walBytesMax
-    private var nextProposal: UInt64 = 1
     /// Read rounds that wait until an index is applied, ascending by round.
     private var roundsToApply: [(round: UInt64, index: LogIndex)] = []
 
@@ -311,19 +310,16 @@ package final class RaftNode: @unchecked Sendable {
 
     // MARK: - Proposals and reads of a turn
 
-    func proposalID() -> ProposalID {
-        defer { nextProposal += 1 }
-        return ProposalID(
-            node: options.raft.node, incarnation: incarnation, number: nextProposal)
+    func proposalID(_ number: UInt64) -> ProposalID {
+        ProposalID(node: options.raft.node, incarnation: incarnation, number: number)
     }
 
-    /// Proposes a command at the end of this turn. Its answer comes under the number returned.
-    func propose(_ payload: [UInt8]) -> UInt64 {
-        let id = proposalID()
+    /// Proposes a command at the end of this turn. Its answer comes under this number, which is
+    /// greater than those before it.
+    func propose(_ payload: [UInt8], number: UInt64) {
         if proposals.isEmpty { stages.proposed(Self.now) }
-        proposals.append(Proposal(id: id, payload: payload))
+        proposals.append(Proposal(id: proposalID(number), payload: payload))
         scheduleTurn()
-        return id.number
     }
 
     /// Passes proposals of this process on once more, under the numbers that they have.
@@ -331,12 +327,7 @@ package final class RaftNode: @unchecked Sendable {
         guard !proposals.isEmpty, standing.role != .leader else { return }
         step(
             .propose(
-                proposals.map { proposal in
-                    Proposal(
-                        id: ProposalID(
-                            node: options.raft.node, incarnation: incarnation,
-                            number: proposal.number), payload: proposal.payload)
-                }))
+                proposals.map { Proposal(id: proposalID($0.number), payload: $0.payload) }))
     }
 
     /// The read round that begins at the end of this turn.

@@ -217,9 +217,8 @@ extension ClientService {
                     "node \(leader) leads: the cluster has its quorum. Remove nodes that are gone by "
                         + "`aspen-cli cluster remove`"))
         }
-        let id = node.proposalID()
         let cluster = ClusterID(UInt128.random(in: 1...UInt128.max))
-        register(PendingWrite(origin, .recoverQuorum, [], hasSession: false), number: id.number)
+        let id = register(origin, .recoverQuorum)
         node.events.record("recovered", "was made the only voter by the administrator")
         node.step(.recover(cluster: cluster, id: id))
     }

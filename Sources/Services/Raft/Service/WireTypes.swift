@@ -157,16 +157,6 @@ enum WriteKind: Sendable {
 }
 
 extension WriteKind {
-    /// Made for the leader that was: not to be proposed again to another.
-    var isAdministrative: Bool {
-        switch self {
-        case .initCluster, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
-            .recoverQuorum:
-            true
-        default: false
-        }
-    }
-
     func response(
         _ answer: AppliedAnswer, node: NodeID, membership: Membership?
     ) -> WireResponse {
