@@ -50,6 +50,8 @@ package final class Oracle: WorldObserver {
     var commitTimes: [(at: MonotonicInstant, index: LogIndex)] = []
     var watchers: [Int: WatcherBook] = [:]
     var eventsTold = 0
+    /// What was answered to `isFullyTold`, in order: a second run of the seed must get the same.
+    var saidOfWatchers: [Bool] = []
     /// Where a state was last looked through.
     var audited = LogIndex.zero
     /// Entries from one look to the next.
