@@ -19,8 +19,19 @@ let strict: [SwiftSetting] = [
     .define("ASPEN_TEST_BUILD", .when(configuration: .debug)),
 ]
 
-/// Pure code is optimised in the test build too: a thousand simulated runs are its main customer.
-let pure: [SwiftSetting] = strict + [.unsafeFlags(["-O"], .when(configuration: .debug))]
+/// Pure code is optimised in the test build too, a module as a whole and across modules: a thousand
+/// simulated runs are its main customer.
+let pure: [SwiftSetting] =
+    strict + [
+        .unsafeFlags(
+            [
+                "-O", "-wmo", "-num-threads", "1", "-disable-batch-mode",
+                "-cross-module-optimization",
+            ], .when(configuration: .debug))
+    ]
+
+/// Tests of pure code: their own loops are long enough to be worth it.
+let pureTests: [SwiftSetting] = strict + [.unsafeFlags(["-O"], .when(configuration: .debug))]
 
 // MARK: - Short names for what comes from elsewhere
 
@@ -208,7 +219,7 @@ let fuzzed: [Target.Dependency] =
     ]
 
 let checks: [Target] = [
-    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests("FoundationsTests", ["AspenTypes", "AspenBytes", "AspenMachine"], settings: pureTests),
     tests("SourceRulesTests", []),
     tests(
         "ConfigurationTests",
@@ -217,20 +228,21 @@ let checks: [Target] = [
             "AspenBytes", "aspen-generator",
         ]),
     tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
-    tests("KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pure),
+    tests(
+        "KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pureTests),
     tests(
         "RaftStorageTests",
         [
             "RaftStorage", "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS",
             "AspenTypes", "AspenBytes", "AspenMachine",
-        ], settings: pure, exclude: ["Fixtures"]),
+        ], settings: pureTests, exclude: ["Fixtures"]),
     tests(
         "TokenCoreTests",
-        ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pure),
+        ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pureTests),
     tests(
         "ProposalCoreTests", ["ProposalCore", "RaftCore", "AspenMachine", "AspenTypes"],
-        settings: pure),
-    tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pure),
+        settings: pureTests),
+    tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pureTests),
     tests(
         "NetServiceTests",
         nio + [
@@ -243,7 +255,7 @@ let checks: [Target] = [
         [
             "SimChecks", "SimFaults", "SimKit", "RaftStorage", "RaftCore", "KVCore", "AspenDisk",
             "AspenMachine", "AspenTypes", "aspen-sim",
-        ], settings: pure, exclude: ["Fixtures"]),
+        ], settings: pureTests, exclude: ["Fixtures"]),
     .target(
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
@@ -260,12 +272,12 @@ let checks: [Target] = [
     tests(
         "AspenClientTests",
         nio + ["AspenClient", "AspenTypes", "AspenWire", "QUIC", "FakeRaftServer"]),
-    tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pure),
+    tests("RaftCoreTests", ["RaftCore", "AspenMachine", "AspenBytes"], settings: pureTests),
     isUnderLibFuzzer
         ? .executableTarget(
             name: "aspen-fuzz", dependencies: fuzzed, path: "Tests/FuzzTests",
-            exclude: ["Corpus", "FuzzTests.swift", "Mutator.swift"], swiftSettings: pure)
-        : tests("FuzzTests", fuzzed, settings: pure, exclude: ["Corpus", "LibFuzzer"]),
+            exclude: ["Corpus", "FuzzTests.swift", "Mutator.swift"], swiftSettings: pureTests)
+        : tests("FuzzTests", fuzzed, settings: pureTests, exclude: ["Corpus", "LibFuzzer"]),
     tests("QUICTests", nio + ["QUIC", "AspenTypes", "AspenBytes", "AspenMachine", "CNgtcp2"]),
 ]
 

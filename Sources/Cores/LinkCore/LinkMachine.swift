@@ -52,7 +52,12 @@ package struct LinkMachine: Machine {
     }
 
     package var deadline: MonotonicInstant? {
-        order.compactMap { peers[$0]?.deadline(configuration) }.min()
+        var earliest: MonotonicInstant?
+        for peer in peers.values {
+            guard let next = peer.deadline(configuration) else { continue }
+            earliest = min(earliest ?? next, next)
+        }
+        return earliest
     }
 
     // MARK: - What the shell may ask

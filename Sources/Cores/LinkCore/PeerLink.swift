@@ -44,7 +44,11 @@ struct PeerLink: Sendable {
 
     /// Whether this node dials it.
     func isWanted(isClosed: Bool) -> Bool {
-        (isMember || (isNamed && !isClosed)) && !addresses.isEmpty
+        (isMember || (isNamed && !isClosed)) && hasAddresses
+    }
+
+    private var hasAddresses: Bool {
+        memberAddresses?.isEmpty == false || configuredAddresses?.isEmpty == false
     }
 
     /// Named, or named anew: an old back-off says nothing about new addresses.

@@ -224,7 +224,15 @@ extension Membership {
             !learners.contains(where: voters.contains),
             !voters.isEmpty || (votersOutgoing.isEmpty && learners.isEmpty)
         else { return false }
-        let named = Set(voters + votersOutgoing + learners).sorted()
-        return members.map(\.node) == named && members.allSatisfy(\.isWithinLimits)
+        // Simulated runs ask after every step: no arrays are made.
+        let alsoOutgoing =
+            voters.count(where: votersOutgoing.contains)
+            + learners.count(where: votersOutgoing.contains)
+        let named = voters.count + votersOutgoing.count + learners.count - alsoOutgoing
+        return members.count == named
+            && zip(members, members.dropFirst()).allSatisfy { $0.node < $1.node }
+            && members.allSatisfy {
+                (isVoter($0.node) || learners.contains($0.node)) && $0.isWithinLimits
+            }
     }
 }

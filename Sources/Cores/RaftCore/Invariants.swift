@@ -68,9 +68,11 @@ extension RaftCore {
     }
 
     private func checkMemberships() {
-        for (one, other) in zip(memberships, memberships.dropFirst()) {
-            promise(one.index < other.index, "memberships must ascend")
+        for place in memberships.indices {
+            promise(
+                place == 0 || memberships[place - 1].index < memberships[place].index,
+                "memberships must ascend")
+            promise(memberships[place].membership.isWellFormed, "malformed")
         }
-        for (_, membership) in memberships { promise(membership.isWellFormed, "malformed") }
     }
 }

@@ -20,8 +20,13 @@ package enum DecodeError: Error, Equatable, Sendable {
 package struct StaticStringName: Equatable, Sendable, ExpressibleByStringLiteral,
     CustomStringConvertible
 {
-    package let description: String
-    package init(stringLiteral value: StaticString) { description = "\(value)" }
+    private let literal: StaticString
+    package init(stringLiteral value: StaticString) { literal = value }
+    package var description: String { "\(literal)" }
+
+    package static func == (left: Self, right: Self) -> Bool {
+        left.description == right.description
+    }
 }
 
 /// Reads what `ByteWriter` wrote, never past the end, never trusting a length.
@@ -43,27 +48,11 @@ package struct ByteReader {
     ) throws(DecodeError) -> Value {
         let width = Value.bitWidth / 8
         guard remaining >= width else { throw .truncated(field: field) }
-        // One generic conversion instead of one for each byte: unspecialised they cost most of a
-        // message's decoding.
-        if width <= 8 {
-            defer { position += width }
-            return Value(truncatingIfNeeded: word(of: width))
+        defer { position += width }
+        let offset = position - bytes.startIndex
+        return bytes.withUnsafeBytes {
+            Value(littleEndian: $0.loadUnaligned(fromByteOffset: offset, as: Value.self))
         }
-        var value: Value = 0
-        var shift: Value = 0
-        for offset in 0..<width {
-            value |= Value(truncatingIfNeeded: bytes[position + offset]) << shift
-            shift += 8
-        }
-        position += width
-        return value
-    }
-
-    /// The next `width` bytes, at most eight, little-endian. They are known to be there.
-    private func word(of width: Int) -> UInt64 {
-        var word: UInt64 = 0
-        for offset in 0..<width { word |= UInt64(bytes[position + offset]) << UInt64(8 * offset) }
-        return word
     }
 
     package mutating func byte(_ field: StaticStringName) throws(DecodeError) -> UInt8 {

@@ -21,19 +21,16 @@ public struct EndpointID: Hashable, Comparable, Sendable {
     /// - Returns: nil unless `bytes` holds exactly 32 bytes.
     public init?(bytes: some Collection<UInt8>) {
         guard bytes.count == Self.byteCount else { return nil }
-        var words: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
-        var position = 0
-        for byte in bytes {
-            let value = UInt64(byte) << UInt64(56 - 8 * (position & 7))
-            switch position >> 3 {
-            case 0: words.0 |= value
-            case 1: words.1 |= value
-            case 2: words.2 |= value
-            default: words.3 |= value
+        func take(_ raw: UnsafeRawBufferPointer) -> (UInt64, UInt64, UInt64, UInt64) {
+            func word(_ number: Int) -> UInt64 {
+                UInt64(
+                    bigEndian: raw.loadUnaligned(fromByteOffset: 8 * number, as: UInt64.self))
             }
-            position += 1
+            return (word(0), word(1), word(2), word(3))
         }
-        (a, b, c, d) = words
+        (a, b, c, d) =
+            bytes.withContiguousStorageIfAvailable { take(UnsafeRawBufferPointer($0)) }
+            ?? Array(bytes).withUnsafeBytes(take)
     }
 
     /// The 32 bytes of the key, in the order of RFC 8032.

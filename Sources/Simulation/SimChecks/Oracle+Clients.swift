@@ -141,6 +141,12 @@ extension Oracle {
 
     /// Nothing that it wants to hear is still to come.
     package func isFullyTold(_ watcher: Int) -> Bool {
+        let answer = hasHeardAll(watcher)
+        saidOfWatchers.append(answer)
+        return answer
+    }
+
+    private func hasHeardAll(_ watcher: Int) -> Bool {
         guard let book = watchers[watcher], let told = book.told else { return false }
         return !reference.events(after: told, upTo: reference.revision).joined()
             .contains { book.shape.wants($0.entry.key, isRemoval: $0.isRemoval) }

@@ -51,6 +51,8 @@ package final class Oracle: WorldObserver {
     var commitTimes: [(at: MonotonicInstant, index: LogIndex)] = []
     var watchers: [Int: WatcherBook] = [:]
     var eventsTold = 0
+    /// What was answered to `isFullyTold`, in order: a second run of the seed must get the same.
+    var saidOfWatchers: [Bool] = []
     /// Where a state was last looked through.
     var audited = LogIndex.zero
     /// Entries from one look to the next.
@@ -349,10 +351,10 @@ package final class Oracle: WorldObserver {
         for node in world.nodes {
             guard let shell = node.shell else { continue }
             try checkMembershipInForce(node.index)
-            if shell.core.isReady, shell.standing.leader == nil {
+            if shell.figures.isReady, shell.standing.leader == nil {
                 throw breach("who is ready is led", "n\(node.id) says that it is ready")
             }
-            let (applied, committed) = (shell.state.appliedIndex, shell.core.commitIndex)
+            let (applied, committed) = (shell.state.appliedIndex, shell.figures.commitIndex)
             if applied > committed {
                 throw breach(
                     "applied is committed",
@@ -364,7 +366,7 @@ package final class Oracle: WorldObserver {
                     "n\(node.id) believes \(committed) committed, nobody committed more than "
                         + "\(committedIndex)")
             }
-            let flying = shell.core.appendsInFlight
+            let flying = shell.figures.appendsInFlight
             if flying > world.scenario.appendsInFlightMax {
                 throw breach(
                     "queues keep their limits",

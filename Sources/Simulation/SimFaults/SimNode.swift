@@ -46,6 +46,36 @@ package final class SimNode {
     }
 }
 
+/// What is looked at after each event, by all nodes. To ask a core itself for what it computes copies
+/// it, and with it dozens of references.
+package struct CoreFigures {
+    package var commitIndex: LogIndex
+    package var isReady: Bool
+    package var appendsInFlight: Int
+    var deadline: MonotonicInstant?
+}
+
+/// Mutating, although they change nothing but by a step: so the core is lent, not copied.
+extension RaftCore {
+    mutating func figures() -> CoreFigures {
+        CoreFigures(
+            commitIndex: commitIndex, isReady: isReady, appendsInFlight: appendsInFlight,
+            deadline: deadline)
+    }
+
+    /// A step, and what must hold after it.
+    mutating func checkedStep(
+        _ input: consuming RaftInput, now: MonotonicInstant, random: inout RandomSource,
+        into effects: inout [RaftEffect]
+    ) -> CoreFigures {
+        step(input, now: now, random: &random, into: &effects)
+        checkInvariants()
+        return figures()
+    }
+
+    mutating func time(now: MonotonicInstant) -> ClusterTime { clusterTime(now: now) }
+}
+
 /// The shell of one raft daemon: what lives and dies with the process.
 package final class RaftShell {
     enum Committed {
@@ -68,6 +98,8 @@ package final class RaftShell {
     unowned let node: SimNode
     let life: UInt64
     package internal(set) var core: RaftCore
+    /// As the core's last step left it.
+    package internal(set) var figures: CoreFigures
     let log: any LogStore
     package let state: MemoryState
     package var nodeID: NodeID { node.id }
@@ -144,6 +176,7 @@ package final class RaftShell {
         self.node = node
         life = node.life
         self.core = core
+        figures = self.core.figures()
         self.log = log
         self.state = state
         self.table = table

@@ -245,6 +245,7 @@ extension World {
     ) {
         client.pending = nil
         client.attempt += 1
+        statistics.finished += 1
         defer {
             schedule(
                 .act(client: client.index),

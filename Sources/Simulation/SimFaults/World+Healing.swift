@@ -101,7 +101,7 @@ extension World {
     /// One that only hears of commits may look well: it must know whose they are.
     private func isLedAsOthers(_ shell: RaftShell, _ other: RaftShell) -> Bool {
         shell.standing.term == other.standing.term && shell.standing.leader != nil
-            && shell.standing.leader == other.standing.leader && shell.core.isReady
+            && shell.standing.leader == other.standing.leader && shell.figures.isReady
     }
 
     /// The members of the membership in which the run ends.
@@ -140,7 +140,7 @@ extension World {
             guard let shell = node.shell else { return "n\(node.id) down" }
             return "n\(node.id) \(shell.standing.role) t\(shell.standing.term) log "
                 + "\(shell.log.firstIndex)...\(shell.log.lastIndex) commit "
-                + "\(shell.core.commitIndex) applied \(shell.state.appliedIndex)"
+                + "\(shell.figures.commitIndex) applied \(shell.state.appliedIndex)"
         }
         let waiting = clients.filter { !$0.isDone }.map(\.index)
         let late = watchers.filter { !observer.isFullyTold($0.index) }.map { watcher in

@@ -48,7 +48,7 @@ extension World {
     private func arrangeLeaseLook(_ shell: RaftShell, atLeast: Duration) {
         guard !shell.isLeaseLookArranged, let due = shell.state.leaseExpiryHint else { return }
         shell.isLeaseLookArranged = true
-        let time = shell.core.clusterTime(now: shell.node.clock.reading(at: now))
+        let time = shell.core.time(now: shell.node.clock.reading(at: now))
         let wait = due > time ? due.milliseconds - time.milliseconds : 0
         schedule(
             .keepHouse(node: shell.node.index, life: shell.life),
@@ -60,7 +60,7 @@ extension World {
         guard shell.standing.role == .leader, let due = shell.state.nextLeaseExpiry() else {
             return
         }
-        let time = shell.core.clusterTime(now: shell.node.clock.reading(at: now))
+        let time = shell.core.time(now: shell.node.clock.reading(at: now))
         guard due <= time else { return arrangeLeaseLook(shell, atLeast: .zero) }
         try propose(.expireLeases, shell)
         arrangeLeaseLook(shell, atLeast: .milliseconds(250))
@@ -79,7 +79,7 @@ extension World {
         guard shell.standing.role == .leader, let due = shell.state.nextSessionExpiry() else {
             return
         }
-        if due <= shell.core.clusterTime(now: shell.node.clock.reading(at: now)) {
+        if due <= shell.core.time(now: shell.node.clock.reading(at: now)) {
             try propose(.expireSessions, shell)
         }
         arrangeSessionLook(shell)

@@ -16,23 +16,22 @@ extension World {
 
     func feed(_ shell: RaftShell, _ input: RaftInput) throws(Violation) {
         precondition(effects.isEmpty, "a core is never stepped while it is being obeyed")
-        let (standing, committed) = (shell.standing, shell.core.commitIndex)
-        shell.core.step(
+        let (standing, committed) = (shell.standing, shell.figures.commitIndex)
+        shell.figures = shell.core.checkedStep(
             input, now: shell.node.clock.reading(at: now), random: &shell.random, into: &effects)
-        shell.core.checkInvariants()
         let wanted = effects
         effects.removeAll(keepingCapacity: true)
         // Announced last, in force for the whole step.
         for case .standing(let standing) in wanted { try changed(standing, shell) }
         for effect in wanted { try obey(effect, shell) }
-        if shell.core.commitIndex > committed {
-            note("n\(shell.node.id) committed up to \(shell.core.commitIndex)")
-            trace.fold(shell.core.commitIndex.rawValue)
-            noteProgress(shell.core.commitIndex)
+        if shell.figures.commitIndex > committed {
+            note("n\(shell.node.id) committed up to \(shell.figures.commitIndex)")
+            trace.fold(shell.figures.commitIndex.rawValue)
+            noteProgress(shell.figures.commitIndex)
             // Who commits its own removal steps down in the same step.
             let leading = [shell.standing, standing].first { $0.role == .leader }
             try observer.committed(
-                shell.node.index, upTo: shell.core.commitIndex, leading: leading?.term)
+                shell.node.index, upTo: shell.figures.commitIndex, leading: leading?.term)
         }
         try startStorage(shell)
         arrangeWake(shell)
@@ -112,7 +111,7 @@ extension World {
     }
 
     private func arrangeWake(_ shell: RaftShell) {
-        guard let deadline = shell.core.deadline else { return }
+        guard let deadline = shell.figures.deadline else { return }
         let time = shell.node.clock.time(showing: deadline, from: now)
         if let planned = shell.wakeAt, planned <= time { return }
         shell.wakeAt = time
@@ -122,7 +121,7 @@ extension World {
     func wake(_ shell: RaftShell) throws(Violation) {
         if let planned = shell.wakeAt, planned > now { return }
         shell.wakeAt = nil
-        if let deadline = shell.core.deadline, deadline <= shell.node.clock.reading(at: now) {
+        if let deadline = shell.figures.deadline, deadline <= shell.node.clock.reading(at: now) {
             try feed(shell, .timeout)
             try checkReads(shell)
         } else {
@@ -299,7 +298,7 @@ extension World {
         do throws(StorageError) {
             batch = try nextBatch(shell)
             if batch.isEmpty { return scheduleApply(shell) }
-            shell.state.localTime = shell.core.clusterTime(
+            shell.state.localTime = shell.core.time(
                 now: shell.node.clock.reading(at: now))
             results = try shell.state.apply(batch)
             stored = try shell.node.database?.state?.apply(batch)

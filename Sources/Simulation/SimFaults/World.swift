@@ -82,6 +82,9 @@ package final class World {
         package var messages = 0
         package var elections = 0
         package var answered = 0
+        /// What clients have asked for and were told the end of: operations, and also sessions, leases,
+        /// transactions and longer reads.
+        package var finished = 0
         package var unknown = 0
         package var troubles = 0
         package var recoveries = 0

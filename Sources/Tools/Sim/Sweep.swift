@@ -97,16 +97,16 @@ struct Sweep {
     }
 
     private func take(_ line: String, from worker: inout Worker, _ tally: inout Tally) {
-        let parts = line.split(separator: " ", maxSplits: 5)
-        guard parts.count >= 5, let seed = UInt64(parts[0]), let code = Int32(parts[1]),
+        let parts = line.split(separator: " ", maxSplits: 6)
+        guard parts.count >= 6, let seed = UInt64(parts[0]), let code = Int32(parts[1]),
             let outcome = Outcome(rawValue: code), let events = UInt64(parts[3]),
-            let milliseconds = UInt64(parts[4])
+            let milliseconds = UInt64(parts[4]), let requests = UInt64(parts[5])
         else { return }
         worker.nextSeed = seed + stride
         tally.add(seed: seed, outcome, hash: String(parts[2]))
-        tally.add(events: events, milliseconds: milliseconds)
+        tally.add(events: events, milliseconds: milliseconds, requests: requests)
         if outcome != .passed {
-            Output.line("seed \(seed) FAILED \(parts.count > 5 ? String(parts[5]) : "")")
+            Output.line("seed \(seed) FAILED \(parts.count > 6 ? String(parts[6]) : "")")
         }
     }
 

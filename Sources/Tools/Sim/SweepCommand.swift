@@ -95,7 +95,8 @@ struct SweepCommand: ParsableCommand {
             let milliseconds = trial.statistics.virtualTime.nanoseconds / 1_000_000
             Output.line(
                 "\(seed) \(Outcome(trial).rawValue) \(trial.hash.hex) \(trial.steps * runs) "
-                    + "\(milliseconds * runs)\(detail)")
+                    + "\(milliseconds * runs) \(UInt64(trial.statistics.finished) * runs)"
+                    + detail)
             seed += stride
         }
     }
@@ -117,6 +118,7 @@ struct Tally {
     private var counts: [Outcome: Int] = [:]
     private var events: UInt64 = 0
     private var milliseconds: UInt64 = 0
+    private var requests: UInt64 = 0
 
     struct TraceHashText { var text: String }
 
@@ -128,17 +130,20 @@ struct Tally {
     }
 
     /// Of runs, the second ones of each seed included.
-    mutating func add(events: UInt64, milliseconds: UInt64) {
+    mutating func add(events: UInt64, milliseconds: UInt64, requests: UInt64) {
         self.events += events
         self.milliseconds += milliseconds
+        self.requests += requests
     }
 
     /// - Parameter cpuSeconds: what all of it took.
     func figures(cpuSeconds: Double) -> String {
         let seconds = max(cpuSeconds, 0.001)
+        let simulated = max(Double(milliseconds) / 1000, 0.001)
         return "\(events) events, \(milliseconds / 1000) s of virtual time: "
             + "\(Int(Double(events) / seconds)) events and "
-            + "\(Int(Double(milliseconds) / 1000 / seconds)) s per CPU second"
+            + "\(Int(simulated / seconds)) s per CPU second, "
+            + "\(Int(Double(requests) / simulated)) requests of clients per second"
     }
 
     /// A crash tells most, then a broken safety promise.
