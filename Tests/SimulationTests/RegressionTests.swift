@@ -32,6 +32,9 @@ import Testing
         .init(
             seed: 21684, with: .decay,
             reason: "a key went with two leases, one after the other, in one batch"),
+        .init(
+            seed: 101492,
+            reason: "a vote that waited for a slow disk was asked for by who was a voter no more"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

@@ -57,14 +57,23 @@ extension Oracle {
         }
     }
 
-    /// Only a voter may call an election; or one that may still be one for all it knows.
-    func checkCandidate(_ node: Int) throws(Violation) {
+    /// Only a voter may call an election; or one that may still be one for all it knows. It asks once its
+    /// own vote is durable, and may have been told meanwhile that it is none.
+    func checkCandidate(_ node: Int, in term: Term) throws(Violation) {
+        guard strictness == .rules, !mayHaveVote(node), disks[node].campaign != term else { return }
         let known = disks[node].membershipsSinceApplied
-        let id = NodeID(UInt64(node + 1))
-        guard strictness == .rules, !known.contains(where: { $0.isVoter(id) }) else { return }
         throw breach(
             "who was removed is quiet",
             "n\(node + 1) asks for votes; it has no vote in \(known.map(\.voters))")
+    }
+
+    func noteCampaign(_ node: Int, _ standing: RaftStanding) {
+        if standing.role == .candidate, mayHaveVote(node) { disks[node].campaign = standing.term }
+    }
+
+    private func mayHaveVote(_ node: Int) -> Bool {
+        let id = NodeID(UInt64(node + 1))
+        return disks[node].membershipsSinceApplied.contains { $0.isVoter(id) }
     }
 
     /// A state that a start finds must reach to where its log begins.

@@ -38,7 +38,7 @@ extension Oracle {
                     "n\(node + 1) acknowledges \(match) in term \(message.term); durable are "
                         + "\(disk.durable.lastIndex) and term \(disk.durableHardState.term)")
             }
-        case .vote, .preVote: try checkCandidate(node)
+        case .vote, .preVote: try checkCandidate(node, in: message.term)
         default: break
         }
     }

@@ -151,6 +151,7 @@ package final class Oracle: WorldObserver {
                 "terms only grow", "n\(node + 1) went from \(before.term) to \(standing.term)")
         }
         disks[node].standing = standing
+        noteCampaign(node, standing)
         guard standing.role == .leader else { return }
         if let other = leaders[standing.term], other != node {
             throw breach(

@@ -86,6 +86,8 @@ struct ShadowDisk {
     var memberships: [Membership] = []
     /// Those in force since the newest one that is applied, and that one.
     var membershipsSinceApplied: [Membership] = []
+    /// The last term for which it has called an election, as a voter.
+    var campaign: Term?
     /// The one in force has changed and was not yet held against the log.
     var isMembershipNew = false
     /// What was committed when each waiting read came.
