@@ -99,6 +99,14 @@ enum Seeds {
         #expect(traced.lastLine == quiet.lastLine)
     }
 
+    @Test func aSecondRunThatDiffersIsNoticed() {
+        var other = Scenario(seed: 1)
+        other.heartbeatInterval += .microseconds(1)
+        #expect(Trial.runTwice(Scenario(seed: 1)).violation == nil)
+        #expect(
+            Trial.runTwice(Scenario(seed: 1), thenAs: other).violation?.name == "determinism")
+    }
+
     @Test func otherSeedsAndSizesAreOtherRuns() {
         let hashes = [
             Trial.run(Scenario(seed: 1)), Trial.run(Scenario(seed: 2)),

@@ -56,13 +56,14 @@ package struct Trial: Sendable {
 
     /// Runs twice; a second run that differs is a violation of its own. What was judged to be right is
     /// not judged again.
+    /// - Parameter other: the second run, if it is to differ: so that a test sees that it is noticed.
     package static func runTwice(
-        _ scenario: Scenario, strictness: Oracle.Strictness = .rules
+        _ scenario: Scenario, strictness: Oracle.Strictness = .rules, thenAs other: Scenario? = nil
     ) -> Trial {
         var (first, oracle) = judged(scenario, strictness)
         let second: (hash: TraceHash, steps: UInt64)
         if first.violation == nil {
-            second = repeated(scenario, oracle)
+            second = repeated(other ?? scenario, oracle)
         } else {
             let trial = run(scenario, strictness: strictness)
             second = (trial.hash, trial.steps)
