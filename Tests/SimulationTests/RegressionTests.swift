@@ -35,6 +35,9 @@ import Testing
         .init(
             seed: 101492,
             reason: "a vote that waited for a slow disk was asked for by who was a voter no more"),
+        .init(
+            seed: 107028,
+            reason: "a paused leader counted what a voter had acknowledged, then lost to damage"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

@@ -107,6 +107,9 @@ extension Oracle {
                         + "\(disk.durableHardState)")
             }
         }
+        if !recovery.isTailTrusted, disk.durable.lastIndex > log.lastIndex {
+            disks[node].beforeDamage = disk.durable
+        }
         disks[node].written = log
         disks[node].durable = log
         disks[node].durableHardState = recovery.hardState

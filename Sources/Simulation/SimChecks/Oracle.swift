@@ -236,8 +236,10 @@ package final class Oracle: WorldObserver {
         func isMajority(_ voters: [NodeID]) -> Bool {
             let having = voters.count { voter in
                 let lost = membership.member(voter).flatMap { lostDisks[$0.replica] }
-                let theirs = lost ?? disks[Int(voter.rawValue) - 1].durable
-                return theirs.base >= index || theirs[index] == disk.written[index]
+                let theirs = disks[Int(voter.rawValue) - 1]
+                return [lost ?? theirs.durable, theirs.beforeDamage].contains {
+                    $0.base >= index || $0[index] == disk.written[index]
+                }
             }
             return having * 2 > voters.count
         }

@@ -77,6 +77,8 @@ struct ShadowDisk {
     /// As a power cut at this moment would leave it at the least.
     var durable = ShadowLog()
     var durableHardState = HardState()
+    /// What was durable before damage took some of it: what it has acknowledged counts as on a lost disk.
+    var beforeDamage = ShadowLog()
     /// Not durable yet, in order.
     var pending: [ShadowWrite] = []
     /// What the core has handed out as committed, in this life.
