@@ -144,7 +144,7 @@ import Testing
                 node.server.service.submit(
                     .transaction(
                         Transaction(success: [.put(key: Array("_sys/x".utf8), value: [1])]), nil),
-                    .housekeeping, hasSession: false, nil)
+                    .housekeeping, nil)
             }.get()
             let (log, _) = try await WatchTests.start(client, WatchTests.request())
             for key in ["_sy", "_syt"] { _ = try await client.put(key, [1]).get() }

@@ -169,3 +169,14 @@ package enum OperationResult: Equatable, Sendable {
     case deleted(count: UInt64)
     case got(KeyValue?)
 }
+
+extension Command {
+    /// Carried out twice it is done once: a session recognises it, or it says only what is to be so. It
+    /// may be proposed again while it is not known what became of the first proposal.
+    package var isRepeatable: Bool {
+        switch self {
+        case .keepSessionAlive, .closeSession, .keepLeaseAlive: true
+        default: sessionRequest != nil
+        }
+    }
+}

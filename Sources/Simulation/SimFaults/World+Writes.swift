@@ -191,16 +191,3 @@ extension World {
         try obeyTable(shell)
     }
 }
-
-extension Command {
-    /// Carried out twice it is done once: what a daemon holds for repeatable.
-    fileprivate var isRepeatable: Bool {
-        switch self {
-        case .transaction(_, let session), .grantLease(_, _, let session),
-            .revokeLease(_, let session):
-            session != nil
-        case .keepSessionAlive, .closeSession, .keepLeaseAlive: true
-        default: false
-        }
-    }
-}

@@ -15,19 +15,18 @@ extension ClientService {
         }
         let session = SessionRequest(body.session, isPresent: body.hasSession)
         submit(
-            .grantLease(id: id, ttlMilliseconds: body.ttlMs, session), .grantLease,
-            hasSession: session != nil, origin)
+            .grantLease(id: id, ttlMilliseconds: body.ttlMs, session), .grantLease, origin)
     }
 
     func revokeLease(_ body: Aspen_Client_V1_RevokeLeaseRequest, _ origin: RequestOrigin) {
         guard let id = named(body.lease, origin) else { return }
         let session = SessionRequest(body.session, isPresent: body.hasSession)
-        submit(.revokeLease(id, session), .revokeLease, hasSession: session != nil, origin)
+        submit(.revokeLease(id, session), .revokeLease, origin)
     }
 
     func keepLeaseAlive(_ id: LeaseID, _ origin: RequestOrigin) {
         guard let id = named(id.rawValue, origin) else { return }
-        submit(.keepLeaseAlive(id), .keepLeaseAlive, hasSession: true, origin)
+        submit(.keepLeaseAlive(id), .keepLeaseAlive, origin)
     }
 
     func leaseTimeToLive(

@@ -228,7 +228,7 @@ extension ClientService {
     private func change(_ transaction: Transaction, _ kind: WriteKind, _ origin: RequestOrigin) {
         let grows = transaction.grows
         if let refusal = node.space.refusal(grows: grows) { return origin.fail(refusal) }
-        submit(.transaction(transaction, nil), kind, hasSession: false, grows: grows, origin)
+        submit(.transaction(transaction, nil), kind, grows: grows, origin)
     }
 
     var listedRoots: WireResponse {

@@ -73,29 +73,25 @@ extension ClientService {
         if let refusal = node.space.refusal(grows: transaction.grows) {
             return origin.fail(refusal)
         }
-        submit(
-            .transaction(transaction, session), kind, hasSession: session != nil,
-            grows: transaction.grows, origin)
+        submit(.transaction(transaction, session), kind, grows: transaction.grows, origin)
     }
 
     func openSession(_ origin: RequestOrigin) {
-        submit(.openSession, .openSession, hasSession: false, origin)
+        submit(.openSession, .openSession, origin)
     }
 
     func keepSessionAlive(_ session: SessionID, _ origin: RequestOrigin) {
-        submit(.keepSessionAlive(session), .keepSessionAlive, hasSession: true, origin)
+        submit(.keepSessionAlive(session), .keepSessionAlive, origin)
     }
 
     func closeSession(_ session: SessionID, _ origin: RequestOrigin) {
-        submit(.closeSession(session), .closeSession, hasSession: true, origin)
+        submit(.closeSession(session), .closeSession, origin)
     }
 
     // MARK: - Through the log
 
-    /// - Parameter hasSession: applying the command twice is the same as once.
     func submit(
-        _ command: Command, _ kind: WriteKind, hasSession: Bool, grows: Bool = false,
-        _ origin: RequestOrigin?
+        _ command: Command, _ kind: WriteKind, grows: Bool = false, _ origin: RequestOrigin?
     ) {
         guard node.membership != nil else {
             origin?.fail(outsideCluster)
@@ -113,7 +109,7 @@ extension ClientService {
             return
         }
         begin(
-            PendingWrite(origin, kind, grows: grows), hasSession ? .repeatable : .once,
+            PendingWrite(origin, kind, grows: grows), command.isRepeatable ? .repeatable : .once,
             CommandCodec.encode(command))
     }
 
