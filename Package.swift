@@ -242,6 +242,9 @@ let checks: [Target] = [
     tests(
         "ProposalCoreTests", ["ProposalCore", "RaftCore", "AspenMachine", "AspenTypes"],
         settings: pureTests),
+    tests(
+        "WatchCoreTests", ["WatchCore", "KVCore", "AspenTypes", "AspenMachine"], settings: pureTests
+    ),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pureTests),
     tests(
         "NetServiceTests",

@@ -103,6 +103,43 @@ private let isCancel: @Sendable (FakeRequest) -> Bool = {
         }
     }
 
+    /// What a connection carries may be all for others, for long: that is no silence.
+    @Test func aWatchThatHearsNothingStaysWhileItsConnectionSpeaks() async throws {
+        var options = AspenClient.Options()
+        options.watchSilenceMax = .milliseconds(200)
+        try await withServer(options: options) { server, client in
+            var updates = client.watch(KeyRange(prefix: "quiet"), from: Revision(1))
+                .makeAsyncIterator()
+            let began = ContinuousClock.now
+            async let heard = updates.next()
+            while server.watchCount == 0 { await Task.yield() }
+            while ContinuousClock.now - began < options.watchSilenceMax * 4 {
+                _ = try await client.get("k")
+            }
+            #expect(server.requests.filter(isWatch).count == 1)
+            try await client.set("quiet", to: "no more")
+            #expect(try await heard?.events.count == 1)
+        }
+    }
+
+    /// There is one server only, and it may speak again: it must not serve the watch twice.
+    @Test func aWatchGivenUpInSilenceEndsOnTheServer() async throws {
+        var options = AspenClient.Options()
+        options.watchSilenceMax = .milliseconds(50)
+        try await withServer(options: options) { server, client in
+            let task = Task {
+                for try await update in client.watch(.all, from: Revision(1))
+                where !update.events.isEmpty { return update.events.count }
+                return 0
+            }
+            while server.requests.filter(isWatch).count < 3 { await Task.yield() }
+            #expect(server.watchCount <= 2)
+            #expect(server.requests.filter(isCancel).count >= 2)
+            try await client.set("k", to: "at last")
+            #expect(try await task.value == 1)
+        }
+    }
+
     @Test func aClosedClientEndsItsWatches() async throws {
         try await withServer { _, client in
             var updates = client.watch(.all).makeAsyncIterator()

@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -142,6 +143,37 @@ def a_thousand_watchers():
         assert top - before < 150, "memory grows with watchers"
 
 
+def what_is_compacted_says_where_to_go_on():
+    with Cluster(3, settings={"ASPEN_HISTORY_REVISIONS": "1000"}) as cluster:
+        first = Client(cluster.nodes[1].socket).ask(18, (1, "c/first"), (2, "x"))[1][0]
+
+        def history_of_the_first():
+            return cluster.nodes[2].cli("kv", "get", "c/first", "--revision", str(first))
+        assert history_of_the_first().out == b"x\n"
+        writer = Writer(cluster.nodes[0].socket, "c/")
+        wait_for("compaction", lambda: history_of_the_first().code != 0)
+        last = writer.finish()
+        assert "compacted" in history_of_the_first().err, history_of_the_first().err
+        for node in cluster.nodes:
+            def late(start, *more):
+                return node.cli("kv", "watch", "--prefix", "c/", "--from-revision", str(start), *more,
+                                timeout_ms=20000)
+
+            def gone_on():
+                refused = late(first)
+                assert refused.code == 1 and refused.out == b"", (refused.code, refused.out)
+                oldest = int(re.search(r"before revision (\d+) are compacted", refused.err)[1])
+                assert first < oldest <= last, (first, oldest, last)
+                told = late(oldest, "--count", str(last - oldest + 1), "--json")
+                # The last of what is to go may go in between.
+                return told.code == 0 and (oldest, told.out.splitlines())
+            oldest, lines = wait_for("the rest", gone_on)
+            revisions = [json.loads(line)["mod_revision"] for line in lines]
+            assert revisions == list(range(oldest, last + 1)), (oldest, last, revisions[:3])
+        print(f"  {last - first + 1} writes; a watch from the first hears to begin at the "
+              f"{oldest - first + 1}th, and hears all from there")
+
+
 def a_lease_ends_once_and_in_time():
     with Cluster(3) as cluster:
         def grant():
@@ -188,4 +220,4 @@ def another_language():
 
 if __name__ == "__main__":
     run(another_language, a_watch_outlives_its_node, a_thousand_watchers,
-        a_lease_ends_once_and_in_time)
+        what_is_compacted_says_where_to_go_on, a_lease_ends_once_and_in_time)

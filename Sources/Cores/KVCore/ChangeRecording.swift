@@ -22,7 +22,7 @@ package struct ChangeRecording: Sendable {
         changeBytes + change.header.key.count + change.value.count
     }
 
-    mutating func append(_ change: Change) {
+    package mutating func append(_ change: Change) {
         guard !isIncomplete else { return }
         byteCount += Self.bytes(of: change)
         changes.append(change)

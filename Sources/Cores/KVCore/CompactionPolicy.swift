@@ -9,7 +9,7 @@ package struct CompactionPolicy: Equatable, Sendable {
     /// Revisions kept.
     package var revisionsKept: UInt64 = 100_000
     /// Bytes of history (see `StateFigures.historyBytes`) from which on fewer are kept.
-    package var historyBytesMax: UInt64 = 67_108_864
+    package var historyBytesMax: UInt64 = 50_331_648
     /// Kept even if they are larger than that.
     package var revisionsKeptMin: UInt64 = 1000
 

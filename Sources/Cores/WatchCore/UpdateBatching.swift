@@ -3,6 +3,35 @@
 import AspenTypes
 import KVCore
 
+/// What was last told to watches that are on their own. Those of one shape that share a connection
+/// have mostly fallen behind together: what one of them is told next, with its encoding, is what the
+/// others are told next, too.
+struct RecentPieces {
+    struct Piece {
+        let group: WatchGroup
+        /// Whoever has been told that much knows everything up to `upTo` when `updates` have arrived.
+        let after: Revision
+        let upTo: Revision
+        let updates: [WatchUpdate]
+    }
+
+    /// Each has about `WatchConfiguration.updateBytesMax` bytes at most, and as many encoded.
+    private static let countMax = 8
+
+    private var pieces: [Piece] = []
+    private var oldest = 0
+
+    func find(_ group: WatchGroup, after told: Revision) -> Piece? {
+        pieces.first { $0.after == told && $0.group === group }
+    }
+
+    mutating func keep(_ piece: Piece) {
+        guard pieces.count == Self.countMax else { return pieces.append(piece) }
+        pieces[oldest] = piece
+        oldest = (oldest + 1) % Self.countMax
+    }
+}
+
 /// Puts changes into messages: as few as possible, each with whole revisions.
 struct UpdateBatching {
     /// What an event costs besides keys and values, at most.

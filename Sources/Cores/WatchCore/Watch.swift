@@ -42,6 +42,8 @@ package struct WatchShape: Hashable, Sendable {
 package protocol WatchOutlet: AnyObject {
     /// The watches on it that have not ended, by their ids there.
     var watches: [UInt64: Watch] { get set }
+    /// Kept for `WatchFeed`: whose turn it was last; zero to begin with.
+    var servedLast: UInt64 { get set }
     /// Whether it takes updates now; when it does again, `WatchFeed.writable` is to be called.
     var canStream: Bool { get }
     /// - Returns: false if it was not taken, because the client does not read fast enough.

@@ -34,6 +34,7 @@ package final class WatchFeed {
     /// It owns this.
     unowned let shell: any WatchShell
     private(set) var ring: ChangeRing
+    private var pieces = RecentPieces()
     /// Live watches have been told everything up to here.
     package private(set) var dispatched = Revision.zero
     /// Watches that have not ended.
@@ -177,6 +178,7 @@ package final class WatchFeed {
         future = []
         behind = []
         ring.restart(at: .zero)
+        pieces = RecentPieces()
         shell.setRecording(false, generation: generation)
     }
 
@@ -327,14 +329,27 @@ package final class WatchFeed {
     package func writable(_ outlet: any WatchOutlet, now: MonotonicInstant) {
         self.now = now
         guard !outlet.watches.isEmpty else { return }
-        for id in outlet.watches.keys.sorted() {
-            guard outlet.canStream else { return }
-            if let watch = outlet.watches[id], watch.standing == .blocked { advance(watch) }
+        let ids = outlet.watches.keys.sorted()
+        // Each in its turn: the first ones could take all that the connection carries, for ever.
+        let next = ids.firstIndex { $0 > outlet.servedLast } ?? 0
+        let turns = Array(ids[next...] + ids[..<next])
+        var isAnyBlocked = true
+        while isAnyBlocked {
+            isAnyBlocked = false
+            for id in turns {
+                guard outlet.canStream else { return }
+                guard let watch = outlet.watches[id], watch.standing == .blocked else { continue }
+                outlet.servedLast = id
+                advance(watch, pieces: 1)
+                isAnyBlocked = isAnyBlocked || watch.standing == .blocked
+            }
         }
     }
 
     /// Tells a watch that is not live what it lacks, as far as that goes.
-    func advance(_ watch: Watch) {
+    /// - Parameter pieces: after so many out of the ring it is left as `blocked`, to go on later.
+    func advance(_ watch: Watch, pieces: Int = .max) {
+        var left = pieces
         guard recording == .on else {
             watch.standing = .starting
             return starting.append(watch)
@@ -350,10 +365,11 @@ package final class WatchFeed {
                 }
                 return
             }
-            guard watch.outlet.canStream else {
+            guard left > 0, watch.outlet.canStream else {
                 watch.standing = .blocked
                 return
             }
+            left -= 1
             if watch.told < ring.start || watch.group.shape.previousValues {
                 if configuration.has(.ringBeforePage) {
                     let told = watch.told
@@ -367,6 +383,12 @@ package final class WatchFeed {
     }
 
     private func tellFromRing(_ watch: Watch) {
+        let piece = pieces.find(watch.group, after: watch.told) ?? makePiece(watch)
+        let told = send(piece.updates, to: watch, from: watch.told)
+        watch.told = piece.updates.isEmpty ? piece.upTo : told
+    }
+
+    private func makePiece(_ watch: Watch) -> RecentPieces.Piece {
         var batching = UpdateBatching(configuration)
         let shape = watch.group.shape
         var place = ring.place(after: watch.told)
@@ -388,8 +410,10 @@ package final class WatchFeed {
         let updates =
             upTo == dispatched
             ? batching.finish(upTo: dispatched) : Array(batching.updates.prefix(1))
-        let told = send(updates, to: watch, from: watch.told)
-        watch.told = updates.isEmpty ? upTo : told
+        let piece = RecentPieces.Piece(
+            group: watch.group, after: watch.told, upTo: upTo, updates: updates)
+        if watch.group.count > 1 { pieces.keep(piece) }
+        return piece
     }
 
     // MARK: - Time
@@ -397,6 +421,7 @@ package final class WatchFeed {
     /// Call it about once a second while there are watches.
     package func tick(knowsLeader: Bool, now: MonotonicInstant) {
         self.now = now
+        pieces = RecentPieces()
         leaderlessSince = knowsLeader ? nil : leaderlessSince ?? now
         if let since = leaderlessSince, now - since >= configuration.leaderlessMax {
             leaderlessSince = nil

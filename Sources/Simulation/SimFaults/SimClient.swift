@@ -21,6 +21,8 @@ final class SimClient {
         var read = SimRead.nothing
         var isRead = false
         var attempts = 0
+        /// In the healing; each waits twice as long as the one before.
+        var timeouts = 0
         /// Every attempt so far was refused before it could have had any effect.
         var isUntouched = true
         var isErrand = false

@@ -24,6 +24,7 @@ final class SimWatcher: WatchOutlet {
     unowned let world: World
     /// Watches of the node that it is connected with: one at most.
     var watches: [UInt64: Watch] = [:]
+    var servedLast: UInt64 = 0
     var node = 0
     /// Names the watch: what is on its way for an earlier one never arrives.
     var session: UInt64 = 0

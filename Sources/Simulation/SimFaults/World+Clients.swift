@@ -145,7 +145,7 @@ extension World {
             .request(request), after: workRandom.uniform(.microseconds(20), .microseconds(300)))
         schedule(
             .requestTimeout(client: client.index, attempt: client.attempt),
-            after: scenario.requestTimeout)
+            after: scenario.requestTimeout * (1 << min(pending.timeouts, 4)))
     }
 
     // MARK: - At the node
@@ -197,6 +197,8 @@ extension World {
     func timedOut(_ client: SimClient, _ attempt: UInt64) {
         guard attempt == client.attempt, client.pending != nil else { return }
         client.pending?.isUntouched = false
+        // Clients that never wait longer than a slow cluster takes are a load without an end.
+        if part == .healing { client.pending?.timeouts += 1 }
         tryAgain(client)
     }
 

@@ -65,6 +65,10 @@ public final class AspenClient: Sendable {
         /// What a cluster reached by a ticket wants to see; local sockets go by who the caller is.
         public var credential: ClientCredential?
 
+        /// A server says something every 5 s to those who watch; silence for so long means that it is
+        /// not there any more.
+        package var watchSilenceMax = Duration.seconds(15)
+
         public init() {}
     }
 
@@ -97,13 +101,11 @@ public final class AspenClient: Sendable {
             throw AspenError(.invalidArgument, "the target names no endpoint")
         }
         let loop = sharedGroup.any()
-        let usesSessions = options.usesSessions
         let timeout = options.timeout
         let connected: Result<NIOLoopBound<RequestEngine>, AspenError>
         connected = await withCheckedContinuation { continuation in
             loop.execute {
-                let engine = RequestEngine(
-                    endpoints: endpoints, usesSessions: usesSessions, loop: loop)
+                let engine = RequestEngine(endpoints: endpoints, options: options, loop: loop)
                 engine.waitForConnection(budget: timeout) { failure in
                     continuation.resume(
                         returning: failure.map { .failure($0) }

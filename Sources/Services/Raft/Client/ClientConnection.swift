@@ -41,6 +41,8 @@ package final class ClientConnection {
     /// Called once, after every waiting request has been failed.
     package var onClosed: (AspenError) -> Void = { _ in }
     package private(set) var isOpen = true
+    /// When something came last.
+    private(set) var heardAt = NIODeadline.now()
 
     package static func connect(
         to endpoint: Endpoint, on loop: any EventLoop
@@ -174,6 +176,7 @@ package final class ClientConnection {
     // MARK: - Events
 
     private func received(_ frame: ByteBuffer) {
+        heardAt = .now()
         var frame = frame
         guard let id: UInt64 = frame.readInteger(endianness: .little),
             let response = try? Response(serializedBytes: Array(frame.readableBytesView))

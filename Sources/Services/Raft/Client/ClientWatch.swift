@@ -16,8 +16,6 @@ final class ClientWatch {
     /// What may wait for the consumer.
     static let bufferBytesMax = 4_194_304
     static let bufferCountMax = 1024
-    /// A server says something every 5 s; silence for so long means that it is not there any more.
-    static let silenceMax = TimeAmount.seconds(15)
     /// How long it is tried to reach anybody before it is tried anew.
     static let connectBudget = Duration.seconds(10)
 
@@ -46,7 +44,7 @@ final class ClientWatch {
     private var consumer: Consumer?
     private var failure: AspenError?
     private var attempts = 0
-    private var heardAt = NIODeadline.now()
+    private var openedAt = NIODeadline.now()
     private var silence: Scheduled<Void>?
 
     init(_ engine: RequestEngine, _ range: KeyRange, from: Revision?, _ options: WatchOptions) {
@@ -139,7 +137,7 @@ final class ClientWatch {
                 if failure == nil { self.open() } else { self.rest() }
             }
         }
-        heardAt = .now()
+        openedAt = .now()
         let id = connection.open(request) { [weak self] in self?.received($0) }
         guard let id else { return rest() }
         guard case .ended = state else {
@@ -166,7 +164,6 @@ final class ClientWatch {
             guard case .watch(let answer)? = response.response else {
                 return end(.mismatchedAnswer)
             }
-            heardAt = .now()
             attempts = 0
             let isNews = next == 0 || answer.revision >= next
             next = max(next, answer.revision + 1)
@@ -208,21 +205,28 @@ final class ClientWatch {
         guard connection.isOpen else { return }
         var cancel = WireRequest()
         cancel.cancelWatch.watch = id
-        connection.send(cancel) { _ in }
+        connection.send(cancel, deadline: .now() + engine.watchSilenceMax) { _ in }
     }
 
+    /// A server says something every 5 s, but not to each watch: one may have to wait while others
+    /// take all that the connection carries.
     private func scheduleSilence() {
         silence?.cancel()
+        guard case .open(let connection, _) = state else { return }
+        let heardAt = max(openedAt, connection.heardAt)
         let box = NIOLoopBound(self, eventLoop: loop)
-        silence = loop.scheduleTask(deadline: heardAt + Self.silenceMax) {
+        silence = loop.scheduleTask(deadline: heardAt + engine.watchSilenceMax) {
             box.value.checkSilence()
         }
     }
 
     private func checkSilence() {
-        guard case .open(let connection, let id) = state else { return }
-        guard .now() - heardAt >= Self.silenceMax else { return scheduleSilence() }
-        connection.abandon(id)
+        guard case .open(let connection, _) = state else { return }
+        guard .now() - max(openedAt, connection.heardAt) >= engine.watchSilenceMax else {
+            return scheduleSilence()
+        }
+        // There may be no other to go to: then the same server must not serve this one for ever.
+        closeOnServer()
         if connection === engine.connection { engine.tryAnotherEndpoint() }
         rest()
     }

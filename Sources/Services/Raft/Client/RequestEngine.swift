@@ -72,6 +72,8 @@ final class RequestEngine {
 
     let loop: any EventLoop
     let usesSessions: Bool
+    /// Of a connection with a watch: then whoever should speak is taken to be gone.
+    let watchSilenceMax: TimeAmount
     private let dialer: Dialer
     private var calls: [UInt64: Call] = [:]
     private var nextInternalID = RequestEngine.firstInternalID
@@ -94,9 +96,10 @@ final class RequestEngine {
     var lastSessionUse = NIODeadline.now()
     var keepAlive: RepeatedTask?
 
-    init(endpoints: [Endpoint], usesSessions: Bool, loop: any EventLoop) {
+    init(endpoints: [Endpoint], options: AspenClient.Options, loop: any EventLoop) {
         dialer = Dialer(endpoints: endpoints, loop: loop)
-        self.usesSessions = usesSessions
+        usesSessions = options.usesSessions
+        watchSilenceMax = TimeAmount(options.watchSilenceMax)
         self.loop = loop
     }
 

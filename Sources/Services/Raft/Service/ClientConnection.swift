@@ -66,6 +66,7 @@ final class ClientConnection: ReplySink {
     private var isClosed = false
     /// By the id of their request: see `WatchHub`.
     var watches: [UInt64: Watch] = [:]
+    var servedLast: UInt64 = 0
     private var unflushedBytes = 0
 
     init(

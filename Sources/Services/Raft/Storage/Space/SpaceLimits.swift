@@ -4,7 +4,7 @@ import AspenDisk
 
 /// What a node takes of its file system and when it is short of space, in bytes. Everything scales
 /// down with a small file system, and is the same on all from 2 GiB on. Reserve, three segments and WAL
-/// take less than 64 MB: history has the other half of what a node may take beside its live data.
+/// take less than 72 MB: history has the rest of the 128 MB that a node may take beside its live data.
 package struct SpaceLimits: Equatable, Sendable {
     /// Kept back in a file of its own (see `SpaceReserve`): an eighth of the file system. What
     /// deletes, compaction, elections and a restart live on when others have filled it up.
