@@ -3,8 +3,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import test_life
@@ -52,11 +54,12 @@ def fill(cluster, keys):
 # --- Snapshots -----------------------------------------------------------------------------------
 
 def learner():
-    """Half of the learners compete with the voters for this machine's processors; the others yield, as
-    if they had a machine of their own: what is left then is what sending costs."""
+    """Half of the learners compete with the voters for this machine's processors and disk; the others
+    yield and have their files in memory, as if they had a machine of their own: what is left then is
+    what sending costs."""
     keys, quiet = scaled(1_500_000), max(2, scaled(15))
     rate, rounds = (1000, 4) if SCALE >= 1 else (200, 1)
-    with three_nodes(spares=rounds) as cluster:
+    with three_nodes(spares=rounds) as cluster, tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         fill(cluster, keys)
         voters, through = cluster.nodes[:3], cluster.leader(cluster.nodes[0])[0]
         bench(cluster, "put", "--keys", keys, "--value-size", value_size(), "--clients", 64,
@@ -68,6 +71,7 @@ def learner():
         for place, node in enumerate(cluster.nodes[3:]):
             kind = "yielding" if place % 2 == 0 else "competing"
             if kind == "yielding":
+                move_files(node, memory)
                 yield_processors(node)
             began = time.monotonic()
             time.sleep(quiet)
@@ -98,6 +102,14 @@ def learner():
                 say(f"puts at {rate}/s, {name:12}: {spread(values)}; p99 is "
                     f"{tails[name] / tails['without']:.2f} times that without")
         timely(tails["yielding"] <= 2 * tails["without"], "p99 more than doubles: " + repr(tails))
+
+
+def move_files(node, directory):
+    """Of a node that has nothing to lose yet: its files are elsewhere from here on."""
+    node.kill_all()
+    shutil.rmtree(os.path.join(node.data, "run"))
+    node.data = shutil.move(node.data, directory)
+    node.start()
 
 
 def yield_processors(node):
