@@ -87,8 +87,8 @@ def is_stamped_wrongly(node):
     return any(abs(stamp - time.time()) > MINUTES_10 / 2 for stamp in stamps)
 
 
-def lease_with_keys(node, keys):
-    """When the lease was asked for: it has to live for TTL from then on."""
+def lease_with_keys(node, nodes, keys):
+    """When the lease was asked for: it has to live for TTL from then on. Every node knows its keys."""
     client = Client(node.socket)
     while True:
         began = time.monotonic()
@@ -96,11 +96,17 @@ def lease_with_keys(node, keys):
         try:
             for key in keys:
                 client.ask(18, (1, key), (2, "x"), (4, lease))
-            return began
+            # By reads that wait until what is written has been applied there.
+            known = [1 in Client(n.socket).ask(19, (1, key)) for n in nodes for key in keys]
         except RuntimeError as error:
-            # A machine so slow that it has ended meanwhile: another one.
             if error.args[0] != NOT_FOUND:
                 raise
+            known = [False]
+        took = time.monotonic() - began
+        if all(known):
+            return began
+        # A machine so slow that it has ended meanwhile: another one.
+        assert took >= TTL, f"{keys} before their time: {known} after {took} s"
 
 
 def gone_after(nodes, key, began):
@@ -120,7 +126,7 @@ def gone_after(nodes, key, began):
 
 def ends_in_time(cluster, name, disturb=lambda: None):
     writer, keys = cluster.nodes[0], [f"{name}/a", f"{name}/b"]
-    began = lease_with_keys(writer, keys)
+    began = lease_with_keys(writer, cluster.nodes, keys)
     left = disturb() or cluster.nodes
     seen = gone_after(left, keys[0], began)
     assert min(seen.values()) >= TTL, f"{name}: before its time: {seen}"

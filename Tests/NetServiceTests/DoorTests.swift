@@ -81,15 +81,15 @@ extension NetServiceTests {
             }
         }
 
-        @Test func whoSaysNothingIsSentAwayInTime() async throws {
+        @Test(.timeLimit(.minutes(1))) func whoSaysNothingIsSentAwayInTime() async throws {
             try await withNode { node, client in
                 let (code, reason) = try await refusal(client, node, [])
                 #expect(code == .unauthenticated && reason.contains("in time"))
                 let service = try #require(node.service)
-                let left = try await node.loop.submit {
-                    [service.clientsWithoutToken, service.clientHeaders]
-                }.get()
-                #expect(left == [0, 0])
+                // The client may hear of it before the node has put its books in order.
+                while try await node.loop.submit({
+                    service.clientsWithoutToken + service.clientHeaders
+                }).get() != 0 { await Task.yield() }
             }
         }
 
