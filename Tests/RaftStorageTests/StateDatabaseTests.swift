@@ -288,6 +288,27 @@ import Testing
         state.close()
     }
 
+    /// Before pages that do not fit into memory are written again and again in one transaction.
+    @Test func aTransactionEndsWhenItsPagesFillTheCache() throws {
+        let directory = StateDirectory()
+        var options = SQLiteState.Options()
+        options.cacheKiB = 200
+        options.commitEntries = .max
+        options.commitBytes = .max
+        options.checkpointPages = 1
+        let state = try SQLiteState(directory: directory.path, options: options)
+        var source = EntrySource(seed: 5)
+        var ends: [LogIndex] = []
+        for _ in 0..<2000 {
+            _ = try state.apply([source.put(source.bytes(12), source.bytes(500))])
+            if let durable = try state.checkpointIfDue() { ends.append(durable) }
+        }
+        #expect(ends.count > 5, "\(ends.count)")
+        // A checkpoint had nothing to commit: the transaction had ended before.
+        #expect(ends.last.map { $0 < state.appliedIndex } == true)
+        state.close()
+    }
+
     /// What is deleted and compacted gives its space back.
     @Test func theFileTrimsItself() throws {
         let directory = StateDirectory()

@@ -128,6 +128,14 @@ package final class Database {
             }, Unmanaged.passUnretained(self).toOpaque())
     }
 
+    /// Pages written so far in the middle of a transaction, because the cache was full of changed ones.
+    package var spilledPageCount: Int {
+        var count: Int32 = 0
+        var most: Int32 = 0
+        sqlite3_db_status(handle, SQLITE_DBSTATUS_CACHE_SPILL, &count, &most, 0)
+        return Int(count)
+    }
+
     // MARK: Statements
 
     package func prepare(_ sql: String) throws(SQLiteError) -> Statement {

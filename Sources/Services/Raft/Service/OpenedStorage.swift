@@ -100,8 +100,8 @@ package struct OpenedStorage {
             StateRecording(directory: directory + "/state", recorder: $0, as: recorded("state"))
         }
         let state = try openState(
-            directory + "/state", beside: log, settings.state.scaled(to: space.limits),
-            logger: logger)
+            directory + "/state", beside: log,
+            settings.state.scaled(to: space.limits).outOfStep(), logger: logger)
         // Elsewhere that waits until it is due. Here the room that the WAL takes comes back by it.
         if space.isTight { _ = try state.checkpoint() }
         if isDamaged, log.recovery.isTailTrusted {

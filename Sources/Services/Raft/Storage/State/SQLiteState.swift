@@ -42,6 +42,17 @@ package final class SQLiteState: StateStore {
         package var commitEntries = 4096
         package var commitBytes = 4_194_304
         package init() {}
+
+        /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
+        /// transactions of one size they would all stop for their checkpoints at the same moment, and
+        /// the whole cluster with them.
+        package func outOfStep() -> Options {
+            let share = Double.random(in: 0.85...1)
+            var options = self
+            options.cacheKiB = Int(Double(cacheKiB) * share)
+            options.commitEntries = max(1, Int(Double(commitEntries) * share))
+            return options
+        }
     }
 
     /// Absolute.
@@ -56,6 +67,8 @@ package final class SQLiteState: StateStore {
     /// What was applied since the transaction began.
     private var entriesInTransaction = 0
     private var bytesInTransaction = 0
+    /// `Database.spilledPageCount` when the transaction began.
+    private var spilledBefore = 0
     /// The applied index that the database file is known to hold.
     private var durableIndex: LogIndex
     /// What of that `checkpointIfDue` has last looked at.
@@ -175,7 +188,7 @@ package final class SQLiteState: StateStore {
         entriesInTransaction += entries.count
         for entry in entries { bytesInTransaction += entry.payload.count }
         if isSpaceTight || entriesInTransaction >= options.commitEntries
-            || bytesInTransaction >= options.commitBytes
+            || bytesInTransaction >= options.commitBytes || hasSpilled
         {
             try commit()
         }
@@ -272,9 +285,18 @@ package final class SQLiteState: StateStore {
 
     // MARK: Checkpoint
 
+    /// The cache is full of changed pages. From here on each would be written to the WAL again
+    /// whenever it has changed again, and the checksums of all that lies behind it with the commit.
+    private var hasSpilled: Bool {
+        (opened?.tables.database.spilledPageCount ?? 0) > spilledBefore
+    }
+
     private func commit() throws(StorageError) {
         guard isInTransaction else { return }
-        try storing { machine throws(SQLiteError) in try machine.tables.commitTransaction() }
+        try storing { machine throws(SQLiteError) in
+            try machine.tables.commitTransaction()
+            spilledBefore = machine.tables.database.spilledPageCount
+        }
         isInTransaction = false
         entriesInTransaction = 0
         bytesInTransaction = 0
@@ -445,6 +467,7 @@ package final class SQLiteState: StateStore {
             let machine: KVMachine<SQLiteTables>
             do { machine = try Self.open(path, options) } catch { throw Self.explain(error) }
             opened = machine
+            spilledBefore = 0
             adopt(sessionTimeout)
             meta = machine.meta
             membership = try meta.decodedMembership()
