@@ -294,6 +294,28 @@ private struct Pair {
         #expect(machine.meta.figures.liveCount == 7)
     }
 
+    /// However much is written between two entries that compact.
+    @Test(arguments: [0, 100, 2000]) func whatIsFarBehindIsCaughtUpWithLittleByLittle(
+        written: Int
+    ) {
+        var policy = CompactionPolicy()
+        policy.revisionsKept = 1000
+        var machine = MemoryMachine()
+        for number in 0..<20_000 { machine.put("k\(number % 97)", "") }
+        var steps = 0
+        while let target = policy.decision(machine.meta), steps < 200 {
+            let before = machine.meta.compacted
+            let step = CompactionPolicy.step(
+                from: before, towards: target, written: UInt64(written))
+            #expect(step.rawValue - before.rawValue <= max(500, 2 * written))
+            _ = machine.run(.compact(step))
+            steps += 1
+            for number in 0..<written { machine.put("k\(number % 97)", "") }
+            if written > 0, machine.meta.revision.rawValue - step.rawValue < 4000 { break }
+        }
+        #expect(steps > 5 && steps < 100, "\(steps)")
+    }
+
     @Test func theLatestIsKeptHoweverLarge() {
         var policy = CompactionPolicy()
         policy.historyBytesMax = 1

@@ -9,27 +9,38 @@ package struct CompactionPolicy: Equatable, Sendable {
     /// Revisions kept.
     package var revisionsKept: UInt64 = 100_000
     /// Bytes of history (see `StateFigures.historyBytes`) from which on fewer are kept.
-    package var historyBytesMax: UInt64 = 50_331_648
+    package var historyBytesMax: UInt64 = 41_943_040
     /// Kept even if they are larger than that.
     package var revisionsKeptMin: UInt64 = 1000
+    /// Revisions that go at a time while little is written: so few that the entry which lets them go
+    /// has swept most of them, and writes, which sweep too, find nothing to sweep.
+    package static let step: UInt64 = 500
 
     package init() {}
 
     /// What to propose as `Command.compact`; nil: nothing. It is the revision that was compacted to
-    /// already when only sweeping is behind: each such entry sweeps
-    /// `KVLimits.sweptPerCompact` rows.
+    /// already while sweeping is behind: each such entry sweeps `KVLimits.sweptPerCompact` rows.
     package func decision(_ meta: StateMeta) -> Revision? {
-        let target = max(byCount(meta), meta.isSweeping ? .zero : byBytes(meta))
-        if target > meta.compacted { return target }
-        return meta.isSweeping ? meta.compacted : nil
+        if meta.isSweeping { return meta.compacted }
+        let target = max(byCount(meta), byBytes(meta))
+        return target > meta.compacted ? target : nil
     }
 
-    /// A tenth more than is kept may gather: what is compacted one revision at a time costs an
-    /// entry each.
+    /// What is far behind is caught up with little by little: what is swept lies all over the database,
+    /// and sweeping too much at once would hold up writing. But it always overtakes writing.
+    /// - Parameter written: revisions since this was asked for the last time.
+    package static func step(
+        from compacted: Revision, towards target: Revision, written: UInt64
+    ) -> Revision {
+        min(target, Revision(compacted.rawValue + max(step, 2 * written)))
+    }
+
+    /// A step, or a tenth, more than is kept may gather: what is compacted one revision at a time
+    /// costs an entry each.
     private func byCount(_ meta: StateMeta) -> Revision {
         let kept = max(revisionsKept, revisionsKeptMin)
         let span = meta.revision.rawValue - meta.compacted.rawValue
-        guard span > kept + max(1, kept / 10) else { return .zero }
+        guard span > kept + max(1, min(kept / 10, Self.step)) else { return .zero }
         return Revision(meta.revision.rawValue - kept)
     }
 

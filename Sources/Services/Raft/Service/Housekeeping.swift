@@ -16,14 +16,16 @@ struct HousekeepingFacts: Sendable {
     var activeVersion: UInt8
     /// No lease is due before this.
     var leaseExpiryHint: ClusterTime?
-    /// History is to be compacted to this revision.
+    /// History is to be compacted to this revision, if not all at once.
     var compaction: Revision?
+    var compacted: Revision
 
     init(_ store: any StateStore, _ policy: CompactionPolicy) {
         let meta = store.meta
         activeVersion = meta.activeVersion
         leaseExpiryHint = store.leaseExpiryHint
         compaction = policy.decision(meta)
+        compacted = meta.compacted
     }
 }
 
@@ -45,9 +47,10 @@ struct Housekeeping {
     static let expiryRoundLong = Duration.milliseconds(200)
     /// Longest time between two looks at the leases while there are any.
     static let leaseInterval = Duration.seconds(60)
-    /// Two compactions are at least this far apart: each sweeps up to
-    /// `KVLimits.sweptPerCompact` rows, and writes sweep too.
-    static let compactionInterval = Duration.milliseconds(100)
+    /// Two compactions are at least this far apart, and for so many times as long as the last one took
+    /// to be applied here: what they remove lies all over the database, and writes wait meanwhile.
+    static let compactionIntervalMin = Duration.milliseconds(10)
+    static let compactionRest = 3
     /// How often members are asked which versions they know, while one is not in force.
     static let versionInterval = Duration.seconds(1)
     static let versionTimeout = TimeAmount.seconds(2)
@@ -62,7 +65,11 @@ struct Housekeeping {
     var expiryWindow = 1
     var expiriesProposedAt: MonotonicInstant?
     var compaction: Scheduled<Void>?
-    var compactedAt: MonotonicInstant?
+    /// The last is on its way.
+    var isCompacting = false
+    var nextCompactionAt = MonotonicInstant.zero
+    /// The revision of the state when history was let go last.
+    var lastCompaction: Revision?
     var versions: Scheduled<Void>?
     /// The newest version that each member said it knows.
     var known: [NodeID: UInt8] = [:]
@@ -71,6 +78,7 @@ struct Housekeeping {
         for timer in [sessions, leases, compaction, versions] { timer?.cancel() }
         (sessions, leases, compaction, versions) = (nil, nil, nil, nil)
         leasesArmedFor = nil
+        lastCompaction = nil
         expiryWindow = 1
         expiriesProposedAt = nil
     }
@@ -223,19 +231,32 @@ extension ClientService {
 
     /// Applying it asks the policy again, and so on until everything is swept. Whoever is short of
     /// space proposes the same command, with a later revision and sooner.
-    private func propose(compaction revision: Revision) {
-        guard housekeeping.compaction == nil else { return }
+    private func propose(compaction target: Revision) {
+        guard housekeeping.compaction == nil, !housekeeping.isCompacting else { return }
         let now = RaftNode.now
-        let earliest = housekeeping.compactedAt.map { $0 + Housekeeping.compactionInterval } ?? now
-        guard earliest <= now else {
-            housekeeping.compaction = schedule(in: earliest - now) {
+        guard housekeeping.nextCompactionAt <= now else {
+            housekeeping.compaction = schedule(in: housekeeping.nextCompactionAt - now) {
                 $0.housekeeping.compaction = nil
                 $0.keepHouse()
             }
             return
         }
-        housekeeping.compactedAt = now
-        propose(.compact(revision))
+        let current = node.applied.revision
+        let written = housekeeping.lastCompaction.map { current.rawValue - $0.rawValue } ?? 0
+        let step = CompactionPolicy.step(
+            from: node.applied.facts.compacted, towards: target, written: written)
+        if step > node.applied.facts.compacted { housekeeping.lastCompaction = current }
+        housekeeping.isCompacting = true
+        proposeHousekeeping(.compact(step)) { $0.compacted(since: now) }
+    }
+
+    private func compacted(since began: MonotonicInstant) {
+        housekeeping.isCompacting = false
+        let now = RaftNode.now
+        housekeeping.nextCompactionAt =
+            now
+            + max(Housekeeping.compactionIntervalMin, (now - began) * Housekeeping.compactionRest)
+        keepHouse()
     }
 
     // MARK: - Versions
