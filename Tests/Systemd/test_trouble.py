@@ -32,9 +32,13 @@ def says(machine, unit, *words, seconds=10):
 def mended(machine):
     """Starting the target is all that is needed."""
     machine.systemctl("start", "aspen.target")
-    machine.wait_serving(RETRY_SECONDS)
-    wait_for("its peers", lambda: "2 peers" in machine.status_text("aspend-net"),
-             RETRY_SECONDS, 0.1)
+    try:
+        machine.wait_serving(RETRY_SECONDS)
+        wait_for("its peers", lambda: "2 peers" in machine.status_text("aspend-net"),
+                 RETRY_SECONDS, 0.1)
+    except AssertionError as error:
+        said = machine.sh("journalctl --no-pager -o short-precise -u 'aspend-*' -n 40", check=None).out
+        raise AssertionError(f"{error}\n{machine.status_text('aspend-net')}\n{said}") from error
     assert machine.failed_units() == []
 
 
