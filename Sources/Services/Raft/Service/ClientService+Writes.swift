@@ -186,7 +186,10 @@ extension ClientService {
         obeyProposals()
         keepHouse()
         if isHousekeeping { housekeepingApplied() }
-        if batch.membershipIndex != nil, hasLeft { dismissClients() }
+        // Not with an earlier membership: the answer to who asked for this one is still to come.
+        if let index = batch.membershipIndex, index >= node.core.membershipIndex, hasLeft {
+            dismissClients()
+        }
         watches.applied(batch)
         updateStatus()
     }
