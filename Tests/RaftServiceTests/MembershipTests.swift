@@ -57,6 +57,26 @@ import Testing
         try await cluster.stop()
     }
 
+    /// Also when its state is behind, and hears of one membership after the other.
+    @Test(.timeLimit(.minutes(1))) func whoHasTheLeaderLeaveIsAnswered() async throws {
+        let cluster = TestCluster(3)
+        try await cluster.form()
+        let leader = try await cluster.leader()
+        let running = try cluster.running(leader)
+        let client = try await cluster.client(of: leader)
+        let others = cluster.ids.filter { $0 != leader }.map(\.rawValue)
+        async let answer = change(others, client)
+        try await running.whileStateStandsStill {
+            // What is done in between keeps the memberships in batches of their own.
+            while try await !running.loop.submit({
+                running.server.node.state.perform { _ in {} }
+                return (running.server.node.client as? ClientService)?.hasLeft == true
+            }).get() {}
+        }
+        #expect(try await answer.failure == nil)
+        try await cluster.stop()
+    }
+
     @Test(.timeLimit(.minutes(1))) func changesGoThroughAnyNode() async throws {
         let cluster = TestCluster(4)
         for id in cluster.ids { try await cluster.start(id) }
