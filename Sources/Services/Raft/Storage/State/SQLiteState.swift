@@ -41,6 +41,9 @@ package final class SQLiteState: StateStore {
         /// Entries, and bytes of their payload, that are applied in one transaction of the database.
         package var commitEntries = 4096
         package var commitBytes = 4_194_304
+        /// A transaction ends when its pages fill the cache. When that is depends on what else SQLite
+        /// does in this process: not in a simulation, which is to be the same in each.
+        package var commitsWhenCacheIsFull = true
         package init() {}
 
         /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
@@ -288,7 +291,8 @@ package final class SQLiteState: StateStore {
     /// The cache is full of changed pages. From here on each would be written to the WAL again
     /// whenever it has changed again, and the checksums of all that lies behind it with the commit.
     private var hasSpilled: Bool {
-        (opened?.tables.database.spilledPageCount ?? 0) > spilledBefore
+        options.commitsWhenCacheIsFull
+            && (opened?.tables.database.spilledPageCount ?? 0) > spilledBefore
     }
 
     private func commit() throws(StorageError) {
