@@ -41,8 +41,8 @@ package final class SQLiteState: StateStore {
         /// Entries, and bytes of their payload, that are applied in one transaction of the database.
         package var commitEntries = 4096
         package var commitBytes = 4_194_304
-        /// A transaction ends when its pages fill the cache. When that is depends on what else SQLite
-        /// does in this process: not in a simulation, which is to be the same in each.
+        /// A transaction ends when its pages fill the cache. Off in a simulation: when that is, is
+        /// SQLite's affair, and has not been shown to be the same in each process.
         package var commitsWhenCacheIsFull = true
         package init() {}
 
