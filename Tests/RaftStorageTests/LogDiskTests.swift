@@ -227,6 +227,20 @@ import Testing
         rmdir(path)
     }
 
+    /// As for the state: a child between fork and exec has a copy of the lock's descriptor.
+    @Test func aChildThatHasItsDescriptorsKeepsNoDirectory() throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.path + "/raft"
+        var disk: PosixDisk? = try PosixDisk(path: path)
+        #expect(disk != nil)
+        let copies = Descriptors.copies(of: path + "/LOCK")
+        defer { for copy in copies { Glibc.close(copy) } }
+        #expect(!copies.isEmpty)
+        disk = nil
+        _ = try PosixDisk(path: path)
+        StateDirectory.remove(path)
+    }
+
     @Test func posixFilesDoWhatTheyAreTold() throws {
         let directory = try TemporaryDirectory()
         let disk = try PosixDisk(path: directory.path)

@@ -208,6 +208,18 @@ import Testing
         try SQLiteState(directory: directory.path).close()
     }
 
+    /// A process that starts another one has, between fork and exec, a child with all its descriptors:
+    /// what is closed meanwhile is still open there, and a lock of the open file would stay.
+    @Test func aChildThatHasItsDescriptorsKeepsNoLock() throws {
+        let directory = StateDirectory()
+        let state = try filled(directory)
+        let copies = Descriptors.copies(of: directory.path + "/state.db")
+        defer { for copy in copies { Glibc.close(copy) } }
+        #expect(!copies.isEmpty)
+        state.close()
+        try SQLiteState(directory: directory.path).close()
+    }
+
     @Test func newerAndForeignFilesAreRefused() throws {
         let directory = StateDirectory()
         try filled(directory).close()

@@ -294,3 +294,21 @@ private func expectEqualReads(
             try left.changes(changes) == right.changes(changes), sourceLocation: location)
     }
 }
+
+/// What a child of this process would have.
+enum Descriptors {
+    /// A copy of each descriptor of the file, as fork makes them: of the same open file.
+    static func copies(of path: String) -> [Int32] {
+        StateDirectory.names(in: "/proc/self/fd").compactMap { name in
+            guard let descriptor = Int32(name), target(of: name) == path else { return nil }
+            let copy = dup(descriptor)
+            return copy >= 0 ? copy : nil
+        }
+    }
+
+    private static func target(of name: String) -> String {
+        guard let path = realpath("/proc/self/fd/\(name)", nil) else { return "" }
+        defer { free(path) }
+        return String(cString: path)
+    }
+}

@@ -69,10 +69,11 @@ package struct Trial: Sendable {
             second = (trial.hash, trial.steps)
         }
         if first.hash != second.hash || first.steps != second.steps {
+            let before = first.violation.map { "; the first broke \($0)" } ?? ""
             first.violation = Violation(
                 .safety, "determinism",
                 "one seed gave two runs: \(first.hash.hex) after \(first.steps) events, "
-                    + "\(second.hash.hex) after \(second.steps)")
+                    + "\(second.hash.hex) after \(second.steps)\(before)")
         }
         return first
     }

@@ -37,6 +37,9 @@ package final class PosixDisk: Disk {
     }
 
     deinit {
+        // The lock goes with the last descriptor of the open file, and a process that is being started
+        // has copies of ours between fork and exec.
+        _ = flock(lock, LOCK_UN)
         _ = Glibc.close(lock)
         _ = Glibc.close(directory)
     }

@@ -38,6 +38,15 @@ shared *shared_acquire(const char *path, size_t length) {
     return s;
 }
 
+/* The lock goes with the last descriptor of the open file, and a process that is being started has
+   copies of ours between fork and exec: closing ours would leave the lock to it for that long. */
+static void admit_others(shared *s) {
+    struct flock whole = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+    if (s->lock_descriptor < 0) return;
+    (void)fcntl(s->lock_descriptor, F_OFD_SETLK, &whole);
+    close(s->lock_descriptor);
+}
+
 void shared_release(shared *s) {
     pthread_mutex_lock(&list_mutex);
     if (--s->references == 0) {
@@ -45,7 +54,7 @@ void shared_release(shared *s) {
         while (*place != s) place = &(*place)->next;
         *place = s->next;
         shared_shm_forget(s);
-        if (s->lock_descriptor >= 0) close(s->lock_descriptor);
+        admit_others(s);
         pthread_mutex_destroy(&s->mutex);
         free(s->frames);
         free(s->path);
