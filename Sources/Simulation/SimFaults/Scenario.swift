@@ -265,7 +265,6 @@ extension Scenario {
         options.checkpointPages = random.uniform(4..<300)
         // So small that pages are written before they are committed.
         if random.chance(1, in: 2) { options.cacheKiB = 64 }
-        options.commitsWhenCacheIsFull = false
         database = options
     }
 

@@ -34,16 +34,13 @@ package final class SQLiteState: StateStore {
     package static let damageName = "state.damaged"
 
     package struct Options: Sendable {
-        /// Memory for pages, in KiB.
+        /// Memory for pages, in KiB. A transaction whose pages fill it ends there.
         package var cacheKiB = 8192
         /// Pages in the WAL that make a checkpoint due.
         package var checkpointPages = 1000
         /// Entries, and bytes of their payload, that are applied in one transaction of the database.
         package var commitEntries = 4096
         package var commitBytes = 4_194_304
-        /// A transaction ends when its pages fill the cache. Off in a simulation: when that is, is
-        /// SQLite's affair, and has not been shown to be the same in each process.
-        package var commitsWhenCacheIsFull = true
         package init() {}
 
         /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
@@ -291,8 +288,7 @@ package final class SQLiteState: StateStore {
     /// The cache is full of changed pages. From here on each would be written to the WAL again
     /// whenever it has changed again, and the checksums of all that lies behind it with the commit.
     private var hasSpilled: Bool {
-        options.commitsWhenCacheIsFull
-            && (opened?.tables.database.spilledPageCount ?? 0) > spilledBefore
+        (opened?.tables.database.spilledPageCount ?? 0) > spilledBefore
     }
 
     private func commit() throws(StorageError) {
