@@ -68,7 +68,7 @@ package enum Daemon {
         -> EventLoopFuture<RunningDaemon>
 
     /// Runs until a signal. `start` runs on the event loop and succeeds once the daemon serves;
-    /// readiness is then notified. If it throws or fails, the process ends with a message; but under
+    /// readiness is then notified. The status line (`Notifier.status`) is the daemon's own affair. If it throws or fails, the process ends with a message; but under
     /// systemd, when it throws what only a person can mend, the process stays and says it to
     /// whoever connects (see `RefusingService`).
     package static func run(
@@ -115,7 +115,8 @@ package enum Daemon {
         } catch {
             context.fail("\(error)", .software)
         }
-        Notifier.ready(status: "serving")
+        // Without a status: the loop may have said a newer one than any that this thread knows.
+        Notifier.ready()
         while wait(for: signals) == SIGHUP {
             logger.notice("settings are read at start: restart the daemon to change them")
         }

@@ -5,6 +5,7 @@ import Glibc
 
 /// Tells the supervisor how the daemon is (sd_notify(3)). Without NOTIFY_SOCKET nothing is sent.
 package enum Notifier {
+    package static func ready() { send("READY=1") }
     package static func ready(status: String) { send("READY=1\nSTATUS=\(oneLine(status))") }
     /// One line, shown by `systemctl status`.
     package static func status(_ text: String) { send("STATUS=\(oneLine(text))") }

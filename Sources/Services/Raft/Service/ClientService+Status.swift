@@ -21,13 +21,16 @@ extension ClientService {
         isStatusScheduled = true
         let box = NIOLoopBound(self, eventLoop: node.loop)
         node.loop.scheduleTask(in: Self.statusInterval) {
-            let service = box.value
-            service.isStatusScheduled = false
-            let text = service.statusLine
-            guard text != service.statusText else { return }
-            service.statusText = text
-            Notifier.status(text)
+            box.value.isStatusScheduled = false
+            box.value.sayStatus()
         }
+    }
+
+    func sayStatus() {
+        let text = statusLine
+        guard text != statusText else { return }
+        statusText = text
+        Notifier.status(text)
     }
 
     var statusLine: String {

@@ -212,7 +212,7 @@ package final class RaftServer: @unchecked Sendable {
     package func start() {
         node.start()
         service.loadTrust()
-        service.updateStatus()
+        service.sayStatus()
     }
 
     // MARK: - Listening
