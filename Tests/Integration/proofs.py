@@ -113,6 +113,12 @@ def move_files(node, directory):
 
 
 def yield_processors(node):
+    # Of a node that has a session of its own, which the kernel schedules as one (sched(7), autogroups):
+    # there the niceness of processes is only among themselves.
+    group = f"/proc/{node.process.pid}/autogroup"
+    if os.path.exists(group):
+        with open(group, "w", encoding="ascii") as f:
+            f.write("19")
     for pid in [node.process.pid] + [node.daemon(name) for name in ("net", "raft")]:
         for thread in os.listdir(f"/proc/{pid}/task"):
             os.setpriority(os.PRIO_PROCESS, int(thread), 19)
