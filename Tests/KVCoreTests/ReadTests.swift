@@ -306,7 +306,7 @@ private struct Pair {
         while let target = policy.decision(machine.meta), steps < 200 {
             let before = machine.meta.compacted
             let step = CompactionPolicy.step(
-                from: before, towards: target, written: UInt64(written))
+                from: before, towards: target, written: UInt64(written), changesPerRevision: 1)
             #expect(step.rawValue - before.rawValue <= max(500, 2 * written))
             _ = machine.run(.compact(step))
             steps += 1

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import AspenWire
 import FoundationEssentials
@@ -41,6 +42,46 @@ import Testing
         body.key = Data(key.utf8)
         body.lease = lease
         return try await client.ask(.writeKey(body))
+    }
+
+    /// - Parameter written: revisions a second.
+    /// - Returns: changes removed a second while 100,000 revisions too many are there.
+    private func removed(written: UInt64, took: Duration, changesPerRevision: UInt64 = 1) -> Double
+    {
+        var pace = CompactionPace()
+        var now = MonotonicInstant(nanoseconds: 1_000_000_000)
+        let began = now
+        var compacted: UInt64 = 0
+        func look() -> CompactionPace.Look {
+            let revision = 1_000_000 + written * (now - began).nanoseconds.magnitude / 1_000_000_000
+            return CompactionPace.Look(
+                at: now, revision: Revision(revision),
+                changeCount: (revision - compacted) * changesPerRevision)
+        }
+        while compacted < 100_000, now - began < .seconds(100) {
+            let before = Revision(compacted)
+            let step = pace.propose(
+                from: before, towards: Revision(900_000), changesPerRevision: changesPerRevision,
+                look())
+            now = now + took
+            compacted = step.rawValue
+            pace.finished(look())
+            now = max(now, pace.next)
+        }
+        return Double(compacted * changesPerRevision) / Double((now - began).nanoseconds) * 1e9
+    }
+
+    /// What is removed costs writes something, and must overtake them nevertheless.
+    @Test func historyGoesFasterThanItComes() {
+        #expect(removed(written: 0, took: .milliseconds(5)) > 10_000, "nobody is disturbed")
+        for written in [100, 500] as [UInt64] {
+            #expect((800...1200).contains(removed(written: written, took: .milliseconds(5))))
+        }
+        #expect((1300...1700).contains(removed(written: 1000, took: .milliseconds(5))))
+        #expect((6500...8500).contains(removed(written: 5000, took: .milliseconds(10))))
+        #expect(removed(written: 10_000, took: .milliseconds(20)) > 12_000)
+        let many = removed(written: 10, took: .milliseconds(5), changesPerRevision: 100)
+        #expect((800...1200).contains(many), "\(many)")
     }
 
     /// The members are asked, and once all know leases there are leases. A key goes with its lease,

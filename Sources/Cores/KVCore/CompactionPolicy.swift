@@ -12,9 +12,11 @@ package struct CompactionPolicy: Equatable, Sendable {
     package var historyBytesMax: UInt64 = 41_943_040
     /// Kept even if they are larger than that.
     package var revisionsKeptMin: UInt64 = 1000
-    /// Revisions that go at a time while little is written: so few that the entry which lets them go
-    /// has swept most of them, and writes, which sweep too, find nothing to sweep.
+    /// Changes that go at a time while little is written: so few that the entry which lets them go
+    /// has swept them, and writes, which sweep too, find nothing to sweep.
     package static let step: UInt64 = 500
+    /// Revisions that go at a time at most.
+    package static let stepMax: UInt64 = 8000
 
     package init() {}
 
@@ -28,11 +30,15 @@ package struct CompactionPolicy: Equatable, Sendable {
 
     /// What is far behind is caught up with little by little: what is swept lies all over the database,
     /// and sweeping too much at once would hold up writing. But it always overtakes writing.
-    /// - Parameter written: revisions since this was asked for the last time.
+    /// - Parameters:
+    ///   - written: revisions since this was asked for the last time.
+    ///   - changesPerRevision: how many changes a revision of history has, on average.
     package static func step(
-        from compacted: Revision, towards target: Revision, written: UInt64
+        from compacted: Revision, towards target: Revision, written: UInt64,
+        changesPerRevision: UInt64
     ) -> Revision {
-        min(target, Revision(compacted.rawValue + max(step, 2 * written)))
+        let few = max(1, step / max(1, changesPerRevision))
+        return min(target, Revision(compacted.rawValue + max(few, min(2 * written, stepMax))))
     }
 
     /// A step, or a tenth, more than is kept may gather: what is compacted one revision at a time

@@ -19,6 +19,9 @@ struct HousekeepingFacts: Sendable {
     /// History is to be compacted to this revision, if not all at once.
     var compaction: Revision?
     var compacted: Revision
+    /// Changes kept, and how many of them a revision of history has on average.
+    var changeCount: UInt64
+    var changesPerRevision: UInt64
 
     init(_ store: any StateStore, _ policy: CompactionPolicy) {
         let meta = store.meta
@@ -26,6 +29,9 @@ struct HousekeepingFacts: Sendable {
         leaseExpiryHint = store.leaseExpiryHint
         compaction = policy.decision(meta)
         compacted = meta.compacted
+        changeCount = meta.figures.changeCount
+        let span = meta.revision.rawValue - meta.compacted.rawValue
+        changesPerRevision = meta.figures.historyCount / max(1, span)
     }
 }
 
@@ -47,10 +53,6 @@ struct Housekeeping {
     static let expiryRoundLong = Duration.milliseconds(200)
     /// Longest time between two looks at the leases while there are any.
     static let leaseInterval = Duration.seconds(60)
-    /// Two compactions are at least this far apart, and for so many times as long as the last one took
-    /// to be applied here: what they remove lies all over the database, and writes wait meanwhile.
-    static let compactionIntervalMin = Duration.milliseconds(10)
-    static let compactionRest = 3
     /// How often members are asked which versions they know, while one is not in force.
     static let versionInterval = Duration.seconds(1)
     static let versionTimeout = TimeAmount.seconds(2)
@@ -65,11 +67,7 @@ struct Housekeeping {
     var expiryWindow = 1
     var expiriesProposedAt: MonotonicInstant?
     var compaction: Scheduled<Void>?
-    /// The last is on its way.
-    var isCompacting = false
-    var nextCompactionAt = MonotonicInstant.zero
-    /// The revision of the state when history was let go last.
-    var lastCompaction: Revision?
+    var pace = CompactionPace()
     var versions: Scheduled<Void>?
     /// The newest version that each member said it knows.
     var known: [NodeID: UInt8] = [:]
@@ -78,7 +76,7 @@ struct Housekeeping {
         for timer in [sessions, leases, compaction, versions] { timer?.cancel() }
         (sessions, leases, compaction, versions) = (nil, nil, nil, nil)
         leasesArmedFor = nil
-        lastCompaction = nil
+        if !pace.isUnderWay { pace = CompactionPace() }
         expiryWindow = 1
         expiriesProposedAt = nil
     }
@@ -232,31 +230,28 @@ extension ClientService {
     /// Applying it asks the policy again, and so on until everything is swept. Whoever is short of
     /// space proposes the same command, with a later revision and sooner.
     private func propose(compaction target: Revision) {
-        guard housekeeping.compaction == nil, !housekeeping.isCompacting else { return }
-        let now = RaftNode.now
-        guard housekeeping.nextCompactionAt <= now else {
-            housekeeping.compaction = schedule(in: housekeeping.nextCompactionAt - now) {
+        guard housekeeping.compaction == nil, !housekeeping.pace.isUnderWay else { return }
+        let look = compactionLook
+        guard housekeeping.pace.next <= look.at else {
+            housekeeping.compaction = schedule(in: housekeeping.pace.next - look.at) {
                 $0.housekeeping.compaction = nil
                 $0.keepHouse()
             }
             return
         }
-        let current = node.applied.revision
-        let written = housekeeping.lastCompaction.map { current.rawValue - $0.rawValue } ?? 0
-        let step = CompactionPolicy.step(
-            from: node.applied.facts.compacted, towards: target, written: written)
-        if step > node.applied.facts.compacted { housekeeping.lastCompaction = current }
-        housekeeping.isCompacting = true
-        proposeHousekeeping(.compact(step)) { $0.compacted(since: now) }
+        let facts = node.applied.facts
+        let step = housekeeping.pace.propose(
+            from: facts.compacted, towards: target, changesPerRevision: facts.changesPerRevision, look)
+        proposeHousekeeping(.compact(step)) {
+            $0.housekeeping.pace.finished($0.compactionLook)
+            $0.keepHouse()
+        }
     }
 
-    private func compacted(since began: MonotonicInstant) {
-        housekeeping.isCompacting = false
-        let now = RaftNode.now
-        housekeeping.nextCompactionAt =
-            now
-            + max(Housekeeping.compactionIntervalMin, (now - began) * Housekeeping.compactionRest)
-        keepHouse()
+    private var compactionLook: CompactionPace.Look {
+        CompactionPace.Look(
+            at: RaftNode.now, revision: node.applied.revision,
+            changeCount: node.applied.facts.changeCount)
     }
 
     // MARK: - Versions
