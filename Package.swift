@@ -140,8 +140,8 @@ let services: [Target] = [
     module(
         "RaftStorage", "Services/Raft/Storage",
         [
-            "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenTypes", "AspenBytes",
-            collections,
+            "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenMachine", "AspenTypes",
+            "AspenBytes", collections,
         ],
         settings: pure),
     module(

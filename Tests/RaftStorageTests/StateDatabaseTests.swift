@@ -291,10 +291,10 @@ import Testing
                 source.put(Array("\(round % 7) \(number)".utf8), source.bytes(600))
             }
             _ = try state.apply(entries)
-            _ = try state.checkpointIfDue()
             var status = stat()
             stat(directory.path + "/state.db-wal", &status)
             largest = max(largest, Int(status.st_size))
+            _ = try state.checkpointIfDue()
         }
         #expect(largest > 0 && largest < 24 << 20, "\(largest) bytes")
         state.close()
@@ -318,6 +318,72 @@ import Testing
         #expect(ends.count > 5, "\(ends.count)")
         // A checkpoint had nothing to commit: the transaction had ended before.
         #expect(ends.last.map { $0 < state.appliedIndex } == true)
+        state.close()
+    }
+
+    /// - Returns: the entries of each transaction that ended by itself, of puts of 20 bytes.
+    private func transactions(
+        _ keys: Int, _ options: SQLiteState.Options
+    ) throws -> [UInt64] {
+        let directory = StateDirectory()
+        let state = try SQLiteState(directory: directory.path, options: options)
+        var source = EntrySource(seed: 6)
+        var ends: [UInt64] = [0]
+        for _ in 0..<12_000 {
+            let key = Array("key \(source.random.uniform(0..<keys))".utf8)
+            _ = try state.apply([source.put(key, source.bytes(20))])
+            if let durable = try state.checkpointIfDue() { ends.append(durable.rawValue) }
+        }
+        state.close()
+        return zip(ends.dropFirst(), ends).map { $0 - $1 }
+    }
+
+    /// A longer transaction saves writing where the same pages are changed again and again, and only
+    /// there.
+    @Test func aTransactionIsLongWhereTheTreeOfVersionsFitsIntoMemory() throws {
+        var options = SQLiteState.Options()
+        (options.cacheKiB, options.cacheKiBMax) = (200, 2000)
+        (options.commitEntries, options.commitBytes) = (.max, .max)
+        options.checkpointPages = 1
+        let long = try transactions(3000, options)
+        options.cacheKiBMax = 200
+        let short = try transactions(3000, options)
+        #expect(long[long.count / 2] > 5 * short[short.count / 2], "\(long) \(short)")
+        options.cacheKiBMax = 600
+        let useless = try transactions(1_000_000, options)
+        #expect(useless.suffix(5).allSatisfy { $0 < 2 * short[short.count / 2] }, "\(useless)")
+    }
+
+    /// A process that is killed has little to apply again.
+    @Test func aTransactionEndsAfterSomeTime() throws {
+        let directory = StateDirectory()
+        let state = try SQLiteState(directory: directory.path)
+        var source = EntrySource(seed: 7)
+        func applied() throws -> LogIndex {
+            // As a process finds it that comes after one that was killed.
+            let copy = StateDirectory()
+            for name in ["state.db", "state.db-wal"] {
+                StateDirectory.write(
+                    StateDirectory.read("\(directory.path)/\(name)"), to: "\(copy.path)/\(name)")
+            }
+            let found = try SQLiteState(directory: copy.path)
+            defer { found.close() }
+            return found.appliedIndex
+        }
+        // Whatever the time was before.
+        source.time += 3_600_000
+        _ = try state.apply([source.put([1], [1])])
+        #expect(try applied() == .zero)
+        source.time += 1999
+        _ = try state.apply([source.put([1], [2])])
+        #expect(try applied() == .zero)
+        source.time += 1
+        _ = try state.apply([source.put([1], [3])])
+        #expect(try applied() == LogIndex(3))
+        _ = try state.apply([source.put([1], [4])])
+        #expect(try applied() == LogIndex(3))
+        try state.rest()
+        #expect(try applied() == LogIndex(4))
         state.close()
     }
 

@@ -108,3 +108,5 @@ int aspen_bound_address(int fd, char *host, size_t size, uint16_t *port) {
 }
 
 void aspen_return_large_blocks(void) { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
+
+void aspen_return_free_memory(void) { malloc_trim(0); }

@@ -136,6 +136,14 @@ package final class Database {
         return Int(count)
     }
 
+    /// Memory for pages from here on.
+    package func setCache(kibibytes: Int) throws(SQLiteError) {
+        try execute("PRAGMA cache_size=-\(kibibytes)")
+    }
+
+    /// Lets go of the pages in memory that are as they are on the disk.
+    package func releaseMemory() { sqlite3_db_release_memory(handle) }
+
     // MARK: Statements
 
     package func prepare(_ sql: String) throws(SQLiteError) -> Statement {

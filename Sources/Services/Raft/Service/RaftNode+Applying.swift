@@ -4,6 +4,7 @@ import AspenTypes
 import NIOCore
 import RaftCore
 import RaftStorage
+import ServiceKit
 
 // What is committed goes to the state, in order; what the state says comes back.
 
@@ -125,6 +126,24 @@ extension RaftNode {
                 metrics.checkpoints += 1
                 discardLog(durable: durable)
             }
+        }
+    }
+
+    /// Looks of `SpaceWatch` without anything new to apply, before memory is given back.
+    private static let quietLooks = 5
+
+    /// Gives back the memory that a busy time took, once it is over.
+    func restIfQuiet() {
+        guard applied.index == quiet.index else {
+            quiet = (applied.index, 0)
+            return
+        }
+        quiet.looks += 1
+        guard quiet.looks == Self.quietLooks else { return }
+        state.perform { store in
+            try store.rest()
+            ProcessMemory.giveBack()
+            return {}
         }
     }
 

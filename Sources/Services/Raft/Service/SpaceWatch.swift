@@ -89,6 +89,7 @@ final class SpaceWatch {
         if isLogStuck { node.log.submitToThread(.prepareAgain) }
         if level > .ample { node.state.tryAgain() }
         policy.act(node)
+        node.restIfQuiet()
         schedule()
     }
 

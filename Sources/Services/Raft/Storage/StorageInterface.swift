@@ -135,6 +135,8 @@ package protocol StateStore: AnyObject {
     /// A checkpoint, after which free pages go back to the file system, up to some thousands.
     /// - Returns: what `checkpoint` does, and whether there are more free pages.
     func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool)
+    /// Gives back the memory that a busy time took.
+    func rest() throws(StorageError)
     /// History below the compacted revision is still there: further entries sweep it away.
     var isSweeping: Bool { get }
     /// An order-independent hash over every table, kept incrementally; equal on replicas at equal
@@ -157,6 +159,7 @@ extension StateStore {
     package var partialSnapshots: String? { nil }
     package func fitting(_ entries: [Entry]) -> Int { entries.count }
     package func setSpaceTight(_ isTight: Bool) throws(StorageError) {}
+    package func rest() throws(StorageError) {}
     package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
         (try checkpoint(), false)
     }

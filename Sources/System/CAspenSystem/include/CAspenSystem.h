@@ -31,6 +31,8 @@ int aspen_forbid_exec(void);
 /* Large blocks go back to the system when they are freed. glibc's threshold grows with what was freed
  * before: after a recovery that reads a log of 16 MiB segments it would keep all of that. */
 void aspen_return_large_blocks(void);
+/* What was freed goes back to the system now: malloc_trim(3). */
+void aspen_return_free_memory(void);
 /* No core dump, whoever collects them, and no debugger but root's. */
 void aspen_forbid_dumps(void);
 

@@ -95,9 +95,12 @@ extension LogConfiguration {
 
 extension SQLiteState.Options {
     package func scaled(to limits: SpaceLimits) -> SQLiteState.Options {
+        guard limits.walBytes < SpaceLimits.walBytesMax else { return self }
         var scaled = self
         scaled.checkpointPages = min(checkpointPages, limits.walBytes / 4096)
         scaled.commitBytes = min(commitBytes, limits.walBytes)
+        // As large as the cache is, the WAL becomes.
+        scaled.cacheKiBMax = cacheKiB
         return scaled
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import CAspenVFS
 import KVCore
@@ -36,11 +37,16 @@ package final class SQLiteState: StateStore {
     package struct Options: Sendable {
         /// Memory for pages, in KiB. A transaction whose pages fill it ends there.
         package var cacheKiB = 8192
+        /// The same where that holds what is changed again and again (see `sizeCache`).
+        package var cacheKiBMax = 32_000
         /// Pages in the WAL that make a checkpoint due.
         package var checkpointPages = 1000
         /// Entries, and bytes of their payload, that are applied in one transaction of the database.
-        package var commitEntries = 4096
+        package var commitEntries = 16_384
         package var commitBytes = 4_194_304
+        /// Cluster time from the first entry of a transaction to its last: what a process that is
+        /// killed has to apply again is no more than was applied in so much time.
+        package var commitInterval = Duration.seconds(2)
         package init() {}
 
         /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
@@ -50,7 +56,9 @@ package final class SQLiteState: StateStore {
             let share = Double.random(in: 0.85...1)
             var options = self
             options.cacheKiB = Int(Double(cacheKiB) * share)
+            options.cacheKiBMax = Int(Double(cacheKiBMax) * share)
             options.commitEntries = max(1, Int(Double(commitEntries) * share))
+            options.commitInterval = commitInterval * share
             return options
         }
     }
@@ -64,15 +72,18 @@ package final class SQLiteState: StateStore {
     /// Pages that were in the WAL when a checkpoint was last tried, if it was not emptied then.
     private var pagesAtCheckpoint = 0
     private var isInTransaction = false
-    /// What was applied since the transaction began.
+    /// What was applied since the transaction began, and when that was.
     private var entriesInTransaction = 0
     private var bytesInTransaction = 0
+    private var transactionBegan = ClusterTime.zero
     /// `Database.spilledPageCount` when the transaction began.
     private var spilledBefore = 0
     /// The applied index that the database file is known to hold.
     private var durableIndex: LogIndex
     /// What of that `checkpointIfDue` has last looked at.
     private var reportedIndex = LogIndex.zero
+    /// As SQLite was told.
+    private var cacheKiB: Int
     private(set) var failure: StorageError?
     /// See `setSpaceTight`.
     private(set) var isSpaceTight = false
@@ -102,6 +113,7 @@ package final class SQLiteState: StateStore {
         }
         opened = machine
         meta = machine.meta
+        cacheKiB = options.cacheKiB
         durableIndex = .zero
         membership = try machine.meta.decodedMembership()
         // What nobody has left needs no settling.
@@ -181,7 +193,10 @@ package final class SQLiteState: StateStore {
         }
         try waitForSpoolsIfNeeded()
         let results = try storing { machine throws(SQLiteError) in
-            if !isInTransaction { try machine.tables.beginTransaction() }
+            if !isInTransaction {
+                try machine.tables.beginTransaction()
+                transactionBegan = entries[0].time
+            }
             isInTransaction = true
             return try machine.apply(commands)
         }
@@ -189,6 +204,7 @@ package final class SQLiteState: StateStore {
         for entry in entries { bytesInTransaction += entry.payload.count }
         if isSpaceTight || entriesInTransaction >= options.commitEntries
             || bytesInTransaction >= options.commitBytes || hasSpilled
+            || meta.time.milliseconds >= transactionBegan.milliseconds + commitMilliseconds
         {
             try commit()
         }
@@ -291,6 +307,10 @@ package final class SQLiteState: StateStore {
         (opened?.tables.database.spilledPageCount ?? 0) > spilledBefore
     }
 
+    private var commitMilliseconds: UInt64 {
+        UInt64(clamping: options.commitInterval.nanoseconds / 1_000_000)
+    }
+
     private func commit() throws(StorageError) {
         guard isInTransaction else { return }
         try storing { machine throws(SQLiteError) in
@@ -312,7 +332,39 @@ package final class SQLiteState: StateStore {
         let before = durableIndex
         let after = try checkpoint()
         try storing { machine throws(SQLiteError) in try Self.vacuum(machine.tables.database) }
+        try sizeCache()
         return after > before || isDone ? after : nil
+    }
+
+    /// A put changes a page of `versions`, and what it sweeps away of history changes another, wherever
+    /// the keys of users lie. Where that whole tree fits into the cache, a long transaction writes each
+    /// of its pages once, not once a put, and the memory is worth it. Where it does not, a longer
+    /// transaction writes no less, and its checkpoint holds up writes for longer.
+    private func sizeCache() throws(StorageError) {
+        let rows = Int(clamping: meta.figures.changeCount)
+        let kibibytes = try storing { machine throws(SQLiteError) -> Int in
+            let rowBytes = try machine.tables.recentKeyBytes() + SQLiteTables.versionRowBytes
+            // Pages of a tree that grows at random places are two thirds full.
+            let tree = rows.multipliedReportingOverflow(by: rowBytes * 3 / 2)
+            let size = tree.overflow ? Int.max : tree.partialValue / 1024
+            guard size <= options.cacheKiBMax * 3 / 4 else { return options.cacheKiB }
+            return max(options.cacheKiB, min(size + options.cacheKiB, options.cacheKiBMax))
+        }
+        try setCache(kibibytes)
+    }
+
+    private func setCache(_ kibibytes: Int) throws(StorageError) {
+        guard kibibytes != cacheKiB else { return }
+        try storing { machine throws(SQLiteError) in
+            try machine.tables.database.setCache(kibibytes: kibibytes)
+        }
+        cacheKiB = kibibytes
+    }
+
+    package func rest() throws(StorageError) {
+        try commit()
+        try setCache(options.cacheKiB)
+        try storing { machine throws(SQLiteError) in machine.tables.database.releaseMemory() }
     }
 
     /// While a reader or a full disk keeps the WAL from being started over, a checkpoint is due every so
@@ -467,6 +519,7 @@ package final class SQLiteState: StateStore {
             let machine: KVMachine<SQLiteTables>
             do { machine = try Self.open(path, options) } catch { throw Self.explain(error) }
             opened = machine
+            cacheKiB = options.cacheKiB
             spilledBefore = 0
             adopt(sessionTimeout)
             meta = machine.meta

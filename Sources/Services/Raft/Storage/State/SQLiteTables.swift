@@ -56,6 +56,8 @@ final class SQLiteTables: StateTables {
 
     static let changeColumns = "number, create_revision, version, previous, lease, key, value"
     static let versionColumns = "number, create_revision, version, value_bytes, lease"
+    /// About what a row of `versions` takes besides its key.
+    static let versionRowBytes = 24
 
     let database: Database
     private let begin: Statement
@@ -69,6 +71,7 @@ final class SQLiteTables: StateTables {
     private let selectValue: Statement
     private let selectChange: Statement
     private let selectHeaders: Statement
+    private let recentKeys: Statement
     private let insertChange: Statement
     private let insertVersion: Statement
     private let deleteChange: Statement
@@ -128,6 +131,10 @@ final class SQLiteTables: StateTables {
             """
             SELECT number, create_revision, version, previous, lease, key FROM changes
             WHERE number > ?1 AND number <= ?2 ORDER BY number LIMIT ?3
+            """)
+        recentKeys = try database.prepare(
+            """
+            SELECT avg(length(key)) FROM (SELECT key FROM changes ORDER BY number DESC LIMIT 32)
             """)
         insertChange = try database.prepare(
             """
@@ -380,6 +387,12 @@ final class SQLiteTables: StateTables {
         var found: [ChangeHeader] = []
         while try selectHeaders.step() { found.append(Self.header(selectHeaders)) }
         return found
+    }
+
+    /// How long the keys of the newest changes are; 0 if there are none.
+    func recentKeyBytes() throws(SQLiteError) -> Int {
+        defer { recentKeys.reset() }
+        return try recentKeys.step() ? Int(recentKeys.integer(0)) : 0
     }
 
     func insert(_ change: Change) throws(SQLiteError) {
