@@ -126,6 +126,54 @@ def floods_are_refused_early():
         assert peak(pid) - before < GROWTH_MAX_MB
 
 
+class Reader:
+    """Asks for a value many times at once, and reads the answers when told to."""
+
+    def __init__(self, path, count, request):
+        self.count, self.socket = count, socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        body = varint(1 << 3) + varint(120_000) + request
+        self.socket.sendall(b"".join(
+            struct.pack("<IQ", len(body) + 8, number) + body for number in range(count)))
+
+    def read(self):
+        """How many answers there are, all of them the value."""
+        with self.socket.makefile("rb") as file:
+            for _ in range(self.count):
+                length, = struct.unpack("<I", file.read(4))
+                assert length > 1 << 20 and len(file.read(length)) == length
+        return self.count
+
+
+def answers_that_nobody_reads_wait_unmade():
+    """A client that asks for much and reads nothing takes no more than its share of memory, and is given
+    all of it when it reads."""
+    with Cluster(3) as cluster:
+        for node in cluster.nodes:
+            wait_for("service", lambda: node.cli("kv", "get", "big").code in (0, 3))
+        leader = cluster.nodes[0]
+        client = Client(leader.socket)
+        client.ask(18, (1, "big"), (2, "x" * (1 << 20)))
+        for node in cluster.nodes[:2]:
+            pid = wait_for("raft", lambda: node.daemon("raft"))
+            before = peak(pid)
+            one, many = message((19, ((1, "big"),))), [(1, "big")] * 7
+            readers = [Reader(node.socket, 500, one) for _ in range(20)]
+            readers += [Reader(node.socket, 200, message((34, tuple(many)))) for _ in range(4)]
+            slowest = 0
+            for number in range(50):
+                began = time.monotonic()
+                node.cli("kv", "set", "other", str(number), check=0)
+                slowest = max(slowest, time.monotonic() - began)
+            print(f"  10,800 answers of 1 to 7 MiB that nobody reads: others wait {slowest:.2f} s at most, "
+                  f"at most {before} -> {peak(pid)} MB")
+            assert peak(pid) - before < 500, "answers that nobody reads pile up"
+            assert slowest < 3, slowest
+            assert readers[0].read() == 500
+            for reader in readers:
+                reader.socket.close()
+
+
 def connections_and_watches_have_an_end():
     with Cluster(1) as cluster:
         node = cluster.nodes[0]
@@ -176,4 +224,5 @@ def connections_and_watches_have_an_end():
 
 
 if __name__ == "__main__":
-    run(floods_are_refused_early, connections_and_watches_have_an_end)
+    run(floods_are_refused_early, answers_that_nobody_reads_wait_unmade,
+        connections_and_watches_have_an_end)

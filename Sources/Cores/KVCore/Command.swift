@@ -137,6 +137,8 @@ package struct KeyValue: Equatable, Sendable {
     /// None: the key stays until it is deleted.
     package var lease: LeaseID
 
+    package var byteCount: Int { key.count + value.count }
+
     package init(
         key: [UInt8], value: [UInt8], createRevision: Revision, modRevision: Revision,
         version: UInt64, lease: LeaseID = .none

@@ -145,8 +145,7 @@ package struct ChangeEvent: Equatable, Sendable {
     }
 
     package var byteCount: Int {
-        entry.key.count + entry.value.count
-            + (previous.map { $0.key.count + $0.value.count } ?? 0)
+        entry.byteCount + (previous?.byteCount ?? 0)
     }
 }
 

@@ -49,6 +49,8 @@ final class ClientConnection: ReplySink {
     static let outgoingBytesHigh = 1_000_000
     /// Unread answers, in bytes, above which the connection is closed.
     static let outgoingBytesMax = 64_000_000
+    /// The same of all connections of a node, above which the one with most of them is closed.
+    static let unreadBytesMax = 268_435_456
 
     /// Bytes of watches that may wait for the end of a turn of the loop.
     static let unflushedBytesMax = 262_144
@@ -62,8 +64,11 @@ final class ClientConnection: ReplySink {
     let bearer: TokenBearer?
     private var inFlight = 0
     private var isReading = true
-    private var unsentBytes = 0
+    /// Answers written since the client was last known to keep up.
+    private(set) var unreadBytes = 0
     private var isClosed = false
+    /// When a frame came last.
+    private(set) var heardAt = RaftNode.now
     /// By the id of their request: see `WatchHub`.
     var watches: [UInt64: Watch] = [:]
     var servedLast: UInt64 = 0
@@ -90,8 +95,12 @@ final class ClientConnection: ReplySink {
                 low: Self.outgoingBytesHigh / 4, high: Self.outgoingBytesHigh))
     }
 
+    /// Nothing is under way.
+    var isIdle: Bool { inFlight == 0 && watches.isEmpty && !isClosed }
+
     private func received(_ frame: ByteBuffer) {
         guard !isClosed else { return }
+        heardAt = RaftNode.now
         var frame = frame
         guard let id = frame.readInteger(endianness: .little, as: UInt64.self) else {
             return malformed("a frame has at least eight bytes")
@@ -167,16 +176,29 @@ final class ClientConnection: ReplySink {
             buffer.writeImmutableBuffer(bytes.buffer)
         }
         guard !frames.isWritable else { return }
-        unsentBytes += bytes.count
+        unreadBytes += bytes.count
+        service.unreadBytes += bytes.count
         if isReading {
             isReading = false
             setReading(false)
         }
-        if unsentBytes > Self.outgoingBytesMax {
+        if unreadBytes > Self.outgoingBytesMax {
             service.clientIsWrong("a client does not read its answers")
-            isClosed = true
-            frames.channel?.close(promise: nil)
+            cutOff()
+        } else {
+            service.boundUnread()
         }
+    }
+
+    /// Closes without sending what waits.
+    func cutOff() {
+        isClosed = true
+        frames.channel?.close(promise: nil)
+    }
+
+    private func nothingIsUnread() {
+        service.unreadBytes -= unreadBytes
+        unreadBytes = 0
     }
 
     // MARK: - Streams
@@ -207,8 +229,9 @@ final class ClientConnection: ReplySink {
     }
 
     private func writable() {
-        unsentBytes = 0
+        nothingIsUnread()
         service.watches.writable(self)
+        service.taken(by: self)
         guard !isReading else { return }
         isReading = true
         setReading(true)
@@ -228,7 +251,9 @@ final class ClientConnection: ReplySink {
 
     private func closed(_ reason: FrameChannel.Closed) {
         isClosed = true
+        nothingIsUnread()
         service.watches.closed(self)
+        service.taken(by: self)
         service.ended(self)
         if case .oversized(let bytes) = reason {
             service.clientIsWrong("a frame of \(bytes) bytes")

@@ -82,6 +82,11 @@ extension ClientService {
                     .invalidArgument,
                     "the continuation is not one that a scan of this range gave (\(error))")
             }
+            guard at == nil || at == token.revision else {
+                throw AspenError(
+                    .invalidArgument,
+                    "the continuation is of revision \(token.revision), not of \(body.revision)")
+            }
             if body.descending {
                 request.to = token.lastKey
             } else {
@@ -149,11 +154,7 @@ extension ClientService {
         armSweep()
     }
 
-    func executeNow(_ read: PendingRead) {
-        let round = nextLocalRound
-        nextLocalRound += 1
-        execute(round, [read])
-    }
+    func executeNow(_ read: PendingRead) { executeNow([read]) }
 
     // MARK: - Rounds
 
@@ -165,16 +166,52 @@ extension ClientService {
         execute(round, reads)
     }
 
-    private func execute(_ round: UInt64, _ reads: [PendingRead]) {
+    /// Answers are not made for those who do not take those that they have: their reads wait until
+    /// they do (`taken`), and show what is so then.
+    private func execute(_ round: UInt64, _ asked: [PendingRead]) {
         var isCheap = true
+        var reads: [PendingRead] = []
         var queries: [StateQuery] = []
-        queries.reserveCapacity(reads.count)
-        for read in reads {
+        reads.reserveCapacity(asked.count)
+        queries.reserveCapacity(asked.count)
+        for read in asked {
+            let sink = read.origin.sink
+            guard sink.isOpen else {
+                drop(read)
+                continue
+            }
+            guard sink.isWritable else {
+                held[ObjectIdentifier(sink), default: []].append(read)
+                continue
+            }
+            reads.append(read)
             queries.append(read.query)
             if case .get = read.query {} else { isCheap = false }
         }
+        guard !reads.isEmpty else { return }
         executing[round] = reads
         node.state.read(round: round, queries, isCheap: isCheap)
+    }
+
+    private func executeNow(_ reads: [PendingRead]) {
+        let round = nextLocalRound
+        nextLocalRound += 1
+        execute(round, reads)
+    }
+
+    /// Nobody waits for it any more.
+    private func drop(_ read: PendingRead) {
+        readCount -= 1
+        read.origin.fail(Self.isGone)
+    }
+
+    private static let isGone = AspenError(
+        .unavailable, "the connection has ended", retry: .safe)
+
+    /// A client has read its answers, or has gone.
+    func taken(by sink: any ReplySink) {
+        guard let reads = held.removeValue(forKey: ObjectIdentifier(sink)) else { return }
+        executeNow(reads)
     }
 
     func readFailed(_ round: UInt64) {
@@ -199,8 +236,12 @@ extension ClientService {
 
     func finishReads(_ round: UInt64, _ answers: [StateAnswer]) {
         guard let reads = executing.removeValue(forKey: round) else { return }
-        precondition(reads.count == answers.count, "one answer a query")
-        readCount -= reads.count
+        precondition(
+            answers.count <= reads.count && !answers.isEmpty, "answers to the first queries")
+        defer {
+            if answers.count < reads.count { executeNow(Array(reads[answers.count...])) }
+        }
+        readCount -= answers.count
         for (read, answer) in zip(reads, answers) {
             if let rest = Self.rest(of: read, after: answer) {
                 readCount += 1
@@ -216,25 +257,39 @@ extension ClientService {
             rounds[round] = expire(reads, now)
         }
         waitingReads = expire(waitingReads, now)
+        for (sink, reads) in held where reads.contains(where: { $0.origin.deadline <= now }) {
+            let rest = expire(reads, now, Self.isNotRead)
+            held[sink] = rest.isEmpty ? nil : rest
+        }
         if node.standing.leader != nil { readWaiting() }
     }
 
     func dismissReads() {
-        let waiting = rounds.keys.sorted().flatMap { rounds[$0] ?? [] } + waitingReads
+        let waiting =
+            rounds.keys.sorted().flatMap { rounds[$0] ?? [] } + waitingReads
+            + held.values.flatMap { $0 }
         rounds = [:]
         waitingReads = []
+        held = [:]
         readCount -= waiting.count
         for read in waiting { read.origin.fail(Self.hasLeftCluster) }
     }
 
-    private func expire(_ reads: [PendingRead], _ now: MonotonicInstant) -> [PendingRead] {
+    private static let isNotRead = AspenError(
+        .resourceExhausted,
+        "the answers before it were not read in time: read them, or ask for fewer at a time",
+        retry: .safe)
+
+    private func expire(
+        _ reads: [PendingRead], _ now: MonotonicInstant, _ reason: AspenError = noLeader
+    ) -> [PendingRead] {
         var kept: [PendingRead] = []
         for read in reads {
             if read.origin.deadline > now {
                 kept.append(read)
             } else {
                 readCount -= 1
-                read.origin.fail(read.isBounded ? Self.isTooOld : Self.noLeader)
+                read.origin.fail(read.isBounded ? Self.isTooOld : reason)
             }
         }
         return kept

@@ -20,6 +20,8 @@ final class ClientService: @unchecked Sendable {
     static let timeoutMax = Duration.seconds(3600)
     /// How exactly deadlines are kept, and how often what waits for a leader asks again.
     static let sweepInterval = TimeAmount.milliseconds(20)
+    /// How long a connection has been silent that may be closed for another one.
+    static let silenceMin = Duration.seconds(10)
 
     let node: RaftNode
     let links: PeerLinks
@@ -37,6 +39,8 @@ final class ClientService: @unchecked Sendable {
     var rounds: [UInt64: [PendingRead]] = [:]
     var executing: [UInt64: [PendingRead]] = [:]
     var waitingReads: [PendingRead] = []
+    /// Of clients that have answers to read, by their sinks.
+    var held: [ObjectIdentifier: [PendingRead]] = [:]
     var readCount = 0
     /// When each round of `rounds` was asked for at the earliest.
     var roundsBegan: [UInt64: MonotonicInstant] = [:]
@@ -54,6 +58,7 @@ final class ClientService: @unchecked Sendable {
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
     /// Of all connections: see `ClientConnection.requestBytesMax`.
     var requestBytes = 0
+    var unreadBytes = 0
     private var complaints = LogLimiter(burst: 3)
     private var isDraining = false
     private var drained: EventLoopPromise<Void>?
@@ -88,11 +93,13 @@ final class ClientService: @unchecked Sendable {
 
     // MARK: - Connections
 
-    /// Serves a client on `frames`. Refused beyond `Limits.connectionsMax`.
+    /// Serves a client on `frames`. Beyond `Limits.connectionsMax` it is refused, or takes the place of
+    /// one that has been silent for long.
     func accept(
         _ frames: FrameChannel, permission: Permission, denial: AspenError,
         bearer: TokenBearer? = nil
     ) {
+        if connections.count >= Limits.connectionsMax { closeMostSilent() }
         guard connections.count < Limits.connectionsMax, !isDraining else {
             clientIsWrong("more than \(Limits.connectionsMax) connections")
             return frames.close()
@@ -102,6 +109,23 @@ final class ClientService: @unchecked Sendable {
         connections[ObjectIdentifier(connection)] = connection
         connection.start()
         if bearer != nil { sweepTokens() }
+    }
+
+    /// Who has nothing under way and has asked for nothing lately loses nothing but a connection: a
+    /// client makes another one when it needs it. Those who hold connections and say nothing would keep
+    /// everybody out otherwise.
+    private func closeMostSilent() {
+        let silent = connections.values.filter(\.isIdle).min { $0.heardAt < $1.heardAt }
+        guard let silent, RaftNode.now - silent.heardAt >= Self.silenceMin else { return }
+        clientIsWrong("a connection that says nothing makes room for another one")
+        silent.cutOff()
+    }
+
+    /// Answers that clients have not read are bounded for all of them together: who has most of them
+    /// goes.
+    func boundUnread() {
+        guard unreadBytes > ClientConnection.unreadBytesMax else { return }
+        connections.values.max { $0.unreadBytes < $1.unreadBytes }?.cutOff()
     }
 
     var connectionCount: Int { connections.count }

@@ -35,9 +35,7 @@ extension StateStore {
             let rest = whole.map { Array(wanted[$0.entries.count...]) } ?? wanted
             let outcome = try get(rest, at: whole?.revision ?? revision)
             guard case .value(let page) = outcome else { return outcome }
-            for entry in page.entries {
-                bytes += (entry?.key.count ?? 0) + (entry?.value.count ?? 0)
-            }
+            for entry in page.entries { bytes += entry?.byteCount ?? 0 }
             if bytes > ClientService.batchReadBytesMax { break }
             if whole == nil { whole = page } else { whole?.entries += page.entries }
         }

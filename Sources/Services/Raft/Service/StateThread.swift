@@ -27,6 +27,18 @@ enum StateAnswer: Sendable {
     /// `time`: cluster time as of the last entry applied.
     case lease(LeaseRow?, keys: [[UInt8]], time: ClusterTime)
     case leases(LeasesPage, time: ClusterTime)
+
+    /// About what it takes.
+    var byteCount: Int {
+        switch self {
+        case .value(let entry, _): entry?.byteCount ?? 0
+        case .range(.page(let page)): page.entries.reduce(0) { $0 + $1.byteCount }
+        case .keys(.value(let page)): page.entries.reduce(0) { $0 + ($1?.byteCount ?? 0) }
+        case .history(let page): page.events.reduce(0) { $0 + $1.byteCount }
+        case .lease(_, let keys, _): keys.reduce(0) { $0 + $1.count }
+        case .range, .keys, .count, .leases: 0
+        }
+    }
 }
 
 /// The answer to a proposal of this process, found in the log by its number.
@@ -62,6 +74,7 @@ enum StateJob: Sendable {
 
 enum StateEvent: Sendable {
     case applied(AppliedBatch)
+    /// Perhaps of the first ones only: see `StateThread.answersBytesMax`.
     case answered(round: UInt64, [StateAnswer])
     case performed(@Sendable () -> Void)
     case failed(StorageError)
@@ -79,6 +92,9 @@ final class StateThread: @unchecked Sendable {
     static let batchEntriesMax = 4096
     /// Queries up to which the loop answers by itself, when each looks up one key.
     static let inlineReadsMax = 64
+    /// Bytes of answers after which no further query of a round is answered: whoever gets them may not
+    /// read them.
+    static let answersBytesMax = 4_194_304
 
     private var store: any StateStore
     private let loop: any EventLoop
@@ -178,7 +194,12 @@ final class StateThread: @unchecked Sendable {
         case .read(let round, let queries):
             var answers: [StateAnswer] = []
             answers.reserveCapacity(queries.count)
-            for query in queries { answers.append(try store.answer(query)) }
+            var bytes = 0
+            for query in queries where bytes < Self.answersBytesMax {
+                let answer = try store.answer(query)
+                bytes += answer.byteCount
+                answers.append(answer)
+            }
             return .answered(round: round, answers)
         case .perform(let body): return .performed(try body(store))
         }
