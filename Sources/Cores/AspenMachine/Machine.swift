@@ -58,6 +58,10 @@ package struct MonotonicInstant: Hashable, Comparable, Sendable {
 extension Duration {
     /// Whole nanoseconds, clamped to 64 bits (292 years).
     package var nanoseconds: Int64 {
+        // Almost all are shorter than nine seconds, and need no division of 128 bits.
+        let whole = attoseconds
+        let low = Int64(truncatingIfNeeded: whole)
+        if Int128(low) == whole { return low / 1_000_000_000 }
         let (seconds, attoseconds) = components
         let (product, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)
         if overflow { return seconds < 0 ? .min : .max }

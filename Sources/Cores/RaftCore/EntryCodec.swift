@@ -216,7 +216,7 @@ extension Membership {
     /// What the fields' own comments promise.
     package var isWellFormed: Bool {
         func ascends(_ nodes: [NodeID]) -> Bool {
-            zip(nodes, nodes.dropFirst()).allSatisfy { $0 < $1 }
+            nodes.indices.dropFirst().allSatisfy { nodes[$0 - 1] < nodes[$0] }
         }
         guard ascends(voters), ascends(votersOutgoing), ascends(learners),
             voters.count <= Limits.votersMax, votersOutgoing.count <= Limits.votersMax,
@@ -230,7 +230,7 @@ extension Membership {
             + learners.count(where: votersOutgoing.contains)
         let named = voters.count + votersOutgoing.count + learners.count - alsoOutgoing
         return members.count == named
-            && zip(members, members.dropFirst()).allSatisfy { $0.node < $1.node }
+            && members.indices.dropFirst().allSatisfy { members[$0 - 1].node < members[$0].node }
             && members.allSatisfy {
                 (isVoter($0.node) || learners.contains($0.node)) && $0.isWithinLimits
             }

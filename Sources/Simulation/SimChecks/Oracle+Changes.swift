@@ -10,7 +10,7 @@ extension Oracle {
     /// writes it before it is in force.
     func checkChange(_ node: Int, _ entry: Entry) throws(Violation) {
         guard strictness == .rules,
-            places[Place(index: entry.index, term: entry.term)] == nil,
+            places[entry.index, entry.term] == nil,
             let before = disks[node].memberships.last,
             let after = Membership(payload: entry.payload)
         else { return }

@@ -28,15 +28,15 @@ extension Oracle {
             }
         case .appendAccepted(let match):
             guard strictness == .rules else { return }
-            let disk = disks[node]
+            let (end, term) = (disks[node].durable.lastIndex, disks[node].durableHardState.term)
             // Said under a term that is over, it may have waited while a later leader cut the entry
             // off; it was accepted before this node could help anyone to a later term.
-            guard disk.durableHardState.term <= message.term else { return }
-            if disk.durable.lastIndex < match || disk.durableHardState.term < message.term {
+            guard term <= message.term else { return }
+            if end < match || term < message.term {
                 throw breach(
                     "durable before said",
                     "n\(node + 1) acknowledges \(match) in term \(message.term); durable are "
-                        + "\(disk.durable.lastIndex) and term \(disk.durableHardState.term)")
+                        + "\(end) and term \(term)")
             }
         case .vote, .preVote: try checkCandidate(node, in: message.term)
         default: break
@@ -124,7 +124,7 @@ extension Oracle {
         log.restart(after: recovery.snapshotIndex, term: recovery.snapshotTerm)
         for entry in entries {
             let mark = EntryMark(entry)
-            let known = places[Place(index: entry.index, term: entry.term)]
+            let known = places[entry.index, entry.term]
             guard entry.index == log.lastIndex.next, let known, known.mark == mark,
                 known.previousTerm == log.lastTerm
             else {

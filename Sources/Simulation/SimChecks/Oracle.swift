@@ -31,10 +31,12 @@ package final class Oracle: WorldObserver {
 
     let strictness: Strictness
     var disks: [ShadowDisk]
+    /// `isMembershipNew` of any of them.
+    private var areMembershipsNew = false
     /// What was durable on disks that are gone: what they acknowledged was true when it was said.
     var lostDisks: [ReplicaID: ShadowLog] = [:]
     /// Log matching: what stands at a place, and the term of what stands before it.
-    var places: [Place: (mark: EntryMark, previousTerm: Term)] = [:]
+    var places = KnownPlaces()
     /// Of each membership entry: what it says.
     var changes: [Place: [UInt8]] = [:]
     var leaders: [Term: Int] = [:]
@@ -84,29 +86,27 @@ package final class Oracle: WorldObserver {
     // MARK: - Writing
 
     package func wrote(_ node: Int, _ write: LogWrite) throws(Violation) {
-        var log = disks[node].written
-        if let cut = write.truncateAfter {
-            if cut < disks[node].committed {
-                throw breach(
-                    "committed never changes",
-                    "n\(node + 1) cuts its log after \(cut), committed \(disks[node].committed)")
-            }
-            log.truncate(after: cut)
+        if let cut = write.truncateAfter, cut < disks[node].committed {
+            throw breach(
+                "committed never changes",
+                "n\(node + 1) cuts its log after \(cut), committed \(disks[node].committed)")
         }
+        // Where the log ends, entry by entry: the log itself is not copied for it.
+        var end = disks[node].written.end(truncatedAfter: write.truncateAfter)
         var marks: [EntryMark] = []
+        marks.reserveCapacity(write.entries.count)
         for entry in write.entries {
-            guard entry.index == log.lastIndex.next else {
+            guard entry.index == end.index.next else {
                 throw breach(
-                    "log without holes", "n\(node + 1) writes \(entry.index) after \(log.lastIndex)"
-                )
+                    "log without holes", "n\(node + 1) writes \(entry.index) after \(end.index)")
             }
             let mark = EntryMark(entry)
             if entry.kind == .membership {
                 try checkChange(node, entry)
                 changes[Place(index: entry.index, term: entry.term)] = entry.payload
             }
-            try match(node, entry.index, mark, previousTerm: log.lastTerm)
-            log.append(mark)
+            try match(node, entry.index, mark, previousTerm: end.term)
+            end = (entry.index, entry.term)
             marks.append(mark)
         }
         disks[node].write(
@@ -120,9 +120,8 @@ package final class Oracle: WorldObserver {
     private func match(
         _ node: Int, _ index: LogIndex, _ mark: EntryMark, previousTerm: Term
     ) throws(Violation) {
-        let place = Place(index: index, term: mark.term)
-        guard let known = places[place] else {
-            places[place] = (mark, previousTerm)
+        guard let known = places[index, mark.term] else {
+            places.add(index, mark, previousTerm: previousTerm)
             return
         }
         if known.mark != mark || known.previousTerm != previousTerm {
@@ -176,6 +175,7 @@ package final class Oracle: WorldObserver {
         disks[node].memberships = Array((disks[node].memberships + [membership]).suffix(2))
         disks[node].membershipsSinceApplied.append(membership)
         disks[node].isMembershipNew = true
+        areMembershipsNew = true
     }
 
     // MARK: - Committing
@@ -348,33 +348,40 @@ package final class Oracle: WorldObserver {
     }
 
     package func afterEvent(_ world: World) throws(Violation) {
-        if committedIndex > commitTimes.last?.index ?? .zero {
-            commitTimes.append((world.now, committedIndex))
-        }
+        let known = committedIndex
+        if known > commitTimes.last?.index ?? .zero { commitTimes.append((world.now, known)) }
+        let flyingMax = world.scenario.appendsInFlightMax
         for node in world.nodes {
             guard let shell = node.shell else { continue }
-            try checkMembershipInForce(node.index)
-            if shell.figures.isReady, shell.standing.leader == nil {
-                throw breach("who is ready is led", "n\(node.id) says that it is ready")
-            }
-            let (applied, committed) = (shell.state.appliedIndex, shell.figures.commitIndex)
-            if applied > committed {
-                throw breach(
-                    "applied is committed",
-                    "n\(node.id) has applied \(applied), committed \(committed)")
-            }
-            if committed > committedIndex {
-                throw breach(
-                    "commit rule",
-                    "n\(node.id) believes \(committed) committed, nobody committed more than "
-                        + "\(committedIndex)")
-            }
-            let flying = shell.figures.appendsInFlight
-            if flying > world.scenario.appendsInFlightMax {
-                throw breach(
-                    "queues keep their limits",
-                    "n\(node.id) has \(flying) appends on their way to one peer")
-            }
+            if areMembershipsNew { try checkMembershipInForce(node.index) }
+            try check(shell, known, flyingMax)
+        }
+        if areMembershipsNew { areMembershipsNew = disks.contains(where: \.isMembershipNew) }
+    }
+
+    /// - Note: everything is asked for once: this is done for each node after each event.
+    private func check(
+        _ shell: RaftShell, _ known: LogIndex, _ flyingMax: Int
+    ) throws(Violation) {
+        let (figures, applied) = (shell.figures, shell.state.appliedIndex)
+        if figures.isReady, shell.standing.leader == nil {
+            throw breach("who is ready is led", "n\(shell.nodeID) says that it is ready")
+        }
+        if applied > figures.commitIndex {
+            throw breach(
+                "applied is committed",
+                "n\(shell.nodeID) has applied \(applied), committed \(figures.commitIndex)")
+        }
+        if figures.commitIndex > known {
+            throw breach(
+                "commit rule",
+                "n\(shell.nodeID) believes \(figures.commitIndex) committed, nobody committed "
+                    + "more than \(known)")
+        }
+        if figures.appendsInFlight > flyingMax {
+            throw breach(
+                "queues keep their limits",
+                "n\(shell.nodeID) has \(figures.appendsInFlight) appends on their way to one peer")
         }
     }
 }

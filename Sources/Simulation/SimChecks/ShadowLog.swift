@@ -51,6 +51,13 @@ struct ShadowLog {
         marks.removeLast(Int(lastIndex.rawValue - max(index, base).rawValue))
     }
 
+    /// Where it would end.
+    func end(truncatedAfter cut: LogIndex?) -> (index: LogIndex, term: Term) {
+        guard let cut, cut < lastIndex else { return (lastIndex, lastTerm) }
+        let index = max(cut, base)
+        return (index, self[index]?.term ?? baseTerm)
+    }
+
     mutating func append(_ mark: EntryMark) { marks.append(mark) }
 
     /// Everything up to `index` may be gone now.
@@ -133,5 +140,24 @@ struct ShadowDisk {
 
     func possibleHardStates() -> [HardState] {
         [durableHardState] + pending.compactMap(\.hardState)
+    }
+}
+
+/// What stands at each place in any log, and the term of what stands before it: one entry for each
+/// term that ever had one at an index, which are few.
+struct KnownPlaces {
+    typealias Known = (mark: EntryMark, previousTerm: Term)
+
+    /// By index from 1.
+    private var places: [[Known]] = []
+
+    subscript(index: LogIndex, term: Term) -> Known? {
+        guard index > .zero, index.rawValue <= UInt64(places.count) else { return nil }
+        return places[Int(index.rawValue) - 1].first { $0.mark.term == term }
+    }
+
+    mutating func add(_ index: LogIndex, _ mark: EntryMark, previousTerm: Term) {
+        while UInt64(places.count) < index.rawValue { places.append([]) }
+        places[Int(index.rawValue) - 1].append((mark, previousTerm))
     }
 }

@@ -74,12 +74,14 @@ extension World {
     }
 
     private func isHealed() throws(Violation) -> Bool {
-        guard let members = finalMembers, clients.allSatisfy(\.isDone) else { return false }
-        let shells = members.compactMap { nodes[$0].shell }
-        guard shells.count == members.count, let first = shells.first else { return false }
-        guard shells.allSatisfy({ isLedAsOthers($0, first) }) else { return false }
+        // Asked after each event: nothing is allocated for it.
+        guard let members = finalMembers, clients.allSatisfy({ $0.isDone }),
+            let first = members.first.flatMap({ nodes[$0].shell }),
+            members.allSatisfy({ nodes[$0].shell.map { isLedAsOthers($0, first) } ?? false })
+        else { return false }
         try checkPeace(first)
-        return shells.allSatisfy { $0.state.appliedIndex == first.state.appliedIndex }
+        let applied = first.state.appliedIndex
+        return members.allSatisfy { nodes[$0].shell?.state.appliedIndex == applied }
             && first.state.meta.leaseCount == 0
             && watchers.allSatisfy { observer.isFullyTold($0.index) }
     }

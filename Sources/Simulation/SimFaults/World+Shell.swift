@@ -19,8 +19,14 @@ extension World {
         let (standing, committed) = (shell.standing, shell.figures.commitIndex)
         shell.figures = shell.core.checkedStep(
             input, now: shell.node.clock.reading(at: now), random: &shell.random, into: &effects)
-        let wanted = effects
-        effects.removeAll(keepingCapacity: true)
+        // Two buffers change places: emptied while it is shared, one would be allocated anew.
+        var wanted = spareEffects
+        spareEffects = []
+        swap(&wanted, &effects)
+        defer {
+            wanted.removeAll(keepingCapacity: true)
+            spareEffects = wanted
+        }
         // Announced last, in force for the whole step.
         for case .standing(let standing) in wanted { try changed(standing, shell) }
         for effect in wanted { try obey(effect, shell) }

@@ -42,6 +42,8 @@ package final class World {
     /// The next write that a node follows.
     var nextWrite: UInt64 = 1
     var effects: [RaftEffect] = []
+    /// An empty buffer for `effects`, while the former one is worked off.
+    var spareEffects: [RaftEffect] = []
     /// The disk that is lost and not yet replaced.
     var replacement: Replacement?
     /// When the last leader's raft daemon ended, until there is another.
@@ -302,6 +304,7 @@ package final class World {
     }
 
     func sendDepartures() {
+        if network.departures.isEmpty { return }
         for departure in network.departures {
             heap.schedule(.segment(departure.segment), at: departure.at)
         }
