@@ -65,8 +65,9 @@ package struct Message: Equatable, Sendable {
         /// Some of it, in that order; with `isLast` the rest.
         case salvageReply(
             afterIndex: LogIndex, afterTerm: Term, entries: [Entry], isLast: Bool)
-        /// One piece of a snapshot; at most `Limits.snapshotChunkBytesMax` bytes.
-        case snapshotChunk(SnapshotChunk)
+        /// One piece of a snapshot; at most `Limits.snapshotChunkBytesMax` bytes. Indirect, so that all
+        /// other messages are half as large.
+        indirect case snapshotChunk(SnapshotChunk)
         /// Up to which byte the snapshot has been taken in; `installed` once it is in force.
         case snapshotReply(id: UInt64, received: UInt64, installed: Bool, refused: Bool)
     }

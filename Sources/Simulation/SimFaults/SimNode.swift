@@ -96,6 +96,9 @@ package final class RaftShell {
 
     /// It owns this: a strong reference would keep both for ever.
     unowned let node: SimNode
+    /// What is asked of the node most often.
+    let index: Int
+    let clock: SimClock
     let life: UInt64
     package internal(set) var core: RaftCore
     /// As the core's last step left it.
@@ -162,6 +165,8 @@ package final class RaftShell {
 
     // Raft.
     var wakeAt: MonotonicInstant?
+    /// What the node's clock shows then.
+    var wakeReading = MonotonicInstant.zero
     package internal(set) var standing = RaftStanding(role: .follower, term: .zero, leader: nil)
     package internal(set) var membership: Membership?
     var outgoing: [SnapshotTransfer] = []
@@ -174,6 +179,8 @@ package final class RaftShell {
         table: ProposalTable, random: RandomSource, peers: Int
     ) {
         self.node = node
+        index = node.index
+        clock = node.clock
         life = node.life
         self.core = core
         figures = self.core.figures()

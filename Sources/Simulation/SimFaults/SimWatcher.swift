@@ -112,20 +112,20 @@ final class SimWatchShell: WatchShell {
 
     func dispatchLater(at time: MonotonicInstant) {
         world.heap.schedule(
-            .watchDispatch(node: shell.node.index, life: shell.life),
-            at: shell.node.clock.time(showing: time, from: world.now))
+            .watchDispatch(node: shell.index, life: shell.life),
+            at: shell.clock.time(showing: time, from: world.now))
     }
 
     private func deliverSoon() {
         world.schedule(
-            .watchAnswers(node: shell.node.index, life: shell.life),
+            .watchAnswers(node: shell.index, life: shell.life),
             after: world.drawPace(.milliseconds(2)))
     }
 
     /// Before the next batch is applied, at the latest.
     func deliver() {
         while !answers.isEmpty {
-            let now = shell.node.clock.reading(at: world.now)
+            let now = shell.clock.reading(at: world.now)
             switch answers.removeFirst() {
             case .recording(let generation, let revision):
                 feed.recordingBegan(generation, at: revision, now: now)

@@ -22,7 +22,7 @@ extension World {
         note("n\(shell.node.id) is backed up at \(shell.state.appliedIndex)")
         do {
             let (header, restored) = try restore(try backUp(shell), shell)
-            try observer.restored(shell.node.index, header, restored, from: shell.state)
+            try observer.restored(shell.index, header, restored, from: shell.state)
         } catch let violation as Violation {
             throw violation
         } catch {

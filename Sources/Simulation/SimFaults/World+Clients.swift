@@ -155,7 +155,7 @@ extension World {
         case .propose(let payload): try follow(payload, for: request, shell)
         case .read(let read):
             let number = shell.table.takeNumber()
-            let clock = shell.node.clock.reading(at: now)
+            let clock = shell.clock.reading(at: now)
             if let bound = read.staleness, shell.freshness.holds(within: bound, now: clock) {
                 return try answerAtOnce(request, read, shell)
             }
@@ -166,7 +166,7 @@ extension World {
             shell.reads[number] = request
             shell.readsBegan[number] = clock
             shell.asking[number] = clock
-            observer.readBegan(shell.node.index, number: number)
+            observer.readBegan(shell.index, number: number)
             try feed(shell, .read(ReadID(number)))
         }
     }

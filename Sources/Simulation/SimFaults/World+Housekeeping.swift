@@ -48,10 +48,10 @@ extension World {
     private func arrangeLeaseLook(_ shell: RaftShell, atLeast: Duration) {
         guard !shell.isLeaseLookArranged, let due = shell.state.leaseExpiryHint else { return }
         shell.isLeaseLookArranged = true
-        let time = shell.core.time(now: shell.node.clock.reading(at: now))
+        let time = shell.core.time(now: shell.clock.reading(at: now))
         let wait = due > time ? due.milliseconds - time.milliseconds : 0
         schedule(
-            .keepHouse(node: shell.node.index, life: shell.life),
+            .keepHouse(node: shell.index, life: shell.life),
             after: max(atLeast, min(.milliseconds(Int64(wait)), .seconds(1))))
     }
 
@@ -60,7 +60,7 @@ extension World {
         guard shell.standing.role == .leader, let due = shell.state.nextLeaseExpiry() else {
             return
         }
-        let time = shell.core.time(now: shell.node.clock.reading(at: now))
+        let time = shell.core.time(now: shell.clock.reading(at: now))
         guard due <= time else { return arrangeLeaseLook(shell, atLeast: .zero) }
         try propose(.expireLeases, shell)
         arrangeLeaseLook(shell, atLeast: .milliseconds(250))
@@ -70,7 +70,7 @@ extension World {
         guard !shell.isSessionLookArranged, shell.state.nextSessionExpiry() != nil else { return }
         shell.isSessionLookArranged = true
         schedule(
-            .lookForSessions(node: shell.node.index, life: shell.life),
+            .lookForSessions(node: shell.index, life: shell.life),
             after: scenario.sessionTimeout / 4)
     }
 
@@ -79,7 +79,7 @@ extension World {
         guard shell.standing.role == .leader, let due = shell.state.nextSessionExpiry() else {
             return
         }
-        if due <= shell.core.time(now: shell.node.clock.reading(at: now)) {
+        if due <= shell.core.time(now: shell.clock.reading(at: now)) {
             try propose(.expireSessions, shell)
         }
         arrangeSessionLook(shell)

@@ -18,7 +18,7 @@ extension World {
         precondition(effects.isEmpty, "a core is never stepped while it is being obeyed")
         let (standing, committed) = (shell.standing, shell.figures.commitIndex)
         shell.figures = shell.core.checkedStep(
-            input, now: shell.node.clock.reading(at: now), random: &shell.random, into: &effects)
+            input, now: shell.clock.reading(at: now), random: &shell.random, into: &effects)
         // Two buffers change places: emptied while it is shared, one would be allocated anew.
         var wanted = spareEffects
         spareEffects = []
@@ -37,14 +37,14 @@ extension World {
             // Who commits its own removal steps down in the same step.
             let leading = [shell.standing, standing].first { $0.role == .leader }
             try observer.committed(
-                shell.node.index, upTo: shell.figures.commitIndex, leading: leading?.term)
+                shell.index, upTo: shell.figures.commitIndex, leading: leading?.term)
         }
         try startStorage(shell)
         arrangeWake(shell)
     }
 
     private func obey(_ effect: RaftEffect, _ shell: RaftShell) throws(Violation) {
-        let index = shell.node.index
+        let index = shell.index
         switch effect {
         case .write(let write):
             trace.fold(write.ticket.number)
@@ -105,7 +105,7 @@ extension World {
         note(
             "n\(shell.node.id) \(standing.role) in term \(standing.term), leader "
                 + (standing.leader.map { "n\($0)" } ?? "unknown"))
-        try observer.standing(shell.node.index, standing)
+        try observer.standing(shell.index, standing)
     }
 
     private func noteProgress(_ index: LogIndex) {
@@ -118,16 +118,18 @@ extension World {
 
     private func arrangeWake(_ shell: RaftShell) {
         guard let deadline = shell.figures.deadline else { return }
-        let time = shell.node.clock.time(showing: deadline, from: now)
+        if shell.wakeAt != nil, shell.wakeReading <= deadline { return }
+        let time = shell.clock.time(showing: deadline, from: now)
         if let planned = shell.wakeAt, planned <= time { return }
         shell.wakeAt = time
-        heap.schedule(.wake(node: shell.node.index, life: shell.life), at: time)
+        shell.wakeReading = deadline
+        heap.schedule(.wake(node: shell.index, life: shell.life), at: time)
     }
 
     func wake(_ shell: RaftShell) throws(Violation) {
         if let planned = shell.wakeAt, planned > now { return }
         shell.wakeAt = nil
-        if let deadline = shell.figures.deadline, deadline <= shell.node.clock.reading(at: now) {
+        if let deadline = shell.figures.deadline, deadline <= shell.clock.reading(at: now) {
             try feed(shell, .timeout)
             try checkReads(shell)
         } else {
@@ -137,7 +139,7 @@ extension World {
 
     /// A read waits for the one before it at the longest, and then as long again.
     private func checkReads(_ shell: RaftShell) throws(Violation) {
-        let clock = shell.node.clock.reading(at: now)
+        let clock = shell.clock.reading(at: now)
         let patience = scenario.electionTimeoutMin * 2 + scenario.heartbeatInterval
         guard shell.asking.contains(where: { clock - $0.value > patience }) else { return }
         throw Violation(
@@ -185,9 +187,9 @@ extension World {
         let bytes = writer.bytes
         trace.fold(bytes)
         note("n\(message.from) -> n\(message.to) t\(message.term) \(Self.brief(message.body))")
-        try observer.sent(shell.node.index, message)
+        try observer.sent(shell.index, message)
         network.send(
-            from: shell.node.index, to: peer, lane: Int(message.lane.rawValue), payload: bytes,
+            from: shell.index, to: peer, lane: Int(message.lane.rawValue), payload: bytes,
             now: now)
     }
 
@@ -247,7 +249,7 @@ extension World {
         shell.syncing = batch
         var latency = storageRandom.uniform(scenario.syncLatencyMin, scenario.syncLatencyMax)
         if shell.node.isDiskSlow { latency = latency * 30 }
-        schedule(.synced(node: shell.node.index, life: shell.life), after: latency)
+        schedule(.synced(node: shell.index, life: shell.life), after: latency)
     }
 
     func synced(_ shell: RaftShell) throws(Violation) {
@@ -263,7 +265,7 @@ extension World {
             if let cut = write.truncateAfter { shell.durableIndex = min(shell.durableIndex, cut) }
             if let entry = write.entries.last { shell.durableIndex = entry.index }
         }
-        try observer.synced(shell.node.index, batch)
+        try observer.synced(shell.index, batch)
         try releaseHeld(shell)
         try feed(shell, .durable(last.ticket))
     }
@@ -290,7 +292,7 @@ extension World {
         guard !shell.isApplyScheduled, !shell.committed.isEmpty else { return }
         shell.isApplyScheduled = true
         schedule(
-            .apply(node: shell.node.index, life: shell.life),
+            .apply(node: shell.index, life: shell.life),
             after: storageRandom.uniform(.microseconds(1), scenario.applyLatencyMax))
     }
 
@@ -305,7 +307,7 @@ extension World {
             batch = try nextBatch(shell)
             if batch.isEmpty { return scheduleApply(shell) }
             shell.state.localTime = shell.core.time(
-                now: shell.node.clock.reading(at: now))
+                now: shell.clock.reading(at: now))
             results = try shell.state.apply(batch)
             stored = try shell.node.database?.state?.apply(batch)
         } catch {
@@ -315,14 +317,14 @@ extension World {
         if let stored { try compare(stored, with: results, batch, shell) }
         let hash = shell.state.contentHash()
         trace.fold(hash)
-        try observer.applied(shell.node.index, batch, contentHash: hash)
-        try observer.applied(shell.node.index, batch, results, shell.state)
+        try observer.applied(shell.index, batch, contentHash: hash)
+        try observer.applied(shell.index, batch, results, shell.state)
         try answerWrites(batch, results, shell)
         try answerReads(shell)
         guard shell.node.shell === shell else { return }
         shell.watching?.feed.applied(
             shell.state.takeRecording(), upTo: shell.state.revision,
-            now: shell.node.clock.reading(at: now))
+            now: shell.clock.reading(at: now))
         try feed(shell, .applied(shell.state.appliedIndex))
         try checkpointIfDue(shell)
         scheduleApply(shell)
@@ -372,7 +374,7 @@ extension World {
             }
             guard let request = shell.reads[read.number], case .read(let look) = request.body
             else { continue }
-            let index = shell.node.index
+            let index = shell.index
             let found = look.answer(from: shell.state)
             try compare(found, with: look, shell)
             guard shell.node.shell === shell else { return }
@@ -395,7 +397,7 @@ extension World {
             return answer(request, .compacted)
         }
         statistics.staleReads += 1
-        try observer.lookedStale(shell.node.index, read, found, now: now)
+        try observer.lookedStale(shell.index, read, found, now: now)
         answer(request, .read(found))
     }
 
@@ -441,7 +443,7 @@ extension World {
             try stop(shell, error)
             return
         }
-        observer.discarded(shell.node.index, upTo: cut)
+        observer.discarded(shell.index, upTo: cut)
         try feed(shell, .logDiscarded(upTo: cut, term: term))
     }
 }

@@ -46,7 +46,7 @@ extension World {
             bytes: Array(transfer.bytes[transfer.sent..<end]), isLast: end == transfer.bytes.count)
         schedule(
             .snapshotTimeout(
-                node: shell.node.index, life: shell.life,
+                node: shell.index, life: shell.life,
                 transfer: transfer.id ^ UInt64(transfer.sent)),
             after: snapshotPatience())
         try transmit(
@@ -137,7 +137,7 @@ extension World {
         shell.durableIndex = intake.meta.index
         note("n\(shell.node.id) installed a snapshot at \(intake.meta.index)")
         try observer.installed(
-            shell.node.index, intake.meta, contentHash: shell.state.contentHash())
+            shell.index, intake.meta, contentHash: shell.state.contentHash())
         shell.watching?.feed.skipped()
         try skipped(shell)
         try answerReads(shell)

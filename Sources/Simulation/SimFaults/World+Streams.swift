@@ -21,7 +21,7 @@ extension World {
             shell.netFailures += 1
             let wait = scenario.redialGrace / 15 * (1 << min(shell.netFailures, 6))
             schedule(
-                .connectNet(node: shell.node.index, life: shell.life),
+                .connectNet(node: shell.index, life: shell.life),
                 after: min(wait, scenario.redialGrace * 3))
             return
         }
@@ -51,7 +51,7 @@ extension World {
         trace.fold(bytes)
         schedule(
             .fromRaft(
-                node: shell.node.index, net: net, life: shell.life, request: request, lane: lane,
+                node: shell.index, net: net, life: shell.life, request: request, lane: lane,
                 bytes), after: Self.socketDelay)
     }
 
@@ -139,7 +139,7 @@ extension World {
             // Subscribed: the second answer on this connection.
             guard shell.netAnswers == 2 else { return }
             try feed(shell, .ownNetRestored)
-            for peer in nodes.indices where peer != shell.node.index {
+            for peer in nodes.indices where peer != shell.index {
                 dialAgain(shell, peer)
                 if shell.peers[peer].standing == .broken { startGrace(shell, peer) }
             }
@@ -167,7 +167,7 @@ extension World {
         shell.netAnswers = 0
         try feed(shell, .ownNetLost)
         guard shell.node.shell === shell else { return }
-        let node = shell.node.index
+        let node = shell.index
         for peer in nodes.indices where peer != node {
             for lane in Lane.allCases {
                 let index = Int(lane.rawValue)
@@ -295,7 +295,7 @@ extension World {
         let wait = scenario.redialGrace / 30 * (1 << min(shell.peers[peer].failures[index], 7))
         shell.peers[peer].failures[index] += 1
         schedule(
-            .dialLane(node: shell.node.index, life: shell.life, peer: peer, lane: lane),
+            .dialLane(node: shell.index, life: shell.life, peer: peer, lane: lane),
             after: min(wait, scenario.redialGrace * 10 / 3))
     }
 
@@ -308,7 +308,7 @@ extension World {
         // It may have ended before its number was known here.
         if !streams.contains(where: { $0.number == stream }) {
             schedule(
-                .streamGone(node: shell.node.index, life: shell.life, stream: stream, peer: peer),
+                .streamGone(node: shell.index, life: shell.life, stream: stream, peer: peer),
                 after: Self.socketDelay)
         }
     }
@@ -322,7 +322,7 @@ extension World {
         ).encode(into: &writer)
         trace.fold(writer.bytes)
         network.send(
-            from: shell.node.index, to: peer, lane: base + Int(lane.rawValue),
+            from: shell.index, to: peer, lane: base + Int(lane.rawValue),
             payload: writer.bytes, now: now)
     }
 
@@ -409,7 +409,7 @@ extension World {
         shell.peers[peer].grace += 1
         schedule(
             .graceOver(
-                node: shell.node.index, life: shell.life, peer: peer,
+                node: shell.index, life: shell.life, peer: peer,
                 grace: shell.peers[peer].grace), after: scenario.redialGrace)
     }
 

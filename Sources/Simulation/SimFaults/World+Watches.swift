@@ -70,7 +70,7 @@ extension World {
         observer.watchOpened(watcher.index, watcher.shape, from: start)
         shell.watches(in: self).feed.open(
             session, watcher, watcher.shape, from: start, current: shell.state.revision,
-            wantsProgress: watcher.index % 2 == 0, now: shell.node.clock.reading(at: now))
+            wantsProgress: watcher.index % 2 == 0, now: shell.clock.reading(at: now))
         // Now and then it goes elsewhere by itself.
         schedule(
             .watchLeaves(watcher: watcher.index, session: session),
@@ -119,13 +119,12 @@ extension World {
 
     func watchWritable(_ watcher: SimWatcher, _ session: UInt64, _ shell: RaftShell) {
         guard session == watcher.session, watcher.life == shell.life else { return }
-        shell.watching?.feed.writable(watcher, now: shell.node.clock.reading(at: now))
+        shell.watching?.feed.writable(watcher, now: shell.clock.reading(at: now))
     }
 
     /// The daemon has ended: its connections close, at once or after what was on its way.
     func endWatches(of shell: RaftShell) {
-        for watcher in watchers where watcher.node == shell.node.index && watcher.life == shell.life
-        {
+        for watcher in watchers where watcher.node == shell.index && watcher.life == shell.life {
             watcher.watches = [:]
             schedule(
                 .watchLost(watcher: watcher.index, session: watcher.session),

@@ -121,7 +121,7 @@ extension World {
             }
             shell.replicas[peer] = member.replica
             schedule(
-                .replicaLearned(node: shell.node.index, life: shell.life, peer: peer),
+                .replicaLearned(node: shell.index, life: shell.life, peer: peer),
                 after: .microseconds(20))
         }
     }

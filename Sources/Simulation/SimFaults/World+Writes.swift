@@ -35,7 +35,7 @@ extension World {
     func follow(
         _ payload: [UInt8], for request: ClientRequest?, _ shell: RaftShell
     ) throws(Violation) {
-        let clock = shell.node.clock.reading(at: now)
+        let clock = shell.clock.reading(at: now)
         var kind = WriteClass.housekeeping
         var deadline: MonotonicInstant?
         if request != nil {
@@ -100,7 +100,7 @@ extension World {
         let wait =
             proposalRandom.chance(1, in: 8)
             ? Duration.milliseconds(2) : proposalRandom.uniform(.zero, .microseconds(50))
-        schedule(.turn(node: shell.node.index, life: shell.life), after: wait)
+        schedule(.turn(node: shell.index, life: shell.life), after: wait)
     }
 
     func endTurn(_ shell: RaftShell) throws(Violation) {
@@ -123,12 +123,12 @@ extension World {
                 let (id, _) = shell.table.applied(origin.number),
                 let request = release(id, shell)?.request
             else { continue }
-            try observer.answered(shell.node.index, entry)
+            try observer.answered(shell.index, entry)
             answer(request, .result(result))
         }
         guard let last = entries.last else { return }
         shell.table.applied(
-            upTo: last.term, now: shell.node.clock.reading(at: now), into: &shell.tableEffects)
+            upTo: last.term, now: shell.clock.reading(at: now), into: &shell.tableEffects)
         try obeyTable(shell)
     }
 
@@ -144,7 +144,7 @@ extension World {
     func proposeWaiting(_ standing: RaftStanding, _ shell: RaftShell) throws(Violation) {
         guard standing.leader != nil else { return }
         shell.table.leaderKnown(
-            now: shell.node.clock.reading(at: now), into: &shell.tableEffects)
+            now: shell.clock.reading(at: now), into: &shell.tableEffects)
         try obeyTable(shell)
     }
 
@@ -165,7 +165,7 @@ extension World {
     }
 
     func skipped(_ shell: RaftShell) throws(Violation) {
-        shell.table.skipped(now: shell.node.clock.reading(at: now), into: &shell.tableEffects)
+        shell.table.skipped(now: shell.clock.reading(at: now), into: &shell.tableEffects)
         try obeyTable(shell)
     }
 
@@ -174,19 +174,19 @@ extension World {
     private func arrangeSweep(_ shell: RaftShell) {
         guard
             let deadline = shell.table.deadline(
-                now: shell.node.clock.reading(at: now), hasLeader: shell.standing.leader != nil)
+                now: shell.clock.reading(at: now), hasLeader: shell.standing.leader != nil)
         else { return }
-        let time = shell.node.clock.time(showing: deadline, from: now)
+        let time = shell.clock.time(showing: deadline, from: now)
         if let planned = shell.sweepAt, planned <= time { return }
         shell.sweepAt = time
-        heap.schedule(.sweep(node: shell.node.index, life: shell.life), at: time)
+        heap.schedule(.sweep(node: shell.index, life: shell.life), at: time)
     }
 
     func sweep(_ shell: RaftShell) throws(Violation) {
         if let planned = shell.sweepAt, planned > now { return }
         shell.sweepAt = nil
         shell.table.sweep(
-            now: shell.node.clock.reading(at: now), hasLeader: shell.standing.leader != nil,
+            now: shell.clock.reading(at: now), hasLeader: shell.standing.leader != nil,
             into: &shell.tableEffects)
         try obeyTable(shell)
     }

@@ -22,7 +22,7 @@ package final class World {
     /// Events so far.
     package private(set) var step: UInt64 = 0
     package internal(set) var part = Part.founding
-    package internal(set) var nodes: [SimNode] = []
+    package let nodes: [SimNode]
     package internal(set) var history: [ClientOperation] = []
     package internal(set) var statistics = Statistics()
 
@@ -137,13 +137,12 @@ package final class World {
         lookRandom = source.split()
         mischiefRandom = source.split()
         proposalRandom = source.split()
-        for index in 0..<scenario.nodes {
+        nodes = (0..<scenario.nodes).map { index in
             let drift = scenario.clockDriftPPMMax
             let clock = SimClock(
                 offset: hardware.uniform(0..<1_000_000_000_000),
                 driftPPM: drift == 0 ? 0 : Int64(hardware.uniform(0..<Int(2 * drift))) - drift)
-            nodes.append(
-                SimNode(index: index, disk: SimDisk(seed: hardware.next()), clock: clock))
+            return SimNode(index: index, disk: SimDisk(seed: hardware.next()), clock: clock)
         }
         clients = (0..<scenario.clients).map { index in
             SimClient(
@@ -285,7 +284,7 @@ package final class World {
         case .lookForSessions: try lookForSessions(shell)
         case .watchAnswers: shell.watching?.deliver()
         case .watchDispatch:
-            shell.watching?.feed.dispatchDue(now: shell.node.clock.reading(at: now))
+            shell.watching?.feed.dispatchDue(now: shell.clock.reading(at: now))
         case .watchWritable(_, _, let watcher, let session):
             watchWritable(watchers[watcher], session, shell)
         case .watchOpens(_, let watcher, let session): open(watchers[watcher], session, shell)

@@ -86,6 +86,7 @@ final class Inode {
 
     static func put(_ bytes: [UInt8], at offset: Int, into content: inout [UInt8]) {
         let end = offset + bytes.count
+        if offset == content.count { return content.append(contentsOf: bytes) }
         if content.count < end { resize(&content, to: end) }
         content.withUnsafeMutableBytes { target in
             bytes.withUnsafeBytes { source in
@@ -99,7 +100,7 @@ final class Inode {
         if count < content.count {
             content.removeLast(content.count - count)
         } else {
-            content.append(contentsOf: repeatElement(0, count: count - content.count))
+            content += [UInt8](repeating: 0, count: count - content.count)
         }
     }
 }
