@@ -53,8 +53,8 @@ package struct LinkMachine: Machine {
 
     package var deadline: MonotonicInstant? {
         var earliest: MonotonicInstant?
-        for peer in peers.values {
-            guard let next = peer.deadline(configuration) else { continue }
+        for place in peers.values.indices {
+            guard let next = peers.values[place].deadline(configuration) else { continue }
             earliest = min(earliest ?? next, next)
         }
         return earliest

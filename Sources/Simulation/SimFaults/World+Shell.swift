@@ -30,14 +30,14 @@ extension World {
         // Announced last, in force for the whole step.
         for case .standing(let standing) in wanted { try changed(standing, shell) }
         for effect in wanted { try obey(effect, shell) }
-        if shell.figures.commitIndex > committed {
-            note("n\(shell.node.id) committed up to \(shell.figures.commitIndex)")
-            trace.fold(shell.figures.commitIndex.rawValue)
-            noteProgress(shell.figures.commitIndex)
+        let reached = shell.figures.commitIndex
+        if reached > committed {
+            note("n\(shell.node.id) committed up to \(reached)")
+            trace.fold(reached.rawValue)
+            noteProgress(reached)
             // Who commits its own removal steps down in the same step.
             let leading = [shell.standing, standing].first { $0.role == .leader }
-            try observer.committed(
-                shell.index, upTo: shell.figures.commitIndex, leading: leading?.term)
+            try observer.committed(shell.index, upTo: reached, leading: leading?.term)
         }
         try startStorage(shell)
         arrangeWake(shell)
@@ -237,7 +237,7 @@ extension World {
 
     /// One batch at a time: everything that has arrived while the last one was synced.
     func startStorage(_ shell: RaftShell) throws(Violation) {
-        guard shell.syncing == nil, !shell.writes.isEmpty else { return }
+        guard !shell.writes.isEmpty, shell.syncing == nil else { return }
         let batch = shell.writes
         shell.writes.removeAll(keepingCapacity: true)
         do throws(StorageError) {
@@ -289,7 +289,7 @@ extension World {
     // MARK: - Applying
 
     func scheduleApply(_ shell: RaftShell) {
-        guard !shell.isApplyScheduled, !shell.committed.isEmpty else { return }
+        guard !shell.committed.isEmpty, !shell.isApplyScheduled else { return }
         shell.isApplyScheduled = true
         schedule(
             .apply(node: shell.index, life: shell.life),

@@ -41,7 +41,7 @@ final class Inode {
                 }
             }
         }
-        pending.removeAll()
+        pending.removeAll(keepingCapacity: true)
     }
 
     func losePower(_ loss: PowerLoss, random: inout RandomSource) {
