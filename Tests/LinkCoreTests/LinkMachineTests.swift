@@ -200,6 +200,44 @@ func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else
             ])
     }
 
+    /// A node that was stopped for long wakes with the connection from before; its peer has given
+    /// that up in silence and dialled anew. Nobody will ever tell that the old one is dead.
+    @Test(arguments: [true, false], [UInt8(1), 3])
+    func aConnectionThatThePeerHasForgottenIsReplacedByTheOneItDials(
+        wasInbound: Bool, own: UInt8
+    ) {
+        var bench = Bench(own: own)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        _ = bench.pass(.milliseconds(20))
+        _ = bench.prove(1, 2, isInbound: wasInbound)
+        _ = bench.step(.carrying(LinkID(1), true))
+        #expect(bench.pass(.seconds(20)) == [])
+        #expect(
+            bench.prove(2, 2, isInbound: true) == [
+                .close(LinkID(1), .superseded), .primary(endpoint(2), LinkID(2)),
+            ])
+        #expect(bench.pass(.seconds(60)) == [], "nothing flaps afterwards")
+        #expect(bench.machine.primary(of: endpoint(2)) == LinkID(2))
+    }
+
+    /// However slow the second of two dials that crossed was: both sides have both connections.
+    @Test func aDialThatCrossedSupersedesNothing() {
+        var small = Bench(own: 1)
+        var great = Bench(own: 2)
+        _ = small.step(.members([peer(2)], isClosed: true))
+        _ = great.step(.members([peer(1)], isClosed: true))
+        _ = great.pass(.milliseconds(20))
+        _ = small.prove(1, 2, isInbound: false)
+        _ = great.prove(1, 1, isInbound: true)
+        let slowest = Limits.connectTimeout + .seconds(2)
+        _ = small.pass(slowest)
+        _ = great.pass(slowest)
+        #expect(small.prove(2, 2, isInbound: true) == [])
+        #expect(great.prove(2, 1, isInbound: false) == [])
+        #expect(small.machine.primary(of: endpoint(2)) == LinkID(1))
+        #expect(great.machine.primary(of: endpoint(1)) == LinkID(1))
+    }
+
     @Test func whileClosedOnlyMembersAreDialledAndAdmitted() {
         var bench = Bench(own: 1)
         #expect(bench.step(.configured([peer(2), peer(3)])).count == 2)

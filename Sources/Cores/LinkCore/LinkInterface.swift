@@ -22,6 +22,10 @@ package struct LinkConfiguration: Sendable {
     /// How much later the side with the greater id begins to dial, so that two nodes that start or
     /// lose each other at once seldom make two connections.
     package var courtesy: Duration = .milliseconds(20)
+    /// Longest time between the proofs of two connections whose dials crossed: the connect timeout,
+    /// the time for the proof, and a little for what is slow on one side only. A peer that
+    /// dials later than that has no connection any more.
+    package var crossingMax: Duration = Limits.connectTimeout + .seconds(5)
     /// How long a lost connection may take to come back before it is reported.
     package var redialGrace: Duration = Limits.redialGrace
     /// How long a superfluous connection must be without streams before its dialler closes it.
@@ -103,7 +107,7 @@ package enum LinkInput: Equatable, Sendable {
 
 /// Why a connection is to be closed.
 package enum LinkClose: Equatable, Sendable {
-    /// The peer has restarted and has a newer connection.
+    /// The peer has a newer connection and knows this one no more: it has restarted, or has lost it.
     case superseded
     /// There is a better one, and this one has no streams left.
     case duplicate

@@ -10,7 +10,8 @@ import AspenTypes
 /// - Two nodes that dial each other at once have two connections. New streams go to the one that
 ///   the smaller endpoint id dialled, then to the newest; both sides see the same two and choose
 ///   alike. The other keeps its streams and is closed by its dialler once it has none, so nothing
-///   flaps. A peer that has restarted (another incarnation) makes its former connections void.
+///   flaps. A peer that has restarted (another incarnation) makes its former connections void, and
+///   so does one that dials again long after: it would not if it had them still.
 /// - A lost connection is reported only after the redial grace, a service that is seen to end at
 ///   once. A net that has just restarted says `unknown` of its service: that is not `gone`.
 package struct LinkMachine: Machine {
@@ -37,8 +38,8 @@ package struct LinkMachine: Machine {
         case .wanted(let endpoint): want(endpoint, now)
         case .proved(let id, let endpoint, let isInbound, let incarnation, let service):
             let link = Link(
-                id: id, isInbound: isInbound, incarnation: incarnation, service: service,
-                idleSince: now)
+                id: id, isInbound: isInbound, incarnation: incarnation, provedAt: now,
+                service: service, idleSince: now)
             proved(link, endpoint, now, &effects)
         case .dialFailed(let endpoint, let failure):
             dialFailed(endpoint, failure, now, &random)
@@ -206,11 +207,11 @@ package struct LinkMachine: Machine {
         }
         insert(endpoint, now)
         guard var peer = peers[endpoint] else { return }
-        for old in peer.links where old.incarnation != link.incarnation {
+        for old in peer.links where link.supersedes(old, configuration) {
             owners[old.id] = nil
             effects.append(.close(old.id, .superseded))
         }
-        peer.links.removeAll { $0.incarnation != link.incarnation }
+        peer.links.removeAll { link.supersedes($0, configuration) }
         owners[link.id] = endpoint
         // Newest first among equals; those that the smaller id dialled before all others.
         let preferred = configuration.own < endpoint

@@ -8,9 +8,21 @@ struct Link: Equatable, Sendable {
     let id: LinkID
     let isInbound: Bool
     let incarnation: UInt64
+    let provedAt: MonotonicInstant
     var service: ServiceState
     /// Since when it carries no streams; nil while it does.
     var idleSince: MonotonicInstant?
+}
+
+extension Link {
+    /// Whether the peer has no use for `old` any more, now that this one is proved. A net dials only
+    /// while it has no connection: one that dials us long after `old` was proved has lost that
+    /// one, though we may not know (a process that was stopped wakes with connections that its peers
+    /// have given up in silence). Soon after, the two dials may have crossed, and both live.
+    func supersedes(_ old: Link, _ configuration: LinkConfiguration) -> Bool {
+        old.incarnation != incarnation
+            || (isInbound && provedAt - old.provedAt > configuration.crossingMax)
+    }
 }
 
 /// What is known of one peer.
