@@ -38,6 +38,8 @@ struct Peer {
     /// When the last append left or the last progress was made.
     var movedAt: MonotonicInstant
     var heardAt: MonotonicInstant
+    /// It has answered under this leadership; before, `heardAt` is when that began.
+    var hasAnswered = false
     /// The newest commit index sent to it.
     var sentCommit = LogIndex.zero
     /// The newest round it has answered.
@@ -95,6 +97,9 @@ package struct RaftPeerStatus: Equatable, Sendable {
     package var state: ReplicationState
     /// When anything of this term was last heard from it.
     package var heardAt: MonotonicInstant
+    /// It has answered under this leadership, and within the least election timeout: what a leader
+    /// needs of a quorum to go on leading.
+    package var isAnswering: Bool
     package var isVoter: Bool
     package var isRegressed: Bool
     package var isRepairing: Bool
@@ -134,7 +139,10 @@ extension RaftCore {
         return peers.map {
             RaftPeerStatus(
                 node: $0.node, match: $0.match, next: $0.next, state: $0.state,
-                heardAt: $0.heardAt, isVoter: $0.isVoter, isRegressed: $0.isRegressed,
+                heardAt: $0.heardAt,
+                isAnswering: $0.hasAnswered
+                    && now - $0.heardAt < configuration.electionTimeoutMin, isVoter: $0.isVoter,
+                isRegressed: $0.isRegressed,
                 isRepairing: $0.isRepairing, isCaughtUp: hasCaughtUp($0, now: now))
         }
     }

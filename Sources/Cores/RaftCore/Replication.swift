@@ -182,6 +182,7 @@ extension RaftCore {
     /// Any answer shows that the peer lives and that the link is up.
     mutating func heard(_ peer: Int, _ turn: inout Turn) {
         peers[peer].heardAt = turn.now
+        peers[peer].hasAnswered = true
         guard !peers[peer].isLinked else { return }
         peers[peer].isLinked = true
         restartReplication(to: peer, &turn)

@@ -31,29 +31,6 @@ extension ClientService {
         origin.reply(WireResponse(.getLeader(body)))
     }
 
-    func getHealth(_ origin: RequestOrigin) {
-        var body = Aspen_Client_V1_GetHealthResponse()
-        body.nodeID = options.raft.node.rawValue
-        (body.status, body.detail) = health
-        origin.reply(WireResponse(.getHealth(body)))
-    }
-
-    private var health: (status: String, detail: String) {
-        guard let membership = node.membership else {
-            return ("unavailable", outsideCluster.message)
-        }
-        guard node.standing.leader != nil else {
-            return ("unavailable", "no leader in term \(node.standing.term)")
-        }
-        let voters = membership.voters
-        let up = voters.filter { links.isReachable($0) }.count
-        let quorum = voters.count / 2 + 1
-        if up == voters.count { return ("healthy", "all \(voters.count) voters are up") }
-        let detail = "\(up) of \(voters.count) voters are up, \(quorum) are needed"
-        if up > quorum { return ("healthy", detail) }
-        return up == quorum ? ("degraded", detail) : ("unavailable", detail)
-    }
-
     private func ownStatus(dataBytes: UInt64) -> WireNodeStatus {
         var status = WireNodeStatus()
         let own = options.raft.node

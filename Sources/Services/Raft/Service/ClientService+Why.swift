@@ -134,7 +134,7 @@ extension ClientService {
             return "node \(id) is \(role), but not believed: it has lost entries that it had "
                 + "acknowledged; remove it, empty its data directory and add it again"
         }
-        if !links.isReachable(id) {
+        if !links.isReachable(id) || !peer.isAnswering {
             return "node \(id) is \(role), but the leader cannot reach it: is it running, and does "
                 + "its machine answer?"
         }

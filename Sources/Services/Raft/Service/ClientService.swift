@@ -203,7 +203,8 @@ final class ClientService: @unchecked Sendable {
             sink: PeerSink(channel), id: id, deadline: deadline(milliseconds: request.timeoutMs),
             isFromPeer: true)
         switch request.request {
-        case .getNodeInfo, .addLearner, .changeMembership, .promoteLearner, .leaveCluster,
+        case .getNodeInfo, .getHealth, .addLearner, .changeMembership, .promoteLearner,
+            .leaveCluster,
             .transferLeadership, .why:
             break
         default:
