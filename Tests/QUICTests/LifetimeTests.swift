@@ -203,4 +203,41 @@ import Testing
             #expect(NIODeadline.now() - before < .seconds(2))
         }
     }
+
+    /// A process that was stopped for longer than the idle timeout finds packets from before in its
+    /// socket. They are no signs of life: the peer has given the connection up long ago.
+    @Test func afterAStopPacketsFromBeforeDoNotReviveAConnection() async throws {
+        try await Loopback.run { loopback in
+            let pair = try await Self.pair(loopback)
+            let outcome = loopback.loop.makePromise(of: QUICError?.self)
+            pair.outboundClosed.whenSuccess { outcome.succeed($0) }
+            try await loopback.on {
+                pair.outbound.onStream = { _ in outcome.succeed(nil) }
+                pair.client.clockLead = 20_000_000_000
+                // Reaches the client as if it had waited in the socket all the time.
+                try pair.inbound.openStream().write(ByteBuffer(string: "heartbeat"))
+            }
+            try #require(try await outcome.futureResult.get() == .timedOut)
+            // Whoever still believes in the connection is told.
+            guard case .closedByPeer(code: 0, _) = try await pair.inboundClosed.get() else {
+                Issue.record("the peer was not told")
+                return
+            }
+        }
+    }
+
+    /// The same, when the first that happens is a write.
+    @Test func afterAStopAWriteFindsTheConnectionGone() async throws {
+        try await Loopback.run { loopback in
+            let pair = try await Self.pair(loopback)
+            let outcome = loopback.loop.makePromise(of: QUICError?.self)
+            pair.outboundClosed.whenSuccess { outcome.succeed($0) }
+            try await loopback.on {
+                pair.inbound.onStream = { _ in outcome.succeed(nil) }
+                pair.client.clockLead = 20_000_000_000
+                try pair.outbound.openStream().write(ByteBuffer(string: "answer"))
+            }
+            #expect(try await outcome.futureResult.get() == .timedOut)
+        }
+    }
 }

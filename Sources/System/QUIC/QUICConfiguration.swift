@@ -4,8 +4,9 @@ import AspenTypes
 
 /// What an endpoint promises its peers and allows itself. Every number is a limit with a name.
 package struct QUICConfiguration: Sendable {
-    /// Silence after which a connection is given up. With `keepAlive`, a dead peer is noticed
-    /// within the sum of the two, a restarted one after `keepAlive` at most (stateless reset).
+    /// Silence after which a connection is given up, whatever was sent and however long a round
+    /// trip seems to be: so it must be well above `keepAlive`. A restarted peer is noticed after
+    /// `keepAlive` at most (stateless reset).
     package var idleTimeout: Duration = .seconds(15)
     /// The side that dialled sends something at least this often.
     package var keepAlive: Duration = .seconds(5)

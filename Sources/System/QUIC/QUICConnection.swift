@@ -95,6 +95,8 @@ package final class QUICConnection: @unchecked Sendable {
     var latePackets = 0
     private var isTrusted = false
     private var lastRoundTrip: UInt64 = 0
+    /// When the last packet came, in nanoseconds.
+    var heardAt: UInt64
 
     init(
         endpoint: QUICEndpoint, remote: SocketAddress, expected: EndpointID?, alpn: String
@@ -102,6 +104,7 @@ package final class QUICConnection: @unchecked Sendable {
         self.endpoint = endpoint
         configuration = endpoint.configuration
         eventLoop = endpoint.eventLoop
+        heardAt = endpoint.turnTime()
         initialRemote = remote
         expectedEndpoint = expected
         isInbound = expected == nil

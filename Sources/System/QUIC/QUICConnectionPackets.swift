@@ -105,6 +105,8 @@ extension QUICConnection {
             answerLate()
             return
         }
+        guard !endsInSilence(now: now) else { return }
+        heardAt = now
         let bytes = packet.baseAddress?.assumingMemoryBound(to: UInt8.self)
         let result = aspen_quic_read(conn, &path, bytes, packet.count, now)
         if result == 0 {
@@ -172,7 +174,7 @@ extension QUICConnection {
 
     /// Writes what is due, as far as the congestion controller, the pacer and the peer allow.
     func flush(now: UInt64) {
-        guard let conn, let endpoint else { return }
+        guard let conn, let endpoint, !endsInSilence(now: now) else { return }
         if isExpiryDue {
             isExpiryDue = false
             guard handleExpiry(conn, now: now) else { return }
@@ -289,22 +291,45 @@ extension QUICConnection {
     /// - Parameter wrote: packets have just been written. The pacer may have fallen due meanwhile:
     ///   then the next turn of the loop goes on, without a timer, after others had theirs.
     private func armTimer(_ conn: OpaquePointer, wrote: Bool = false) {
+        guard let endpoint else { return }
         let expiry = ngtcp2_conn_get_expiry(conn)
-        guard expiry != UInt64.max else { return }
-        if wrote, expiry <= NIODeadline.now().uptimeNanoseconds {
+        if wrote, expiry <= endpoint.clock {
             isExpiryDue = true
-            endpoint?.flushNextTurn(self)
-        } else {
-            arm(at: expiry)
+            endpoint.flushNextTurn(self)
         }
+        let next = isExpiryDue ? silenceEnds : min(expiry, silenceEnds)
+        if next != UInt64.max { arm(at: next) }
+    }
+
+    /// When a connection has been silent for too long; `UInt64.max`: never.
+    private var silenceEnds: UInt64 {
+        let idle = configuration.idleTimeout.nanosecondCount
+        return state == .established && idle > 0 ? heardAt + idle : .max
+    }
+
+    /// Gives the connection up when the peer has been silent for the idle timeout.
+    ///
+    /// ngtcp2 sees to that as well, but not after this process was stopped for a while: packets
+    /// that waited in the socket look new, and revive a connection that the peer has given up. A live
+    /// peer is never silent for so long: the side that dialled keeps the connection alive.
+    /// - Parameter isOverdue: it should have ended before, and a peer that still has it may believe
+    ///   in it for long; when the timeout has just come, the peer comes to the same end by itself.
+    /// - Returns: whether it has ended.
+    private func endsInSilence(now: UInt64, isOverdue: Bool = true) -> Bool {
+        guard now >= silenceEnds else { return false }
+        let message = isOverdue ? CloseMessage(ASPEN_CLOSE_APPLICATION, 0, "silence") : nil
+        finish(.timedOut, sending: message, lingers: false)
+        return true
     }
 
     private func arm(at deadline: UInt64) {
         if let timerDeadline, timerDeadline <= deadline { return }
         timer?.cancel()
         timerDeadline = deadline
+        let lead = endpoint?.clockLead ?? 0
         timer = try? eventLoop.scheduleCallback(
-            at: .uptimeNanoseconds(min(deadline, UInt64(Int64.max))), handler: self)
+            at: .uptimeNanoseconds(min(max(deadline, lead) - lead, UInt64(Int64.max))),
+            handler: self)
     }
 
     private func timerFired() {
@@ -317,6 +342,7 @@ extension QUICConnection {
         }
         guard let conn else { return }
         let now = endpoint.turnTime()
+        guard !endsInSilence(now: now, isOverdue: false) else { return }
         if ngtcp2_conn_get_expiry(conn) > now {
             armTimer(conn)
         } else if handleExpiry(conn, now: now) {

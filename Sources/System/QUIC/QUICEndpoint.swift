@@ -67,6 +67,9 @@ package final class QUICEndpoint: @unchecked Sendable {
     var isReading = false
     private var readTime: UInt64 = 0
     private var lastTime: UInt64 = 0
+    /// How far time here is ahead of the loop's, in nanoseconds: in tests, what a process sees that
+    /// was stopped for a while.
+    var clockLead: UInt64 = 0
     private var resetWindow: UInt64 = 0
     private var resetsInWindow = 0
 
@@ -208,10 +211,13 @@ package final class QUICEndpoint: @unchecked Sendable {
     /// less than before.
     func turnTime() -> UInt64 {
         if isReading, readTime != 0 { return readTime }
-        lastTime = max(lastTime, NIODeadline.now().uptimeNanoseconds)
+        lastTime = max(lastTime, clock)
         if isReading { readTime = lastTime }
         return lastTime
     }
+
+    /// The time of this moment; within a turn see `turnTime`.
+    var clock: UInt64 { NIODeadline.now().uptimeNanoseconds + clockLead }
 
     func readComplete() {
         isReading = false
