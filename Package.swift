@@ -140,7 +140,8 @@ let services: [Target] = [
     module(
         "RaftStorage", "Services/Raft/Storage",
         [
-            "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenMachine", "AspenTypes",
+            "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenMachine",
+            "AspenTypes",
             "AspenBytes", collections,
         ],
         settings: pure),
@@ -263,7 +264,9 @@ let checks: [Target] = [
         name: "FakeRaftServer",
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
-    tests("CommandTests", nio + ["AspenCLI", "AspenTypes", "FakeRaftServer"], exclude: ["Manual"]),
+    tests(
+        "CommandTests", nio + ["AspenCLI", "AspenWire", "AspenTypes", "FakeRaftServer"],
+        exclude: ["Manual"]),
     tests(
         "RaftServiceTests",
         nio + [

@@ -277,9 +277,21 @@ struct FakeStore {
         }
     }
 
+    /// Whether its range has room for a key of the reserved namespace.
+    private static func deletesReserved(_ operation: Aspen_Client_V1_Operation) -> Bool {
+        guard case .deleteRange(let range) = operation.operation else { return false }
+        let reserved = Data(ReservedNamespace.prefix)
+        return ReservedNamespace.contains(Array(range.from))
+            || !reserved.lexicographicallyPrecedes(range.from)
+                && (range.to.isEmpty || reserved.lexicographicallyPrecedes(range.to))
+    }
+
     private mutating func carryOut(
         _ request: Aspen_Client_V1_TransactionRequest
     ) -> FakeResponse {
+        guard !(request.success + request.failure).contains(where: Self.deletesReserved) else {
+            return .failed(.permissionDenied, "keys that begin with _sys/ belong to the cluster")
+        }
         index += 1
         let succeeded = request.compares.allSatisfy { holds($0) }
         var results: [Aspen_Client_V1_OperationResult] = []

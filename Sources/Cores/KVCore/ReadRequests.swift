@@ -244,14 +244,7 @@ package struct KeyRange: Equatable, Sendable {
     }
 }
 
-/// Keys that belong to Aspen's own services: neither seen nor touched by ordinary clients. The state
-/// machine makes no difference; whoever serves clients does.
-package enum ReservedNamespace {
-    /// Everything below it is reserved: each service has a part, `_sys/blob/`, `_sys/jobs/`, ….
-    package static let prefix = Array("_sys/".utf8)
-
-    package static func contains(_ key: [UInt8]) -> Bool { key.starts(with: prefix) }
-
+extension ReservedNamespace {
     /// Whether any key of the range is reserved.
     package static func overlaps(from: [UInt8], to: [UInt8]?) -> Bool {
         let range = KeyRange(from: from, to: to)

@@ -10,7 +10,7 @@ struct KVDelete: ClientCommand {
         usage: "aspen-cli kv delete (KEY | --prefix PREFIX | --from KEY --to KEY) [OPTIONS]",
         discussion: """
             A key that does not exist is exit status 3. Up to 1000 keys of a range go in one revision; \
-            more go in several, in their order.
+            more go in several, in their order. Keys that belong to the cluster itself stay.
 
             EXAMPLES
               aspen-cli kv delete greeting
@@ -62,30 +62,74 @@ struct KVDelete: ClientCommand {
     }
 
     private func deleteRange(_ context: CommandContext) async throws -> ExitStatus {
-        var range = try ranges.range(keys)
-        var count = 0
-        var revision = Revision.zero
-        while true {
-            let page = try await context.client.scanPage(range, ScanOptions(keysOnly: true))
-            revision = max(revision, page.revision)
-            guard let first = page.entries.first, let last = page.entries.last else { break }
-            let end = last.key + [0]
-            let answer = try await context.client.transaction(
-                if: [], then: [.deleteRange(KeyRange(from: first.key, to: end))])
-            count += answer.results.first?.deletedCount ?? 0
-            revision = answer.revision
-            guard !page.continuation.isEmpty else { break }
-            range.from = end
+        let range = try ranges.range(keys)
+        // Of a range that holds nothing but the cluster's own keys, the cluster says that it may not be.
+        let pieces = range.withoutReserved.isEmpty ? [range] : range.withoutReserved
+        var progress = DeletionProgress()
+        do {
+            for piece in pieces { try await progress.delete(piece, context.client) }
+        } catch {
+            throw progress.failure(error)
         }
         if context.isJSON {
             context.output.write(
                 JSON.object([
-                    ("success", .bool(true)), ("deleted", .number(UInt64(count))),
-                    ("revision", .number(revision.rawValue)),
+                    ("success", .bool(true)), ("deleted", .number(UInt64(progress.count))),
+                    ("revision", .number(progress.revision.rawValue)),
                 ]).text + "\n")
         } else {
-            context.output.write("OK, \(count) keys deleted, revision \(revision)\n")
+            context.output.write(
+                "OK, \(progress.count) keys deleted, revision \(progress.revision)\n")
         }
         return .done
+    }
+}
+
+/// How far the deletion of a range has come: its pages are gone whatever becomes of the rest.
+private struct DeletionProgress {
+    var count = 0
+    var revision = Revision.zero
+
+    mutating func delete(_ range: KeyRange, _ client: AspenClient) async throws {
+        var range = range
+        while true {
+            let page = try await client.scanPage(range, ScanOptions(keysOnly: true))
+            revision = max(revision, page.revision)
+            guard let first = page.entries.first, let last = page.entries.last else { return }
+            let end = last.key + [0]
+            let answer = try await client.transaction(
+                if: [], then: [.deleteRange(KeyRange(from: first.key, to: end))])
+            count += answer.results.first?.deletedCount ?? 0
+            revision = answer.revision
+            guard !page.continuation.isEmpty else { return }
+            range.from = end
+        }
+    }
+
+    func failure(_ error: any Error) -> any Error {
+        guard count > 0, var failure = error as? AspenError else { return error }
+        failure.message =
+            "\(count) keys were deleted, and of the next ones: \(failure.message)"
+        return failure
+    }
+}
+
+extension KeyRange {
+    /// What is left without the keys that belong to the cluster itself: none, one or two ranges.
+    fileprivate var withoutReserved: [KeyRange] {
+        let reserved = KeyRange(prefix: ReservedNamespace.prefix)
+        let below = KeyRange(from: from, to: to.map { earlier($0, reserved.from) } ?? reserved.from)
+        let above = reserved.to.map { KeyRange(from: later(from, $0), to: to) }
+        return [below, above].compactMap { $0 }.filter { piece in
+            piece.to.map { piece.from.lexicographicallyPrecedes($0) } ?? true
+        }
+    }
+
+    private func earlier(_ left: [UInt8], _ right: [UInt8]) -> [UInt8] {
+        left.lexicographicallyPrecedes(right) ? left : right
+    }
+
+    private func later(_ left: [UInt8], _ right: [UInt8]) -> [UInt8] {
+        left.lexicographicallyPrecedes(right) ? right : left
     }
 }
