@@ -3,7 +3,6 @@
 import ArgumentParser
 import AspenClient
 import AspenTypes
-import Glibc
 
 struct ClusterBackup: ClientCommand {
     static let configuration = CommandConfiguration(
@@ -11,7 +10,8 @@ struct ClusterBackup: ClientCommand {
         usage: "aspen-cli cluster backup [--verify] FILE [OPTIONS]",
         discussion: """
             The cluster goes on serving. The file has a checksum and appears under its name only when \
-            it is whole and on the disk. --verify checks such a file, and says what it shows; a damaged \
+            it is whole and on the disk. What has that name must be a regular file, which is replaced; \
+            a symbolic link is followed. --verify checks such a file, and says what it shows; a damaged \
             one is exit status 1.
 
             EXAMPLES
@@ -35,8 +35,11 @@ struct ClusterBackup: ClientCommand {
         return check
     }
 
+    func prepare() throws { _ = try BackupPlace(file) }
+
     func run(_ context: CommandContext) async throws -> ExitStatus {
         let sink = try BackupSink(path: file)
+        sink.unlinkOnInterruption()
         let summary = try await context.client.backup { try sink.write($0) }
         try sink.commit()
         context.write(summary)
@@ -105,9 +108,10 @@ struct ClusterRecover: ClientCommand {
         usage:
             "aspen-cli cluster recover --cluster-id ID --yes-i-know-the-others-are-gone [OPTIONS]",
         discussion: """
-            Writes that only the lost nodes had are lost. Ask the node whose log is longest (LAST in \
-            `cluster metrics` of each). The cluster gets a new id; the other old nodes must never be \
-            started again with the data that they have: empty their data directories and add them.
+            Writes that only the lost nodes had are lost. Ask the node that has most, by "last entry" in \
+            `cluster metrics` of each: the higher term, and of equal terms the higher number. The \
+            cluster gets a new id; the other old nodes must never be started again with the data that \
+            they have: empty their data directories and add them.
 
             EXAMPLES
               aspen-cli cluster recover --cluster-id ID --yes-i-know-the-others-are-gone
@@ -157,80 +161,4 @@ extension BackupSummary {
 
 extension CommandContext {
     func write(_ summary: BackupSummary) { summary.write(to: output, isJSON: isJSON) }
-}
-
-/// A file that gets its name only when it is whole and on the disk.
-// SAFETY: written to by the client's thread alone until the backup has ended; `commit` comes after.
-final class BackupSink: @unchecked Sendable {
-    private let path: String
-    private var descriptor: CInt
-    private var isCommitted = false
-    private var partial: String { path + ".partial" }
-
-    init(path: String) throws(AspenError) {
-        self.path = path
-        descriptor = open(path + ".partial", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        if descriptor < 0 { throw Self.failed(path + ".partial") }
-    }
-
-    deinit {
-        close(descriptor)
-        if !isCommitted { unlink(partial) }
-    }
-
-    func write(_ bytes: [UInt8]) throws(AspenError) {
-        var done = 0
-        while done < bytes.count {
-            let count = bytes.withUnsafeBytes {
-                Glibc.write(descriptor, $0.baseAddress.map { $0 + done }, bytes.count - done)
-            }
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else { throw Self.failed(partial) }
-            done += count
-        }
-    }
-
-    func commit() throws(AspenError) {
-        guard fsync(descriptor) == 0, rename(partial, path) == 0 else { throw Self.failed(path) }
-        isCommitted = true
-        let parent =
-            path.contains("/") ? String(path[..<(path.lastIndex(of: "/") ?? path.endIndex)]) : "."
-        let directory = open(parent.isEmpty ? "/" : parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard directory >= 0 else { throw Self.failed(parent) }
-        defer { close(directory) }
-        guard fsync(directory) == 0 else { throw Self.failed(parent) }
-    }
-
-    static func failed(_ path: String) -> AspenError {
-        AspenError(.storage, "\(path): \(String(cString: strerror(errno)))")
-    }
-}
-
-final class BackupSource {
-    private let path: String
-    private let descriptor: CInt
-
-    init(path: String) throws(AspenError) {
-        self.path = path
-        descriptor = open(path, O_RDONLY | O_CLOEXEC)
-        if descriptor < 0 { throw BackupSink.failed(path) }
-    }
-
-    deinit { close(descriptor) }
-
-    /// Fewer bytes than asked for only at the end.
-    func read(_ count: Int) throws(AspenError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
-        var done = 0
-        while done < count {
-            let got = bytes.withUnsafeMutableBytes {
-                Glibc.read(descriptor, $0.baseAddress.map { $0 + done }, count - done)
-            }
-            if got < 0, errno == EINTR { continue }
-            guard got >= 0 else { throw BackupSink.failed(path) }
-            if got == 0 { break }
-            done += got
-        }
-        return Array(bytes.prefix(done))
-    }
 }
