@@ -25,7 +25,19 @@ package enum CommandLineProgram {
     ]
 
     package static func run() async -> Int32 {
-        await run(AspenCommand.self, hoistGlobalOptions(ArgumentBytes.ofProcess()))
+        let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
+        return hasVersionOption(arguments)
+            ? await run(VersionlessCommand.self, arguments)
+            : await run(AspenCommand.self, arguments)
+    }
+
+    /// Whether the verb has an option of its own that is called --version: the parser takes that for
+    /// the program's as soon as anything else is wrong, and ends in status 0.
+    private static func hasVersionOption(_ arguments: [String]) -> Bool {
+        let words = arguments.first == "help" ? arguments.dropFirst() : arguments[...]
+        let verbs = [KVCompareAndSwap.configuration, KVCompareAndDelete.configuration]
+        return words.first == KVArea.configuration.commandName
+            && verbs.contains { $0.commandName == words.dropFirst().first }
     }
 
     /// The same for a program with other commands.
@@ -203,39 +215,48 @@ package enum CommandLineProgram {
 
 /// The areas of `aspen-cli AREA VERB`.
 struct AspenCommand: ParsableCommand, CommandArea {
-    static let configuration = CommandConfiguration(
-        commandName: "aspen-cli",
-        abstract: "Administer and use an Aspen cluster.",
-        discussion: """
-            On a node it finds the local daemon by itself (/run/aspen/raft.sock, else a foreground \
-            node whose ./data/node-ID is below this directory); elsewhere name the cluster with --ticket or \
-            ASPEN_TICKET, and show what you may do with --token or ASPEN_TOKEN.
+    static let configuration = describe(version: "aspen-cli \(programVersion)")
 
-            EXAMPLES
-              aspen-cli cluster status
-              aspen-cli kv set greeting "hello world"
-              aspen-cli kv get greeting
-              aspen-cli kv scan --prefix gre --limit 100
-              aspen-cli kv set -f photo.jpg pic; aspen-cli kv get pic --raw > copy.jpg
+    fileprivate static func describe(version: String) -> CommandConfiguration {
+        CommandConfiguration(
+            commandName: "aspen-cli",
+            abstract: "Administer and use an Aspen cluster.",
+            discussion: """
+                On a node it finds the local daemon by itself (/run/aspen/raft.sock, else a foreground \
+                node whose ./data/node-ID is below this directory); elsewhere name the cluster with --ticket or \
+                ASPEN_TICKET, and show what you may do with --token or ASPEN_TOKEN.
 
-            EXIT STATUS
-              0 done                 4 not authorised
-              1 failed               5 precondition failed
-              2 usage or argument    6 unavailable or timed out
-              3 not found
+                EXAMPLES
+                  aspen-cli cluster status
+                  aspen-cli kv set greeting "hello world"
+                  aspen-cli kv get greeting
+                  aspen-cli kv scan --prefix gre --limit 100
+                  aspen-cli kv set -f photo.jpg pic; aspen-cli kv get pic --raw > copy.jpg
 
-            ENVIRONMENT
-              ASPEN_TICKET           the cluster, when --ticket is not given
-              ASPEN_TOKEN            a capability token, or @FILE, when --token is not given
-              ASPEN_SOCKET           the local daemon's socket, when --socket is not given
-              ASPEN_CONFIG_DIR       the configuration's directory, when --config is not given
-              NO_COLOR               never use colours
-            """,
-        version: "aspen-cli \(programVersion)",
-        subcommands: [
-            ClusterArea.self, KVArea.self, LeaseArea.self, WhyArea.self, ConfigArea.self,
-            SetupVerb.self,
-        ])
+                EXIT STATUS
+                  0 done                 4 not authorised
+                  1 failed               5 precondition failed
+                  2 usage or argument    6 unavailable or timed out
+                  3 not found
+
+                ENVIRONMENT
+                  ASPEN_TICKET           the cluster, when --ticket is not given
+                  ASPEN_TOKEN            a capability token, or @FILE, when --token is not given
+                  ASPEN_SOCKET           the local daemon's socket, when --socket is not given
+                  ASPEN_CONFIG_DIR       the configuration's directory, when --config is not given
+                  NO_COLOR               never use colours
+                """,
+            version: version,
+            subcommands: [
+                ClusterArea.self, KVArea.self, LeaseArea.self, WhyArea.self, ConfigArea.self,
+                SetupVerb.self,
+            ])
+    }
+}
+
+/// The same without --version.
+private struct VersionlessCommand: ParsableCommand, CommandArea {
+    static let configuration = AspenCommand.describe(version: "")
 }
 
 /// A command that only groups others.
