@@ -277,8 +277,9 @@ struct ClusterMetrics: ClientCommand {
 
     private func text(_ raft: RaftMetrics, _ metrics: [Metric]) -> String {
         var table = Table([.init(title: "METRIC"), .init(title: "VALUE", alignment: .right)])
-        return "\(raft.role) in term \(raft.term), log \(raft.snapshotIndex.next)…"
-            + "\(raft.lastLogIndex), committed \(raft.commit), applied \(raft.applied)\n\n"
+        return "\(raft.role) in term \(raft.term), last entry \(raft.lastLogIndex) of term "
+            + "\(raft.lastLogTerm), first entry \(raft.snapshotIndex.next), "
+            + "committed \(raft.commit), applied \(raft.applied)\n\n"
             + table.render(metrics.map { [Display.oneLine($0.name), Prometheus.number($0.value)] })
     }
 }
