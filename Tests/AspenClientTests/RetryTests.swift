@@ -38,7 +38,42 @@ private func code(
     }
 }
 
+private let isOpening: @Sendable (FakeRequest) -> Bool = {
+    if case .openSession = $0.request { true } else { false }
+}
+
 @Suite struct RetryTests {
+    /// What the cluster said is the reason, though it was said of the session and not of the write.
+    @Test func aWriteWithoutASessionSaysWhyThereIsNone() async throws {
+        try await withServer(options: options(timeout: .milliseconds(300))) { server, client in
+            server.script { isOpening($0) ? .fail(.unavailable, .safe) : nil }
+            do throws(AspenError) {
+                _ = try await client.set("k", to: "v")
+                Issue.record("the write succeeded")
+            } catch {
+                #expect(error.code == .unavailable)
+                #expect(!error.message.contains("could not connect"), "\(error.message)")
+                #expect(error.message.contains("gave up after 300 ms"), "\(error.message)")
+            }
+            server.script { isOpening($0) ? .swallow : nil }
+            do throws(AspenError) {
+                _ = try await client.set("k", to: "v")
+                Issue.record("the write succeeded")
+            } catch {
+                #expect(error.message.contains("no answer from"), "\(error.message)")
+                #expect(error.retry == .safe)
+            }
+        }
+    }
+
+    /// So that its reason for giving up comes before the client gives up.
+    @Test func theServerIsToldLessTimeThanThereIs() async throws {
+        try await withServer(options: options(timeout: .seconds(3))) { server, client in
+            _ = try await client.get("k")
+            #expect(server.requests.filter(isRead).allSatisfy { $0.timeoutMs <= 2_900 })
+        }
+    }
+
     @Test(arguments: [
         [FakeRaftServer.Fault.dropAfter], [.dropBefore], [.dropAfter, .dropBefore, .dropAfter],
         [.fail(.unavailable, .safe)], [.fail(.unavailable, .withSession), .dropAfter], [.garbage],

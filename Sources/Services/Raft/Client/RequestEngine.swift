@@ -20,6 +20,9 @@ final class RequestEngine {
     /// With less than this left an attempt is not made again: its answer would come after the deadline,
     /// and what is known not to be carried out would become unknown.
     static let retryTimeMin = TimeAmount.milliseconds(20)
+    /// A server is told at most so much less time than there is, and less of a short time: its reason for
+    /// giving up then comes before the caller's time is over.
+    static let answerTimeMax = TimeAmount.milliseconds(100)
     /// How long `close` waits for the end of the session.
     static let closeTimeout = TimeAmount.milliseconds(250)
     /// So many UNAVAILABLE answers in a row, and another endpoint is tried.
@@ -92,6 +95,8 @@ final class RequestEngine {
     // The session; see SessionKeeping.swift.
     var session: ClientSession?
     var isOpeningSession = false
+    /// The call that asks for it.
+    var sessionCall: UInt64?
     var waitingForSession: Deque<UInt64> = []
     var lastSessionUse = NIODeadline.now()
     var keepAlive: RepeatedTask?
@@ -128,11 +133,14 @@ final class RequestEngine {
     }
 
     /// A call of the engine's own; its id never meets the callers'.
+    @discardableResult
     func submit(
         internal request: WireRequest, budget: Duration, completion: @escaping Completion
-    ) {
+    ) -> UInt64 {
         nextInternalID += 1
-        submit(Call(id: nextInternalID, request, .read, budget: budget, completion: completion))
+        let id = nextInternalID
+        submit(Call(id: id, request, .read, budget: budget, completion: completion))
+        return id
     }
 
     func call(_ id: UInt64) -> Call? { calls[id] }
@@ -183,7 +191,8 @@ final class RequestEngine {
                         : "; allow more time, or look at `aspen-cli cluster health`"),
                 retry: isUnknown ? .withSession : .safe)
         }
-        guard let last = call.lastError else {
+        // What waits for the session has been told nothing; who asked for the session has.
+        guard let last = call.lastError ?? sessionError(of: call) else {
             return AspenError(
                 .unavailable,
                 "could not connect to \(dialer.endpoints[endpointIndex].name): \(gaveUp)",
@@ -211,7 +220,8 @@ final class RequestEngine {
     private func transmit(_ call: Call, on connection: ClientConnection) {
         let left = call.deadline - .now()
         guard left > .nanoseconds(0) else { return }
-        call.request.timeoutMs = UInt32(clamping: max(1, left.nanoseconds / 1_000_000))
+        let patience = left - Self.answerTime(of: left)
+        call.request.timeoutMs = UInt32(clamping: max(1, patience.nanoseconds / 1_000_000))
         if let (_, number) = call.numbered, let session {
             call.request.stamp(session.stamp(number))
             lastSessionUse = .now()
@@ -226,6 +236,10 @@ final class RequestEngine {
         call.stepTimer = loop.assumeIsolated().scheduleTask(in: Self.attemptTimeout) {
             self.attemptTimedOut(call)
         }
+    }
+
+    static func answerTime(of left: TimeAmount) -> TimeAmount {
+        min(.nanoseconds(left.nanoseconds / 10), answerTimeMax)
     }
 
     private func isRepeatable(_ call: Call) -> Bool {

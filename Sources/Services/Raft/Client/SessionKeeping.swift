@@ -71,13 +71,27 @@ extension RequestEngine {
         request.openSession = .init()
         let patience = waitingForSession.compactMap { call($0)?.deadline }.max() ?? .now()
         let left = Duration.nanoseconds(max(1, (patience - .now()).nanoseconds))
-        submit(internal: request, budget: left) { [weak self] result in
+        sessionCall = submit(internal: request, budget: left) { [weak self] result in
             self?.sessionAnswered(result)
         }
     }
 
+    /// Why there is no session yet, for a call that waits for one.
+    func sessionError(of call: Call) -> AspenError? {
+        guard isOpeningSession, waitingForSession.contains(call.id),
+            let opening = sessionCall.flatMap({ self.call($0) })
+        else { return nil }
+        return opening.lastError
+            ?? opening.inFlight.map {
+                AspenError(
+                    .deadlineExceeded, "no answer from \($0.connection.endpoint.name)",
+                    retry: .safe)
+            }
+    }
+
     private func sessionAnswered(_ result: Result<WireResponse, AspenError>) {
         isOpeningSession = false
+        sessionCall = nil
         switch result {
         case .success(let response):
             guard case .openSession(let opened) = response.response, opened.session != 0 else {
