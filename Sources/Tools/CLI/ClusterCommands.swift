@@ -78,6 +78,8 @@ struct ClusterLeader: ClientCommand {
                 ]).text + "\n")
         }
         guard let node = leader.node else {
+            // A node outside of any cluster knows of no term; it says what to do when asked for members.
+            if leader.term == .zero { _ = try await context.client.clusterStatus() }
             context.output.note(
                 "no leader is known in term \(leader.term): an election is going on, or a majority "
                     + "of the voters cannot be reached; see `aspen-cli cluster status`")

@@ -26,6 +26,10 @@ extension ClientService {
         guard body.subject != .member || body.nodeID != 0 else {
             return origin.fail(AspenError(.invalidArgument, "name the node that is asked about"))
         }
+        // A node outside of any cluster has no leader, and will have none by waiting for one.
+        guard body.subject != .leader || node.membership != nil else {
+            return origin.fail(outsideCluster)
+        }
         let own = ownAnswer(body)
         let others = (node.membership?.members ?? []).filter { $0.node != options.raft.node }
         guard !origin.isFromPeer, !others.isEmpty else {

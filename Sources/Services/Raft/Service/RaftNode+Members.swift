@@ -13,9 +13,11 @@ extension RaftNode {
     }
 
     func logMembers(from before: Membership?, to after: Membership) {
+        // Of a joint membership the outgoing voters are all old ones: who stays does not leave.
+        let leaving = after.votersOutgoing.filter { !after.voters.contains($0) }
         events.record(
             "membership",
-            "voters \(names(after.voters)); leaving \(names(after.votersOutgoing)); "
+            "voters \(names(after.voters)); leaving \(names(leaving)); "
                 + "learners \(names(after.learners))")
         let old = Set((before?.members ?? []).map(\.node))
         let new = Set(after.members.map(\.node))
