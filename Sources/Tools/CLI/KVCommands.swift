@@ -85,7 +85,8 @@ struct KVSet: ClientCommand {
     @Option(help: "The key goes when this lease goes.")
     var lease: UInt64?
 
-    @Option(help: "The key goes after this time, such as 30s: under a lease of its own.")
+    @Option(
+        help: "The key goes after this time (1s to 24h, with its unit): under a lease of its own.")
     var ttl: LeaseTime?
 
     @Argument(help: "The key.")
@@ -99,25 +100,12 @@ struct KVSet: ClientCommand {
         if lease != nil, ttl != nil {
             throw CommandFailure.usage("--ttl makes a lease, --lease takes one: choose")
         }
-        switch (file, value) {
-        case (nil, nil):
-            throw CommandFailure.usage(
-                "there is no value: write it behind the key, name a file with -f, or write '-' to "
-                    + "take it from standard input")
-        case (_?, _?):
-            throw CommandFailure.usage("the value comes from -f or from the command line, not both")
-        default: break
-        }
+        try ValueSource.check(file: file, value)
     }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
         let key = try keys.bytes(of: key)
-        let bytes =
-            switch (file, value) {
-            case (let file?, _): try ValueSource.file(file)
-            case (nil, "-"): try ValueSource.standardInput()
-            case (nil, let value): ArgumentBytes.bytes(value ?? "")
-            }
+        let bytes = try ValueSource.bytes(file: file, value)
         var lease = LeaseID(lease ?? 0)
         if let ttl { lease = try await context.client.grantLease(ttl: ttl.duration).lease }
         let answer = try await context.client.set(key, to: bytes, lease: lease)
@@ -212,7 +200,38 @@ struct KVGet: ClientCommand {
 
 /// Reads a value without ever holding much more than a value may have.
 enum ValueSource {
-    static func file(_ path: String) throws -> [UInt8] {
+    /// Of a command that takes a value behind the key, or a file, or standard input for "-".
+    static func check(file: String?, _ value: String?) throws {
+        switch (file, value) {
+        case (nil, nil):
+            throw CommandFailure.usage(
+                "there is no value: write it behind the key, name a file with -f, or write '-' to "
+                    + "take it from standard input")
+        case (_?, _?):
+            throw CommandFailure.usage("the value comes from -f or from the command line, not both")
+        default: break
+        }
+    }
+
+    static func bytes(file path: String?, _ value: String?) throws -> [UInt8] {
+        switch (path, value) {
+        case (let path?, _): try file(path)
+        case (nil, "-"): try standardInput()
+        case (nil, let value): ArgumentBytes.bytes(value ?? "")
+        }
+    }
+
+    /// How much there may be, and what to do about more.
+    struct Limit {
+        let bytesMax: Int
+        let name: String
+
+        static let value = Limit(
+            bytesMax: Limits.valueBytesMax,
+            name: "(1 MiB) that a value may have: split it over several keys")
+    }
+
+    static func file(_ path: String, _ limit: Limit = .value) throws -> [UInt8] {
         let name = ArgumentBytes.bytes(path).map { CChar(bitPattern: $0) } + [0]
         let descriptor = open(name, O_RDONLY | O_CLOEXEC)
         guard descriptor >= 0 else {
@@ -220,14 +239,16 @@ enum ValueSource {
                 "cannot read \(Display.oneLine(path)): \(String(cString: strerror(errno)))")
         }
         defer { close(descriptor) }
-        return try all(of: descriptor, name: Display.oneLine(path))
+        return try all(of: descriptor, name: Display.oneLine(path), limit)
     }
 
-    static func standardInput() throws -> [UInt8] {
-        try all(of: STDIN_FILENO, name: "standard input")
+    static func standardInput(_ limit: Limit = .value) throws -> [UInt8] {
+        try all(of: STDIN_FILENO, name: "standard input", limit)
     }
 
-    private static func all(of descriptor: CInt, name: String) throws -> [UInt8] {
+    private static func all(
+        of descriptor: CInt, name: String, _ limit: Limit
+    ) throws -> [UInt8] {
         var bytes: [UInt8] = []
         var chunk = [UInt8](repeating: 0, count: 65_536)
         while true {
@@ -239,11 +260,10 @@ enum ValueSource {
                     "cannot read \(name): \(String(cString: strerror(errno)))")
             }
             bytes += chunk[..<count]
-            guard bytes.count <= Limits.valueBytesMax else {
+            guard bytes.count <= limit.bytesMax else {
                 throw AspenError(
                     .invalidArgument,
-                    "\(name) has more than the \(Limits.valueBytesMax) bytes (1 MiB) that a value "
-                        + "may have: split it over several keys")
+                    "\(name) has more than the \(limit.bytesMax) bytes \(limit.name)")
             }
         }
     }

@@ -65,13 +65,16 @@ struct ExpectationOptions: ParsableArguments {
 struct KVCompareAndSwap: ClientCommand {
     static let configuration = CommandConfiguration(
         commandName: "cas", abstract: "Write a key if it is what you think it is.",
-        usage: "aspen-cli kv cas KEY (--expected VALUE | --version N | --absent) NEW [OPTIONS]",
+        usage: """
+            aspen-cli kv cas KEY (--expected VALUE | --version N | --absent) (NEW | - | -f FILE) \
+            [OPTIONS]
+            """,
         discussion: """
             If it is not, nothing is changed, exit status is 5, and what is there is shown.
 
             EXAMPLES
               aspen-cli kv cas counter --expected 1 2
-              aspen-cli kv cas config --version 7 "$(cat new.json)"
+              aspen-cli kv cas config --version 7 -f new.json
               aspen-cli kv cas lock --absent "$(hostname)"
             """)
 
@@ -88,18 +91,23 @@ struct KVCompareAndSwap: ClientCommand {
     @Argument(help: "The key.")
     var key: String
 
-    @Argument(help: "The new value.")
-    var new: String
+    @Option(name: .shortAndLong, help: "Take the new value from this file.")
+    var file: String?
+
+    @Argument(help: "The new value; '-' takes it from standard input.")
+    var new: String?
 
     func prepare() throws {
+        try ValueSource.check(file: file, new)
         _ = try expectation.compare(try keys.bytes(of: key), orAbsent: absent)
     }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
         let key = try keys.bytes(of: key)
+        let value = try ValueSource.bytes(file: file, new)
         let answer = try await context.client.transaction(
             if: [try expectation.compare(key, orAbsent: absent)],
-            then: [.put(key: key, value: ArgumentBytes.bytes(new), lease: LeaseID(lease))],
+            then: [.put(key: key, value: value, lease: LeaseID(lease))],
             else: [.get(key: key)])
         return ExpectationOptions.report(answer, of: key, keys, context)
     }

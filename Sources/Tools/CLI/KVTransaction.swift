@@ -5,6 +5,11 @@ import AspenClient
 import AspenTypes
 
 struct KVTransaction: ClientCommand {
+    /// Room for a value of the largest size with every byte written as `\xHH`, and for what is around it.
+    private static let textLimit = ValueSource.Limit(
+        bytesMax: 8 * Limits.valueBytesMax,
+        name: "(8 MiB) that the text of a transaction may have: split it over several transactions")
+
     static let configuration = CommandConfiguration(
         commandName: "txn", abstract: "Change several keys at once, on conditions.",
         usage: "aspen-cli kv txn [FILE] [OPTIONS]",
@@ -40,8 +45,8 @@ struct KVTransaction: ClientCommand {
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
         let bytes =
-            if let file, file != "-" { try ValueSource.file(file) } else {
-                try ValueSource.standardInput()
+            if let file, file != "-" { try ValueSource.file(file, Self.textLimit) } else {
+                try ValueSource.standardInput(Self.textLimit)
             }
         let text: TransactionText
         do { text = try TransactionText(bytes) } catch {
