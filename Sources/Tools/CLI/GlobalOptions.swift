@@ -24,7 +24,10 @@ struct GlobalOptions: ParsableArguments {
             "A capability token, or the file that holds it.", valueName: "token|@file"))
     var token: String?
 
-    @Option(help: ArgumentHelp("How long to try: 500ms, 10s, 1m.", valueName: "time"))
+    @Option(
+        help: ArgumentHelp(
+            "How long to try: 500ms, 10s, 1m, at most 24h; without a unit, milliseconds.",
+            valueName: "time"))
     var timeout = TimeLimit.standard
 
     @Option(name: .shortAndLong, help: "Output format.")

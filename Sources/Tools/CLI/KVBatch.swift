@@ -141,6 +141,9 @@ struct KVHistory: ClientCommand {
         if !(1...Limits.batchCountMax).contains(limit) {
             throw CommandFailure.usage("--limit is 1 to \(Limits.batchCountMax)")
         }
+        if let before, before <= 1 {
+            throw CommandFailure.usage("revisions begin with 1: there is nothing before it")
+        }
     }
 
     func run(_ context: CommandContext) async throws -> ExitStatus {
@@ -161,7 +164,8 @@ struct KVHistory: ClientCommand {
             }
         }
         if page.events.isEmpty {
-            context.output.note("nothing is known of a key '\(Display.oneLine(key))'")
+            let when = before.map { " before revision \($0)" } ?? ""
+            context.output.note("nothing is known of a key '\(Display.oneLine(key))'\(when)")
             return .notFound
         }
         if page.more, !context.isJSON, let last = page.events.last {

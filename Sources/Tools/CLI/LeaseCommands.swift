@@ -45,7 +45,8 @@ struct LeaseGrant: ClientCommand {
 
     @OptionGroup var global: GlobalOptions
 
-    @Option(help: "How long it lives without a sign of life, such as 30s.")
+    @Option(
+        help: "How long it lives without a sign of life: 1s to 24h, with its unit (ms, s, m, h).")
     var ttl: LeaseTime
 
     @Option(help: "Its number; without this the cluster chooses.")
