@@ -83,10 +83,11 @@ package struct AspenNode: ParsableCommand {
 
     /// The identity is aspend-net's: it alone opens the key.
     private func execIdentity(_ programs: String) throws(AspenError) -> Never {
-        guard let id = nodeID ?? Environment["ASPEN_NODE_ID"].flatMap(UInt64.init) else {
+        let id = nodeID ?? Environment["ASPEN_NODE_ID"].flatMap(UInt64.init)
+        let given = dataDir ?? Environment["ASPEN_DATA_DIR"]
+        guard let data = given ?? id.map({ "./data/node-\($0)" }) else {
             throw AspenError(.invalidArgument, "--print-identity needs --node-id or --data-dir")
         }
-        let data = dataDir ?? Environment["ASPEN_DATA_DIR"] ?? "./data/node-\(id)"
         let state = "\(data)/net"
         try Directories.create(state)
         let program = "\(programs)/aspend-net"

@@ -78,8 +78,15 @@ extension AspenNode {
         else { throw problem }
         var host = String(text[..<colon])
         if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
-        guard !host.isEmpty else { throw problem }
+        guard isNumeric(host) else { throw problem }
         return (host, port)
+    }
+
+    /// Whether it is an address and no name: nothing is looked up. A link-local one may have a scope.
+    private static func isNumeric(_ host: String) -> Bool {
+        var address = in6_addr()
+        let plain = String(host.prefix { $0 != "%" })
+        return inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, plain, &address) == 1
     }
 
     private func readCookie() throws(AspenError) -> [UInt8] {
@@ -110,7 +117,12 @@ extension AspenNode {
         defer { close(descriptor) }
         var buffer = [UInt8](repeating: 0, count: Secret.bytesMax + 1)
         let count = read(descriptor, &buffer, buffer.count)
-        guard count >= 0, count <= Secret.bytesMax else {
+        guard count >= 0 else {
+            throw AspenError(
+                .invalidArgument,
+                "the cookie file '\(path)' cannot be read: \(String(cString: strerror(errno)))")
+        }
+        guard count <= Secret.bytesMax else {
             throw AspenError(.invalidArgument, "the cookie file is over \(Secret.bytesMax) bytes")
         }
         return Array(buffer.prefix(count))
