@@ -67,9 +67,12 @@ struct LoadReport {
         text +=
             "rate     \(UInt64(rate.rounded()))/s  (\(count) requests in "
             + "\(JSON.decimal(seconds)) s)\n"
-        text +=
-            "latency  p50 \(time(milliseconds(50)))  p95 \(time(milliseconds(95)))  "
-            + "p99 \(time(milliseconds(99)))  max \(time(maximum))\n"
+        // Loading takes no times.
+        if plan.kind != .load {
+            text +=
+                "latency  p50 \(time(milliseconds(50)))  p95 \(time(milliseconds(95)))  "
+                + "p99 \(time(milliseconds(99)))  max \(time(maximum))\n"
+        }
         let list = errors.map { "\($0.1) \($0.0)" }.joined(separator: ", ")
         text += "errors   \(list.isEmpty ? "none" : list)\n"
         for (code, _) in errors { text += "         \(code): \(texts[code] ?? "")\n" }
@@ -106,10 +109,12 @@ struct LoadReport {
             ("count", .number(count)), ("rate_per_second", .decimal(rate)),
             (
                 "latency_ms",
-                .object([
-                    ("p50", .decimal(milliseconds(50))), ("p95", .decimal(milliseconds(95))),
-                    ("p99", .decimal(milliseconds(99))), ("max", .decimal(maximum)),
-                ])
+                plan.kind == .load
+                    ? .null
+                    : .object([
+                        ("p50", .decimal(milliseconds(50))), ("p95", .decimal(milliseconds(95))),
+                        ("p99", .decimal(milliseconds(99))), ("max", .decimal(maximum)),
+                    ])
             ),
             ("errors", .object(errors.map { ($0.0, .number(UInt64($0.1))) })),
             ("wrong", .number(UInt64(wrong))),
