@@ -22,7 +22,7 @@ final class RequestEngine {
     static let retryTimeMin = TimeAmount.milliseconds(20)
     /// A server is told at most so much less time than there is, and less of a short time: its reason for
     /// giving up then comes before the caller's time is over.
-    static let answerTimeMax = TimeAmount.milliseconds(100)
+    static let answerTimeMax = TimeAmount.milliseconds(300)
     /// How long `close` waits for the end of the session.
     static let closeTimeout = TimeAmount.milliseconds(250)
     /// So many UNAVAILABLE answers in a row, and another endpoint is tried.
