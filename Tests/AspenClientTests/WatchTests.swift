@@ -207,7 +207,8 @@ private let isCancel: @Sendable (FakeRequest) -> Bool = {
             #expect(history.events.map(\.entry.value) == [Array("2".utf8), Array("1".utf8)])
             let page = try await client.scanPage(.all, ScanOptions(isDescending: true))
             #expect(page.entries.map(\.key) == [Array("b".utf8), Array("a".utf8)])
-            let removed = try await client.transaction(if: [], then: [.deleteRange(.all)])
+            let visible = KeyRange(from: Array("a".utf8), to: Array("c".utf8))
+            let removed = try await client.transaction(if: [], then: [.deleteRange(visible)])
             #expect(removed.results.first?.deletedCount == 2)
         }
     }

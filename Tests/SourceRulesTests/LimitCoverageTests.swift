@@ -46,6 +46,7 @@ import Testing
         "readsInFlightMax": "Integration.floods_are_refused_early",
         "requestsMax": "Integration.floods_are_refused_early",
         "requestBytesMax": "Integration.floods_are_refused_early",
+        "answersBytesMax": "Integration.answers_that_nobody_reads_wait_unmade",
         "reserveBytes": "RaftStorageTests.theReserveIsGivenUpBitByBitAndTakenBack",
         "segmentBytes": "RaftStorageTests.everythingScalesDownWithTheFileSystem",
         "walBytes": "RaftStorageTests.theWALStaysBounded",
