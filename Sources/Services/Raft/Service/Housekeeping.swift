@@ -241,7 +241,8 @@ extension ClientService {
         }
         let facts = node.applied.facts
         let step = housekeeping.pace.propose(
-            from: facts.compacted, towards: target, changesPerRevision: facts.changesPerRevision, look)
+            from: facts.compacted, towards: target, changesPerRevision: facts.changesPerRevision,
+            look)
         proposeHousekeeping(.compact(step)) {
             $0.housekeeping.pace.finished($0.compactionLook)
             $0.keepHouse()
