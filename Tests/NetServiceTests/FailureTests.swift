@@ -102,6 +102,8 @@ extension NetServiceTests {
 
         @Test func aPeerThatStaysAwayIsReportedDownAfterTheGrace() async throws {
             try await withCluster(2) { nodes in
+                // On a busy machine a peer may have come up only after it had counted as down.
+                nodes[0].events.withLock { $0 = [] }
                 let start = ContinuousClock.now
                 try await nodes[1].stopNet()
                 #expect(await eventually { nodes[0].hasSeenAnyPeerDown })
@@ -110,7 +112,7 @@ extension NetServiceTests {
                 #expect(time < .seconds(2))
                 #expect(nodes[0].gone(nodes[1]) == 0)
                 try await nodes[1].start()
-                #expect(await eventually { nodes[0].ups(nodes[1]) == 2 })
+                #expect(await eventually { nodes[0].ups(nodes[1]) == 1 })
             }
         }
 
