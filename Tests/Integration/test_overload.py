@@ -194,6 +194,19 @@ def connections_and_watches_have_an_end():
             connection.file.close()
         wait_for("room for a connection", lambda: is_served(Client(node.socket)))
 
+        # Whoever holds all connections and says nothing keeps nobody out for long: then each newcomer
+        # takes the place of one of them at once.
+        silent = [socket.socket(socket.AF_UNIX) for _ in range(CONNECTIONS_MAX)]
+        for one in silent:
+            one.connect(node.socket)
+        assert not is_served(Client(node.socket)), "more connections than there may be"
+        wait_for("room among the silent", lambda: is_served(Client(node.socket)), 30)
+        newcomers = [Client(node.socket) for _ in range(10)]
+        assert all(is_served(one) for one in newcomers)
+        for one in silent + [newcomer.socket for newcomer in newcomers]:
+            one.close()
+        wait_for("all places", lambda: is_served(Client(node.socket)))
+
         def begin_watches(count):
             """How many of so many watches on one connection are refused."""
             client = Client(node.socket)
