@@ -68,9 +68,9 @@ package enum Daemon {
         -> EventLoopFuture<RunningDaemon>
 
     /// Runs until a signal. `start` runs on the event loop and succeeds once the daemon serves;
-    /// readiness is then notified. The status line (`Notifier.status`) is the daemon's own affair. If it throws or fails, the process ends with a message; but under
-    /// systemd, when it throws what only a person can mend, the process stays and says it to
-    /// whoever connects (see `RefusingService`).
+    /// readiness is then notified. The status line (`Notifier.status`) is the daemon's own affair. If
+    /// it throws or fails, the process ends with a message; but under systemd, when it throws what only
+    /// a person can mend, the process stays and says it to whoever connects (see `RefusingService`).
     package static func run(
         _ manual: DaemonManual, refusals: [SocketRefusal] = [], start: @escaping Start
     ) -> Never {
