@@ -278,7 +278,8 @@ func smallOptions() -> SQLiteState.Options {
                     if isNow, event.kind == .truncate, event.path.hasSuffix("-wal") { return 0 }
                     guard isNow else { return 0 }
                     failed.withLock { $0 = "\(event.kind) \(event.path)" }
-                    let isWrite = event.kind == .write || event.kind == .create
+                    let isWrite =
+                        event.kind == .write || event.kind == .create || event.kind == .truncate
                     let isByCheckpoint =
                         event.path.hasSuffix("/state.db") || event.path.hasSuffix("-checkpoint")
                     isCheckpoint.withLock { $0 = isWrite && isByCheckpoint }

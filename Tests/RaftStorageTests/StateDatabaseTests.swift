@@ -169,7 +169,7 @@ import Testing
         #expect(bytes[52..<56].contains { $0 != 0 }, "auto_vacuum")
         #expect(bytes[64..<68].elementsEqual([0, 0, 0, 1]), "incremental")
         #expect(bytes[68..<72].elementsEqual(Array("aspn".utf8)), "application id")
-        #expect(bytes[60..<64].elementsEqual([0, 0, 0, 2]), "schema version")
+        #expect(bytes[60..<64].elementsEqual([0, 0, 0, 3]), "schema version")
         for number in 0..<bytes.count / 4096 {
             let page = Array(bytes[number * 4096..<(number + 1) * 4096])
             let sum = page[4088...].reversed().reduce(0) { $0 << 8 | UInt64($1) }
@@ -232,13 +232,13 @@ import Testing
         }
         #expect(open() == nil)
         func change(_ sql: String) throws { try Database(path: path).execute(sql) }
-        try change("PRAGMA user_version = 3")
+        try change("PRAGMA user_version = 4")
         guard case .newerVersion(let text)? = open() else {
             Issue.record("a newer schema was opened")
             return
         }
-        #expect(text.contains("version 3"))
-        try change("PRAGMA user_version = 2; PRAGMA application_id = 7")
+        #expect(text.contains("version 4"))
+        try change("PRAGMA user_version = 3; PRAGMA application_id = 7")
         guard case .corrupt? = open() else {
             Issue.record("a foreign database was opened")
             return

@@ -9,8 +9,18 @@ import SQLiteKit
 enum SQLiteMigration {
     /// - Parameter version: of the schema found, older than the present one.
     static func run(_ database: Database, from version: Int64) throws(SQLiteError) {
-        precondition(version == 1, "there is one older schema")
+        precondition(version == 1 || version == 2, "there are two older schemas")
         try database.execute("BEGIN IMMEDIATE")
+        try database.execute(
+            """
+            \(GarbageCollector.schema)
+            PRAGMA user_version = \(SQLiteTables.schemaVersion);
+            """)
+        if version == 1 { try addLeases(database) }
+        try database.execute("COMMIT")
+    }
+
+    private static func addLeases(_ database: Database) throws(SQLiteError) {
         try database.execute(
             """
             ALTER TABLE changes ADD COLUMN lease INTEGER NOT NULL DEFAULT 0;
@@ -19,7 +29,6 @@ enum SQLiteMigration {
             UPDATE versions SET value_bytes =
                 (SELECT length(value) FROM changes WHERE changes.number = versions.number);
             \(SQLiteTables.leaseSchema)
-            PRAGMA user_version = \(SQLiteTables.schemaVersion);
             """)
         var meta = try SQLiteTables.storedMeta(database)
         meta.figures = try figures(database)
@@ -31,7 +40,6 @@ enum SQLiteMigration {
                 try replace.run()
             }
         }
-        try database.execute("COMMIT")
     }
 
     /// From the rows, as `StateFigures` would have counted them.
@@ -40,7 +48,7 @@ enum SQLiteMigration {
         let all = try database.prepare(
             """
             SELECT count(*), sum(2 * length(key) + length(value) + \(StateFigures.rowBytes))
-            FROM changes
+            FROM changes WHERE number NOT IN (SELECT number FROM garbage)
             """)
         if try all.step() {
             figures.changeCount = UInt64(bitPattern: all.integer(0))

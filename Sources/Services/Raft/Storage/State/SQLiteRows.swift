@@ -4,7 +4,8 @@ import AspenTypes
 import KVCore
 import SQLiteKit
 
-/// Every row of the database, table by table, in the order that `StateLoader` wants.
+/// Every row of the state, table by table, in the order that `StateLoader` wants. What is left over of
+/// history that was swept is not part of it (see `GarbageCollector`).
 final class SQLiteRows: RowSource {
     private enum Table { case changes, versions, sessions, answers, leases, attachments, end }
 
@@ -16,9 +17,18 @@ final class SQLiteRows: RowSource {
     private let attachments: Statement
     private let includesVersions: Bool
     private var table = Table.changes
+    /// Numbers of changes that are garbage, ascending; those before `passed` have been passed.
+    private let garbage: [Int64]
+    private var passed = 0
+    private let swept: ChangeNumber
+    /// The key of the last version, and whether what is older of it is dead.
+    private var key: [UInt8] = []
+    private var isCovered = false
 
     init(_ database: Database, includingVersions: Bool) throws(SQLiteError) {
         includesVersions = includingVersions
+        garbage = try GarbageCollector.numbers(database)
+        swept = try SQLiteTables.storedMeta(database).swept
         changes = try database.prepare(
             "SELECT \(SQLiteTables.changeColumns) FROM changes ORDER BY number")
         versions = try database.prepare(
@@ -37,14 +47,17 @@ final class SQLiteRows: RowSource {
         while true {
             switch table {
             case .changes:
-                if try changes.step() { return .change(SQLiteTables.change(changes)) }
+                while try changes.step() {
+                    if !isGarbage(changes.integer(0)) {
+                        return .change(SQLiteTables.change(changes))
+                    }
+                }
                 changes.reset()
                 table = includesVersions ? .versions : .sessions
             case .versions:
-                if try versions.step() {
-                    return .version(
-                        KeyVersion(
-                            key: versions.bytes(0), row: SQLiteTables.versionRow(versions, at: 1)))
+                while try versions.step() {
+                    let row = SQLiteTables.versionRow(versions, at: 1)
+                    if !isDead(row) { return .version(KeyVersion(key: key, row: row)) }
                 }
                 versions.reset()
                 table = .sessions
@@ -81,5 +94,21 @@ final class SQLiteRows: RowSource {
             case .end: return nil
             }
         }
+    }
+
+    private func isGarbage(_ number: Int64) -> Bool {
+        while passed < garbage.count, garbage[passed] < number { passed += 1 }
+        return passed < garbage.count && garbage[passed] == number
+    }
+
+    /// Of the row that `versions` is at.
+    private func isDead(_ row: VersionRow) -> Bool {
+        if versions.withBytes(0, { !$0.elementsEqual(key) }) {
+            key = versions.bytes(0)
+            isCovered = false
+        }
+        if isCovered { return true }
+        isCovered = row.change <= swept
+        return false
     }
 }

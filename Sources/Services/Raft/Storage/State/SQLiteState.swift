@@ -47,6 +47,8 @@ package final class SQLiteState: StateStore {
         /// Cluster time from the first entry of a transaction to its last: what a process that is
         /// killed has to apply again is no more than was applied in so much time.
         package var commitInterval = Duration.seconds(2)
+        /// Changes that are swept before they are taken out of the file: see `GarbageCollector`.
+        package var garbageCountMin = GarbageCollector.countMin
         package init() {}
 
         /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
@@ -161,7 +163,8 @@ package final class SQLiteState: StateStore {
                 try SQLiteMigration.run(database, from: version)
             }
         }
-        let tables = try SQLiteTables(database)
+        let tables = try SQLiteTables(
+            database, garbageCountMin: options.garbageCountMin)
         let meta = try SQLiteTables.storedMeta(database)
         guard meta.activeVersion <= KVVersion.supported else {
             throw newerSchema(Int64(meta.activeVersion))
@@ -198,7 +201,10 @@ package final class SQLiteState: StateStore {
                 transactionBegan = entries[0].time
             }
             isInTransaction = true
-            return try machine.apply(commands)
+            let results = try machine.apply(commands)
+            try machine.tables.garbage.collect(
+                upTo: machine.meta.swept, machine.meta.figures, isSpaceTight: isSpaceTight)
+            return results
         }
         entriesInTransaction += entries.count
         for entry in entries { bytesInTransaction += entry.payload.count }
@@ -344,8 +350,9 @@ package final class SQLiteState: StateStore {
         let rows = Int(clamping: meta.figures.changeCount)
         let kibibytes = try storing { machine throws(SQLiteError) -> Int in
             let rowBytes = try machine.tables.recentKeyBytes() + SQLiteTables.versionRowBytes
-            // Pages of a tree that grows at random places are two thirds full.
-            let tree = rows.multipliedReportingOverflow(by: rowBytes * 3 / 2)
+            // Pages of a tree that grows at random places are two thirds full, and some of what is in
+            // them is garbage.
+            let tree = rows.multipliedReportingOverflow(by: rowBytes * 7 / 4)
             let size = tree.overflow ? Int.max : tree.partialValue / 1024
             guard size <= options.cacheKiBMax * 3 / 4 else { return options.cacheKiB }
             return max(options.cacheKiB, min(size + options.cacheKiB, options.cacheKiBMax))
@@ -434,17 +441,29 @@ package final class SQLiteState: StateStore {
             return (durable, false)
         }
         for _ in 0..<Self.trimRounds {
+            let hasGarbage = try collectAtRest()
             let free: Int64 = try storing { machine throws(SQLiteError) in
                 let database = machine.tables.database
                 let free = try database.integer("PRAGMA freelist_count") ?? 0
                 guard free > 0 else { return 0 }
                 return try Self.vacuum(database, pages: Self.vacuumPages) ? free : 0
             }
-            if free == 0 { return (durable, false) }
+            if free == 0, !hasGarbage { return (durable, false) }
             // Each time: what the vacuum moves is in the WAL, and the WAL must stay small.
             durable = try checkpoint()
         }
         return (durable, true)
+    }
+
+    /// A transaction of its own. Returns whether there is more.
+    private func collectAtRest() throws(StorageError) -> Bool {
+        try storing { machine throws(SQLiteError) in
+            try machine.tables.beginTransaction()
+            let hasMore = try machine.tables.garbage.collectAtRest(
+                machine.meta.figures, isSpaceTight: isSpaceTight)
+            try machine.tables.commitTransaction()
+            return hasMore
+        }
     }
 
     /// Gives free pages back to the file system, a few at a time, when a quarter of the file is

@@ -14,13 +14,15 @@ import SQLiteKit
 /// of bytes a key instead of hundreds. `number DESC` puts the newest version first. The price is a
 /// second look-up in each read. The alternative, a table of current rows beside one of history,
 /// reads faster and writes every value twice, and cannot give changes in the order of revisions.
+///
+/// What is swept of history stays in both for a while: see `GarbageCollector`.
 final class SQLiteTables: StateTables {
     typealias Failure = SQLiteError
 
     /// "aspn"; in the file's header, so that a foreign database is not taken for ours.
     static let applicationID: Int64 = 0x6173_706e
     /// Grows with every change of the schema.
-    static let schemaVersion: Int64 = 2
+    static let schemaVersion: Int64 = 3
 
     /// What lies before a value can be read without touching its overflow pages.
     static let schema = """
@@ -40,6 +42,7 @@ final class SQLiteTables: StateTables {
             session INTEGER NOT NULL, number INTEGER NOT NULL, bytes BLOB NOT NULL,
             PRIMARY KEY (session, number)) WITHOUT ROWID;
         \(leaseSchema)
+        \(GarbageCollector.schema)
         PRAGMA application_id = \(applicationID);
         PRAGMA user_version = \(schemaVersion);
         """
@@ -75,7 +78,7 @@ final class SQLiteTables: StateTables {
     private let insertChange: Statement
     private let insertVersion: Statement
     private let deleteChange: Statement
-    private let deleteVersion: Statement
+    private let deleteVersionsUpTo: Statement
     private let selectSession: Statement
     private let replaceSession: Statement
     private let deleteSession: Statement
@@ -86,9 +89,12 @@ final class SQLiteTables: StateTables {
     private let deleteAnswer: Statement
     private let replaceMeta: Statement
     let leases: LeaseStatements
+    let garbage: GarbageCollector
 
     /// The schema must be there.
-    init(_ database: Database) throws(SQLiteError) {
+    init(
+        _ database: Database, garbageCountMin: Int = GarbageCollector.countMin
+    ) throws(SQLiteError) {
         self.database = database
         begin = try database.prepare("BEGIN IMMEDIATE")
         commit = try database.prepare("COMMIT")
@@ -145,7 +151,8 @@ final class SQLiteTables: StateTables {
             INSERT INTO versions(key, \(Self.versionColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
             """)
         deleteChange = try database.prepare("DELETE FROM changes WHERE number = ?1")
-        deleteVersion = try database.prepare("DELETE FROM versions WHERE key = ?1 AND number = ?2")
+        deleteVersionsUpTo = try database.prepare(
+            "DELETE FROM versions WHERE key = ?1 AND number <= ?2")
         selectSession = try database.prepare(
             "SELECT last_active, acknowledged_below, answers FROM sessions WHERE id = ?1")
         replaceSession = try database.prepare("REPLACE INTO sessions VALUES (?1, ?2, ?3, ?4)")
@@ -160,10 +167,14 @@ final class SQLiteTables: StateTables {
             "DELETE FROM answers WHERE session = ?1 AND number = ?2")
         replaceMeta = try database.prepare("REPLACE INTO meta VALUES (1, ?1)")
         leases = try LeaseStatements(database)
+        garbage = try GarbageCollector(database, countMin: garbageCountMin)
     }
 
     func beginTransaction() throws(SQLiteError) { try begin.run() }
-    func commitTransaction() throws(SQLiteError) { try commit.run() }
+    func commitTransaction() throws(SQLiteError) {
+        try garbage.storeHand()
+        try commit.run()
+    }
 
     // MARK: Versions
 
@@ -421,6 +432,8 @@ final class SQLiteTables: StateTables {
         }
     }
 
+    /// Nobody asks for one that is garbage already: each has one successor that removes it, and a
+    /// tombstone, which two may remove, is taken out at once.
     func remove(_ number: ChangeNumber) throws(SQLiteError) -> Change? {
         let id = Int64(bitPattern: number.rawValue)
         selectChange.bind(1, id)
@@ -430,12 +443,16 @@ final class SQLiteTables: StateTables {
         }
         let change = Self.change(selectChange)
         selectChange.reset()
+        if try garbage.leave(change) { return change }
         deleteChange.bind(1, id)
         try deleteChange.run()
-        try withUnsafeBytes(change.header.key) { key throws(SQLiteError) in
-            deleteVersion.bind(1, unowned: key)
-            deleteVersion.bind(2, id)
-            try deleteVersion.run()
+        if change.header.isTombstone {
+            // With all that is older, or that would be the newest version now.
+            try withUnsafeBytes(change.header.key) { key throws(SQLiteError) in
+                deleteVersionsUpTo.bind(1, unowned: key)
+                deleteVersionsUpTo.bind(2, id)
+                try deleteVersionsUpTo.run()
+            }
         }
         return change
     }
