@@ -55,10 +55,11 @@ def fill(cluster, keys):
 
 def learner():
     """Half of the learners compete with the voters for this machine's processors and disk; the others
-    yield and have their files in memory, as if they had a machine of their own: what is left then is
-    what sending costs."""
+    yield, take no more than their share and have their files in memory, as if they had a machine of
+    their own: what is left then is what sending costs."""
     keys, quiet = scaled(1_500_000), max(2, scaled(15))
-    rate, rounds = (1000, 4) if SCALE >= 1 else (200, 1)
+    # No more than leaves this machine room for another node: a full one says nothing of the learner.
+    rate, rounds = (250, 4) if SCALE >= 1 else (200, 1)
     with three_nodes(spares=rounds) as cluster, tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         fill(cluster, keys)
         voters, through = cluster.nodes[:3], cluster.leader(cluster.nodes[0])[0]
@@ -113,6 +114,7 @@ def move_files(node, directory):
 
 
 def yield_processors(node):
+    limit_processors(node)
     # Of a node that has a session of its own, which the kernel schedules as one (sched(7), autogroups):
     # there the niceness of processes is only among themselves.
     group = f"/proc/{node.process.pid}/autogroup"
@@ -122,6 +124,26 @@ def yield_processors(node):
     for pid in [node.process.pid] + [node.daemon(name) for name in ("net", "raft")]:
         for thread in os.listdir(f"/proc/{pid}/task"):
             os.setpriority(os.PRIO_PROCESS, int(thread), 19)
+
+
+def limit_processors(node, share=0.4):
+    """At most so much of one processor, and only what nobody else wants, by a control group."""
+    period = 10_000
+    unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    group = f"/sys/fs/cgroup/{'' if unified else 'cpu/'}aspen-proof-{node.process.pid}"
+    try:
+        os.mkdir(group)
+        limits = {"cpu.max": f"{int(period * share)} {period}", "cpu.weight": 1} if unified else {
+            "cpu.cfs_period_us": period, "cpu.cfs_quota_us": int(period * share), "cpu.shares": 2}
+        for name, value in limits.items():
+            with open(f"{group}/{name}", "w", encoding="ascii") as f:
+                f.write(str(value))
+    except OSError as error:
+        say(f"no control group ({error}): the learner takes what is left of the processors")
+        return
+    for pid in [node.process.pid] + [node.daemon(name) for name in ("net", "raft")]:
+        with open(f"{group}/cgroup.procs", "w", encoding="ascii") as f:
+            f.write(str(pid))
 
 
 def interrupted():

@@ -558,6 +558,7 @@ package final class SQLiteState: StateStore {
     private func waitForSpoolsIfNeeded() throws(StorageError) {
         guard !spools.isEmpty else { return }
         spools.removeAll { !$0.isReadingDatabase }
+        for spool in spools { spool.applied(isHurried: pagesAtCheckpoint > Self.walPagesMax / 2) }
         guard pagesAtCheckpoint > Self.walPagesMax else { return }
         waitForSnapshots()
     }

@@ -11,7 +11,8 @@ import SQLiteKit
 /// connection and in one read transaction, as fast as the disk allows, into a file without a name;
 /// whoever sends the snapshot takes its pieces from there and may be as slow as its peer. So the
 /// read transaction, which keeps the WAL from being started over, is bounded by the disk and not by
-/// the network.
+/// the network. While entries are applied beside it, it rests after each piece: putting is to be
+/// disturbed for longer rather than more, unless the WAL gets too long.
 ///
 /// `next` waits for the spooling thread when it has to, at most for one piece; whoever cannot wait
 /// asks `isReady` first.
@@ -24,10 +25,18 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         var byteCount: UInt64 = 0
         var isReading = true
         var isCancelled = false
+        /// When entries were applied last, in nanoseconds of the monotonic clock.
+        var lastApplied = Int.min
+        var isHurried = false
         var failure: StorageError?
     }
 
     static let niceness: CInt = 10
+    /// How long it rests after a piece: so many times as long as the piece took, and no longer than that.
+    private static let restShare = 2
+    private static let restMax = 50_000_000
+    /// Nanoseconds without an entry after which nobody is disturbed.
+    private static let quiet = 1_000_000_000
     /// Bytes of the spool that wait for the disk at most: more would stall the syncs of the log.
     private static let writeBehindBytes: UInt64 = 2_097_152
 
@@ -53,7 +62,11 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         mutex = .allocate(capacity: 1)
         changed = .allocate(capacity: 1)
         pthread_mutex_init(mutex, nil)
-        pthread_cond_init(changed, nil)
+        var attributes = pthread_condattr_t()
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_cond_init(changed, &attributes)
+        pthread_condattr_destroy(&attributes)
         guard descriptor >= 0 else {
             throw .disk("spool file in \(directory): \(String(cString: strerror(-descriptor)))")
         }
@@ -134,6 +147,7 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
     func close() {
         pthread_mutex_lock(mutex)
         progress.isCancelled = true
+        pthread_cond_broadcast(changed)
         pthread_mutex_unlock(mutex)
     }
 
@@ -145,8 +159,24 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         return progress.isReading
     }
 
+    /// Entries have been applied.
+    /// - Parameter isHurried: it is not to rest for them any more.
+    func applied(isHurried: Bool) {
+        pthread_mutex_lock(mutex)
+        progress.lastApplied = Self.now()
+        if isHurried, !progress.isHurried { hurry() }
+        pthread_mutex_unlock(mutex)
+    }
+
+    /// Call with `mutex` held.
+    private func hurry() {
+        progress.isHurried = true
+        pthread_cond_broadcast(changed)
+    }
+
     func waitUntilRead() {
         pthread_mutex_lock(mutex)
+        hurry()
         while progress.isReading { pthread_cond_wait(changed, mutex) }
         pthread_mutex_unlock(mutex)
     }
@@ -195,6 +225,25 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         progress.byteCount += UInt64(bytes.count)
         pthread_cond_broadcast(changed)
         return !progress.isCancelled
+    }
+
+    /// - Parameter began: when the last piece was begun, in nanoseconds of the monotonic clock.
+    fileprivate func rest(after began: Int) {
+        let now = Self.now()
+        let end = now + min(Self.restMax, Self.restShare * (now - began))
+        var deadline = timespec(tv_sec: end / 1_000_000_000, tv_nsec: end % 1_000_000_000)
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        guard progress.lastApplied > now - Self.quiet else { return }
+        while !progress.isHurried, !progress.isCancelled {
+            if pthread_cond_timedwait(changed, mutex, &deadline) == ETIMEDOUT { return }
+        }
+    }
+
+    fileprivate static func now() -> Int {
+        var time = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &time)
+        return time.tv_sec * 1_000_000_000 + time.tv_nsec
     }
 
     private func writeBehind(upTo end: UInt64) {
@@ -246,12 +295,15 @@ private final class SpoolWork {
 
     private func copy() -> StorageError? {
         var offset: UInt64 = 0
+        var began = SnapshotSpool.now()
         do {
             while let piece = try stream?.next(bytesMax: 262_144) {
                 guard try spool.append(piece, at: offset) else {
                     return .disk("the snapshot was closed")
                 }
                 offset += UInt64(piece.count)
+                spool.rest(after: began)
+                began = SnapshotSpool.now()
             }
             return nil
         } catch let error as SQLiteError {
