@@ -130,11 +130,15 @@ class Reader:
     """Asks for a value many times at once, and reads the answers when told to."""
 
     def __init__(self, path, count, request):
+        """`request` is the same each time, or made for each number."""
         self.count, self.socket = count, socket.socket(socket.AF_UNIX)
         self.socket.connect(path)
-        body = varint(1 << 3) + varint(120_000) + request
-        self.socket.sendall(b"".join(
-            struct.pack("<IQ", len(body) + 8, number) + body for number in range(count)))
+        frames = []
+        for number in range(count):
+            made = request(number) if callable(request) else request
+            body = varint(1 << 3) + varint(120_000) + made
+            frames.append(struct.pack("<IQ", len(body) + 8, number) + body)
+        self.socket.sendall(b"".join(frames))
 
     def read(self):
         """How many answers there are, all of them the value."""
@@ -172,6 +176,52 @@ def answers_that_nobody_reads_wait_unmade():
             assert readers[0].read() == 500
             for reader in readers:
                 reader.socket.close()
+
+
+def answers_of_transactions_wait_unmade():
+    """What a transaction returns cannot be read again later, so transactions wait, not carried out, until
+    their answers have room. Who reads gets them all; others neither wait nor hear of it."""
+    with Cluster(3) as cluster:
+        for node in cluster.nodes:
+            wait_for("service", lambda: node.cli("kv", "get", "big").code in (0, 3))
+        client = Client(cluster.nodes[0].socket)
+        for name in "abcd":
+            client.ask(18, (1, "big/" + name), (2, "x" * ((1 << 20) - 100)))
+
+        def count(prefix, number):
+            """Puts a key of its own and returns four large values."""
+            gets = tuple((2, ((3, ((1, "big/" + name),)),)) for name in "abcd")
+            return message((25, gets + ((2, ((1, ((1, f"{prefix}{number}"), (2, "x"))),)),)))
+        pids = [wait_for("raft", lambda: node.daemon("raft")) for node in cluster.nodes]
+        for place, node in enumerate(cluster.nodes[:2]):
+            before = [peak(pid) for pid in pids]
+            reader = Reader(node.socket, 600, lambda number: count(f"done/{place}/", number))
+            slowest = 0
+            for number in range(50):
+                began = time.monotonic()
+                node.cli("kv", "set", "other", str(number), check=0)
+                slowest = max(slowest, time.monotonic() - began)
+            after = [peak(pid) for pid in pids]
+            print(f"  600 transactions of 4 MiB each whose answers nobody reads: others wait {slowest:.2f} s at "
+                  f"most, at most {before} -> {after} MB")
+            assert all(b - a < GROWTH_MAX_MB for a, b in zip(before, after)), "answers pile up"
+            assert slowest < 3, slowest
+            assert reader.read() == 600
+            done = client.ask(21, (1, f"done/{place}/"), (9, 1))
+            assert done[4] == [600], done
+            reader.socket.close()
+
+        # On many connections at once there is no more of it, and those who read are not cut off.
+        before = [peak(pid) for pid in pids]
+        silent = [Reader(cluster.nodes[0].socket, 60, lambda number: count("silent/", number))
+                  for _ in range(20)]
+        reader = Reader(cluster.nodes[0].socket, 60, lambda number: count("read/", number))
+        assert reader.read() == 60
+        after = [peak(pid) for pid in pids]
+        print(f"  the same on 20 connections: at most {before} -> {after} MB")
+        assert all(b - a < GROWTH_MAX_MB for a, b in zip(before, after)), "answers pile up"
+        for one in silent + [reader]:
+            one.socket.close()
 
 
 def connections_and_watches_have_an_end():
@@ -238,4 +288,4 @@ def connections_and_watches_have_an_end():
 
 if __name__ == "__main__":
     run(floods_are_refused_early, answers_that_nobody_reads_wait_unmade,
-        connections_and_watches_have_an_end)
+        answers_of_transactions_wait_unmade, connections_and_watches_have_an_end)

@@ -47,6 +47,8 @@ import Testing
         "requestsMax": "Integration.floods_are_refused_early",
         "requestBytesMax": "Integration.floods_are_refused_early",
         "answersBytesMax": "Integration.answers_that_nobody_reads_wait_unmade",
+        "awaitedBytesMax": "Integration.answers_of_transactions_wait_unmade",
+        "awaitedBytesHigh": "Integration.answers_of_transactions_wait_unmade",
         "reserveBytes": "RaftStorageTests.theReserveIsGivenUpBitByBitAndTakenBack",
         "segmentBytes": "RaftStorageTests.everythingScalesDownWithTheFileSystem",
         "walBytes": "RaftStorageTests.theWALStaysBounded",

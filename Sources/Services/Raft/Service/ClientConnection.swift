@@ -52,7 +52,8 @@ final class ClientConnection: ReplySink {
     /// The same of all connections of a node, above which the one with most of them is closed.
     static let unreadBytesMax = 268_435_456
 
-    /// Bytes of watches that may wait for the end of a turn of the loop.
+    /// Bytes that may wait for the end of a turn of the loop: so far nobody knows whether the client
+    /// reads them.
     static let unflushedBytesMax = 262_144
 
     private let frames: FrameChannel
@@ -64,8 +65,9 @@ final class ClientConnection: ReplySink {
     let bearer: TokenBearer?
     private var inFlight = 0
     private var isReading = true
-    /// Answers written since the client was last known to keep up.
+    /// Answers written since the client was last known to keep up, which was then.
     private(set) var unreadBytes = 0
+    private var unreadSince = RaftNode.now
     private var isClosed = false
     /// When a frame came last.
     private(set) var heardAt = RaftNode.now
@@ -73,6 +75,7 @@ final class ClientConnection: ReplySink {
     var watches: [UInt64: Watch] = [:]
     var servedLast: UInt64 = 0
     private var unflushedBytes = 0
+    private var isFlushing = false
 
     init(
         _ frames: FrameChannel, permission: Permission, denial: AspenError, bearer: TokenBearer?,
@@ -171,11 +174,14 @@ final class ClientConnection: ReplySink {
     private func write(_ response: WireResponse, _ id: UInt64) {
         guard !isClosed else { return }
         guard let bytes: FrameBytes = try? response.serializedBytes() else { return }
+        unflushedBytes += bytes.count
         frames.send { buffer in
             buffer.writeInteger(id, endianness: .little)
             buffer.writeImmutableBuffer(bytes.buffer)
         }
+        flushIfMany()
         guard !frames.isWritable else { return }
+        if unreadBytes == 0 { unreadSince = RaftNode.now }
         unreadBytes += bytes.count
         service.unreadBytes += bytes.count
         if isReading {
@@ -194,6 +200,12 @@ final class ClientConnection: ReplySink {
     func cutOff() {
         isClosed = true
         frames.channel?.close(promise: nil)
+    }
+
+    /// What its unread answers cost the node: how many they are, for how long. Who reads has not had
+    /// them for long.
+    func unreadWeight(_ now: MonotonicInstant) -> Int {
+        unreadBytes * (1 + Int((now - unreadSince).milliseconds))
     }
 
     private func nothingIsUnread() {
@@ -215,10 +227,7 @@ final class ClientConnection: ReplySink {
     /// - Returns: false if it was not taken, because the client does not read fast enough: `writable`
     ///   says when it does.
     func stream(_ bytes: ByteBuffer, to id: UInt64) -> Bool {
-        if unflushedBytes >= Self.unflushedBytesMax {
-            unflushedBytes = 0
-            frames.flush()
-        }
+        flushIfMany()
         guard canStream else { return false }
         unflushedBytes += bytes.readableBytes
         frames.send { buffer in
@@ -228,7 +237,20 @@ final class ClientConnection: ReplySink {
         return true
     }
 
+    private func flushIfMany() {
+        guard unflushedBytes >= Self.unflushedBytesMax else { return }
+        unflushedBytes = 0
+        isFlushing = true
+        frames.flush()
+        isFlushing = false
+    }
+
     private func writable() {
+        if isFlushing {
+            // Whoever answers just now is not asked for more before it has done so.
+            let box = NIOLoopBound(self, eventLoop: service.node.loop)
+            return service.node.loop.execute { if box.value.canStream { box.value.writable() } }
+        }
         nothingIsUnread()
         service.watches.writable(self)
         service.taken(by: self)

@@ -205,13 +205,14 @@ extension ClientService {
         read.origin.fail(Self.isGone)
     }
 
-    private static let isGone = AspenError(
+    static let isGone = AspenError(
         .unavailable, "the connection has ended", retry: .safe)
 
     /// A client has read its answers, or has gone.
     func taken(by sink: any ReplySink) {
-        guard let reads = held.removeValue(forKey: ObjectIdentifier(sink)) else { return }
-        executeNow(reads)
+        let id = ObjectIdentifier(sink)
+        if let reads = held.removeValue(forKey: id) { executeNow(reads) }
+        beginHeld(of: id)
     }
 
     func readFailed(_ round: UInt64) {
@@ -275,7 +276,7 @@ extension ClientService {
         for read in waiting { read.origin.fail(Self.hasLeftCluster) }
     }
 
-    private static let isNotRead = AspenError(
+    static let isNotRead = AspenError(
         .resourceExhausted,
         "the answers before it were not read in time: read them, or ask for fewer at a time",
         retry: .safe)

@@ -14,6 +14,8 @@ struct PendingWrite {
     let kind: WriteKind
     /// Needs space for good: see `SpaceWatch.refusal`.
     var grows = false
+    /// What its answer may have: see `AnswerBound`.
+    var answerBytes = 0
     /// Called once, when nobody waits for it any more.
     var onDone: (() -> Void)?
 
@@ -25,6 +27,16 @@ struct PendingWrite {
         self.kind = kind
         self.grows = grows
         self.onDone = onDone
+    }
+}
+
+extension Command {
+    /// Says only that somebody is there: it must not wait for anything.
+    fileprivate var isSignOfLife: Bool {
+        switch self {
+        case .keepSessionAlive, .keepLeaseAlive: true
+        default: false
+        }
     }
 }
 
@@ -108,12 +120,18 @@ extension ClientService {
             origin?.fail(Self.versionNotActive)
             return
         }
-        begin(
-            PendingWrite(origin, kind, grows: grows), command.isRepeatable ? .repeatable : .once,
-            CommandCodec.encode(command))
+        var write = PendingWrite(origin, kind, grows: grows)
+        write.answerBytes = AnswerBound.bytes(of: command)
+        let repeats: WriteClass = command.isRepeatable ? .repeatable : .once
+        let payload = CommandCodec.encode(command)
+        guard command.isSignOfLife || admission.admits(write, unread: unreadBytes) else {
+            admission.hold(.init(write: write, kind: repeats, payload: payload))
+            return armSweep()
+        }
+        begin(write, repeats, payload)
     }
 
-    var writeCount: Int { proposals.count }
+    var writeCount: Int { proposals.count + admission.heldCount }
 
     static let versionNotActive = AspenError(
         .unsupportedVersion,
@@ -126,6 +144,7 @@ extension ClientService {
             kind, payload, deadline: write.origin?.deadline, now: RaftNode.now,
             into: &proposalEffects)
         keep(write, as: id)
+        admission.began(write)
         obeyProposals()
         armSweep()
     }
@@ -184,6 +203,7 @@ extension ClientService {
         }
         proposals.applied(upTo: batch.term, now: RaftNode.now, into: &proposalEffects)
         obeyProposals()
+        beginHeld()
         keepHouse()
         if isHousekeeping { housekeepingApplied() }
         // Not with an earlier membership: the answer to who asked for this one is still to come.
@@ -197,6 +217,7 @@ extension ClientService {
     /// Those that were given to a leader may be carried out yet; under a session they can be sent
     /// again, to another node.
     func dismissWrites() {
+        dismissHeld()
         proposals.dismiss(into: &proposalEffects)
         obeyProposals()
     }
@@ -226,6 +247,7 @@ extension ClientService {
         proposals.sweep(
             now: now, hasLeader: node.standing.leader != nil, into: &proposalEffects)
         obeyProposals()
+        sweepHeld(now)
     }
 
     // MARK: - What the table wants
@@ -267,6 +289,7 @@ extension ClientService {
         }
         writes[id.place] = nil
         proposals.release(id)
+        admission.ended(write)
         return write
     }
 

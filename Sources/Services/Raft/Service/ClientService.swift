@@ -34,6 +34,7 @@ final class ClientService: @unchecked Sendable {
     var isObeyingProposals = false
     /// What the answer of each write needs, by the place in its id.
     var writes: [PendingWrite?] = []
+    var admission = AnswerAdmission()
 
     // Reads: see ClientService+Reads.
     var rounds: [UInt64: [PendingRead]] = [:]
@@ -121,11 +122,12 @@ final class ClientService: @unchecked Sendable {
         silent.cutOff()
     }
 
-    /// Answers that clients have not read are bounded for all of them together: who has most of them
-    /// goes.
+    /// Answers that clients have not read are bounded for all of them together: who has most of them,
+    /// and for the longest time, goes.
     func boundUnread() {
         guard unreadBytes > ClientConnection.unreadBytesMax else { return }
-        connections.values.max { $0.unreadBytes < $1.unreadBytes }?.cutOff()
+        let now = RaftNode.now
+        connections.values.max { $0.unreadWeight(now) < $1.unreadWeight(now) }?.cutOff()
     }
 
     var connectionCount: Int { connections.count }

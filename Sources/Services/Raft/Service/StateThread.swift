@@ -81,8 +81,8 @@ enum StateEvent: Sendable {
 }
 
 /// The applied state and the thread that may block on it.
-// SAFETY: `store`, `failure` and `held` are touched only while holding the worker; the rest only on the
-// event loop.
+// SAFETY: `store`, `failure`, `held`, `answerBytes` and `goesOn` are touched only while holding the
+// worker; the rest only on the event loop.
 final class StateThread: @unchecked Sendable {
     /// Entries up to which the loop applies by itself when the thread is idle: a wake-up there and
     /// back costs about as much as three entries.
@@ -92,9 +92,12 @@ final class StateThread: @unchecked Sendable {
     static let batchEntriesMax = 4096
     /// Queries up to which the loop answers by itself, when each looks up one key.
     static let inlineReadsMax = 64
-    /// Bytes of answers after which no further query of a round is answered: whoever gets them may not
-    /// read them.
+    /// Bytes of answers after which no further query of a round is answered, and nothing more applied
+    /// before the loop has taken them: whoever gets them may not read them.
     static let answersBytesMax = 4_194_304
+    /// Bytes that the results of entries applied in one go may have. Those that nobody on this node
+    /// waits for are gone right after.
+    static let resultBytesMax = 16_777_216
 
     private var store: any StateStore
     private let loop: any EventLoop
@@ -102,8 +105,13 @@ final class StateThread: @unchecked Sendable {
     private let incarnation: UInt64
     let compaction: CompactionPolicy
     private var failure: StorageError?
-    /// Entries that wait until there is room for them on the disk, and those behind them.
+    /// Entries that wait until there is room for them on the disk, or until the loop has taken the
+    /// answers to those before them, and all that came after these.
     private var held: [Entry] = []
+    /// Of the answers made since the loop last took what there was.
+    private var answerBytes = 0
+    /// Entries are held only until the loop has taken the answers.
+    private var goesOn = false
     /// Jobs given to the thread whose events have not been delivered: nothing may overtake them.
     private var outstanding = 0
     /// Every batch may end with a checkpoint: nothing for the loop to wait for.
@@ -127,9 +135,11 @@ final class StateThread: @unchecked Sendable {
     func start() {
         worker = WorkerThread { [self] jobs in
             let events = carryOut(jobs)
+            let goesOn = goesOn
             loop.execute {
                 self.outstanding -= jobs.count
                 self.onEvents(events)
+                if goesOn { self.tryAgain() }
             }
         }
     }
@@ -155,7 +165,16 @@ final class StateThread: @unchecked Sendable {
     private func run(_ job: StateJob, inline isSmall: Bool) {
         if isSmall, outstanding == 0 {
             var events: [StateEvent] = []
-            if worker?.runInline({ events = carryOut([job]) }) == true { return onEvents(events) }
+            var goesOn = false
+            let isDone = worker?.runInline {
+                events = carryOut([job])
+                goesOn = self.goesOn
+            }
+            if isDone == true {
+                onEvents(events)
+                if goesOn { tryAgain() }
+                return
+            }
         }
         submit(job)
     }
@@ -167,6 +186,8 @@ final class StateThread: @unchecked Sendable {
 
     private func carryOut(_ jobs: [StateJob]) -> [StateEvent] {
         var events: [StateEvent] = []
+        answerBytes = 0
+        goesOn = false
         if failure != nil { return events }
         do {
             var waiting: [Entry] = []
@@ -205,24 +226,46 @@ final class StateThread: @unchecked Sendable {
         }
     }
 
-    /// Applies what waits for room and then `entries`, as far as there is room: of a full disk nothing is
-    /// asked that it cannot do. Reads go on meanwhile. With each job, and each `tryAgain`, it is tried again.
+    /// Applies what waits for room and then `entries`, as far as there is room, for them on the disk and
+    /// for their answers here: of a full disk nothing is asked that it cannot do. Reads go on meanwhile.
+    /// With each job, and each `tryAgain`, it is tried again.
     private func apply(_ entries: inout [Entry], _ events: inout [StateEvent]) throws {
         if !held.isEmpty { held.removeAll { $0.index <= store.appliedIndex } }
         if held.isEmpty { swap(&held, &entries) } else { held += entries }
         entries.removeAll(keepingCapacity: true)
         while !held.isEmpty {
-            let count = store.fitting(held)
-            guard count > 0 else { return }
+            guard answerBytes < Self.answersBytesMax else {
+                goesOn = true
+                return
+            }
+            let bounded = Self.boundedCount(of: held)
             var batch: [Entry] = []
-            if count == held.count {
+            if bounded == held.count {
                 swap(&batch, &held)
             } else {
-                batch = Array(held.prefix(count))
-                held.removeFirst(count)
+                batch = Array(held.prefix(bounded))
+                held.removeFirst(bounded)
             }
+            let count = store.fitting(batch)
+            if count < batch.count {
+                held.insert(contentsOf: batch[count...], at: 0)
+                batch.removeLast(batch.count - count)
+            }
+            guard count > 0 else { return }
             try apply(batch, &events)
         }
+    }
+
+    /// How many of the entries may be applied in one go, for the results that they may have.
+    private static func boundedCount(of entries: [Entry]) -> Int {
+        guard entries.count > inlineEntriesMax else { return entries.count }
+        var bound = AnswerBound()
+        var bytes = 0
+        for (count, entry) in entries.enumerated() {
+            bytes += bound.bytes(of: entry)
+            if bytes > resultBytesMax { return max(1, count) }
+        }
+        return entries.count
     }
 
     private func apply(_ entries: [Entry], _ events: inout [StateEvent]) throws {
@@ -238,6 +281,7 @@ final class StateThread: @unchecked Sendable {
             guard let origin = entry.origin, origin.node == node,
                 origin.incarnation == incarnation
             else { continue }
+            answerBytes += result.byteCount
             answers.append(
                 AppliedAnswer(
                     number: origin.number, index: entry.index, term: entry.term, result: result))
