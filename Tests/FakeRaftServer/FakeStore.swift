@@ -277,13 +277,11 @@ struct FakeStore {
         }
     }
 
-    /// Whether its range has room for a key of the reserved namespace.
+    /// Whether there is nothing in its range but keys of the reserved namespace.
     private static func deletesReserved(_ operation: Aspen_Client_V1_Operation) -> Bool {
         guard case .deleteRange(let range) = operation.operation else { return false }
-        let reserved = Data(ReservedNamespace.prefix)
         return ReservedNamespace.contains(Array(range.from))
-            || !reserved.lexicographicallyPrecedes(range.from)
-                && (range.to.isEmpty || reserved.lexicographicallyPrecedes(range.to))
+            && !range.to.isEmpty && !Data("_sys0".utf8).lexicographicallyPrecedes(range.to)
     }
 
     private mutating func carryOut(
@@ -309,7 +307,9 @@ struct FakeStore {
                 isChanged = isChanged || result.existed
             case .deleteRange(let range):
                 for key in history.keys.sorted(by: { $0.lexicographicallyPrecedes($1) })
-                where Self.isIn(key, range.from, range.to) && remove(key, at: revision + 1) {
+                where Self.isIn(key, range.from, range.to)
+                    && !ReservedNamespace.contains(Array(key)) && remove(key, at: revision + 1)
+                {
                     result.deleted += 1
                 }
                 isChanged = isChanged || result.deleted > 0

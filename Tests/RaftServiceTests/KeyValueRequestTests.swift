@@ -6,6 +6,8 @@ import AspenWire
 import FoundationEssentials
 import KVCore
 import NIOCore
+import RaftStorage
+import SwiftProtobuf
 import Testing
 
 @testable import RaftService
@@ -160,11 +162,63 @@ import Testing
             #expect(refused.failure?.code == .permissionDenied)
             await log.wait { $0.flatMap(\.watch.events).count >= 2 }
             #expect(log.events.allSatisfy { !$0.entry.key.starts(with: Data("_sys/".utf8)) })
-            var range = Aspen_Client_V1_Operation()
-            range.deleteRange.from = Data("_".utf8)
-            var body = Aspen_Client_V1_TransactionRequest()
-            body.success = [range]
-            #expect(try await client.ask(.transaction(body)).failure?.code == .permissionDenied)
+        }
+    }
+
+    private static func deletion(_ from: String, _ to: String = "") -> Aspen_Client_V1_Operation {
+        .with {
+            $0.deleteRange.from = Data(from.utf8)
+            $0.deleteRange.to = Data(to.utf8)
+        }
+    }
+
+    private func delete(
+        _ client: TestClient, _ operations: [Aspen_Client_V1_Operation]
+    ) async throws -> WireResponse {
+        var body = Aspen_Client_V1_TransactionRequest()
+        body.success = operations
+        return try await client.ask(.transaction(body))
+    }
+
+    /// To delete everything means everything of one's own: what clients do not see stays.
+    @Test(.timeLimit(.minutes(1))) func aRangeIsDeletedAroundReservedKeys() async throws {
+        try await RequestTests.withNode { cluster, client in
+            let node = try cluster.running(cluster.ids[0])
+            let reserved = Array("_sys/x".utf8)
+            try await node.loop.submit {
+                node.server.service.submit(
+                    .transaction(Transaction(success: [.put(key: reserved, value: [1])]), nil),
+                    .housekeeping, nil)
+            }.get()
+            for key in ["A", "_sy", "_syt", "z"] { _ = try await client.put(key, [1]).get() }
+            let get = Aspen_Client_V1_Operation.with { $0.get.key = Data("z".utf8) }
+            let all = try await delete(client, [Self.deletion("_"), get, Self.deletion("")])
+            // One result an operation, and all of it in one revision.
+            #expect(all.transaction.results.map(\.deleted) == [3, 0, 1], "\(all)")
+            #expect(!all.transaction.results[1].hasEntry)
+            let found = try await client.ask(.scanKeys(Aspen_Client_V1_ScanKeysRequest()))
+            #expect(keys(found) == [])
+            let kept = try await node.loop.flatSubmit {
+                let promise = node.loop.makePromise(of: Bool.self)
+                node.server.service.node.state.perform { store in
+                    let isThere = try store.get(reserved, at: nil) != nil
+                    return { promise.succeed(isThere) }
+                }
+                return promise.futureResult
+            }.get()
+            #expect(kept, "a client has deleted a key of the cluster")
+
+            for (from, to) in [("_sys/", "_sys0"), ("_sys/x", "_sys/y")] {
+                let refused = try await delete(client, [Self.deletion(from, to)])
+                #expect(refused.failure?.code == .permissionDenied)
+            }
+            let half = Array(repeating: Self.deletion(""), count: 50)
+            #expect(try await delete(client, half).failure == nil)
+            let tooMany = try await delete(client, half + [Self.deletion("")])
+            #expect(tooMany.failure?.code == .invalidArgument)
+            let bound = String(repeating: "x", count: 2000)
+            let tooLong = try await delete(client, [Self.deletion("A", "_sys/" + bound)])
+            #expect(tooLong.failure?.code == .invalidArgument)
         }
     }
 

@@ -63,11 +63,9 @@ struct KVDelete: ClientCommand {
 
     private func deleteRange(_ context: CommandContext) async throws -> ExitStatus {
         let range = try ranges.range(keys)
-        // Of a range that holds nothing but the cluster's own keys, the cluster says that it may not be.
-        let pieces = range.withoutReserved.isEmpty ? [range] : range.withoutReserved
         var progress = DeletionProgress()
         do {
-            for piece in pieces { try await progress.delete(piece, context.client) }
+            try await progress.delete(range, context.client)
         } catch {
             throw progress.failure(error)
         }
@@ -111,25 +109,5 @@ private struct DeletionProgress {
         failure.message =
             "\(count) keys were deleted, and of the next ones: \(failure.message)"
         return failure
-    }
-}
-
-extension KeyRange {
-    /// What is left without the keys that belong to the cluster itself: none, one or two ranges.
-    fileprivate var withoutReserved: [KeyRange] {
-        let reserved = KeyRange(prefix: ReservedNamespace.prefix)
-        let below = KeyRange(from: from, to: to.map { earlier($0, reserved.from) } ?? reserved.from)
-        let above = reserved.to.map { KeyRange(from: later(from, $0), to: to) }
-        return [below, above].compactMap { $0 }.filter { piece in
-            piece.to.map { piece.from.lexicographicallyPrecedes($0) } ?? true
-        }
-    }
-
-    private func earlier(_ left: [UInt8], _ right: [UInt8]) -> [UInt8] {
-        left.lexicographicallyPrecedes(right) ? left : right
-    }
-
-    private func later(_ left: [UInt8], _ right: [UInt8]) -> [UInt8] {
-        left.lexicographicallyPrecedes(right) ? right : left
     }
 }

@@ -24,11 +24,6 @@ extension ClientService {
         .permissionDenied,
         "keys that begin with _sys/ belong to the cluster itself: choose another name")
 
-    static func reserved(_ transaction: Transaction) -> AspenError? {
-        guard transaction.touchesReservedNamespace else { return nil }
-        return isReserved
-    }
-
     /// Why nobody may ask for that key.
     static func refusal(ofKey key: [UInt8]) -> AspenError? {
         guard !key.isEmpty, key.count <= Limits.keyBytesMax else {

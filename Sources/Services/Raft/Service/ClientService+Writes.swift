@@ -16,6 +16,8 @@ struct PendingWrite {
     var grows = false
     /// What its answer may have: see `AnswerBound`.
     var answerBytes = 0
+    /// Of a transaction that was taken apart: see `VisibleTransaction`.
+    var pieces: OperationPieces?
     /// Called once, when nobody waits for it any more.
     var onDone: (() -> Void)?
 
@@ -78,14 +80,14 @@ extension ClientService {
         _ transaction: Transaction, _ session: SessionRequest?, _ kind: WriteKind,
         _ origin: RequestOrigin
     ) {
-        if let refusal = Self.reserved(transaction) { return origin.fail(refusal) }
-        if let refusal = transaction.validate() {
-            return origin.fail(AspenError(refusal.code, refusal.message))
-        }
+        let visible: VisibleTransaction
+        do { visible = try VisibleTransaction(transaction) } catch { return origin.fail(error) }
         if let refusal = node.space.refusal(grows: transaction.grows) {
             return origin.fail(refusal)
         }
-        submit(.transaction(transaction, session), kind, grows: transaction.grows, origin)
+        submit(
+            .transaction(visible.transaction, session), kind, grows: transaction.grows, origin,
+            pieces: visible.pieces)
     }
 
     func openSession(_ origin: RequestOrigin) {
@@ -103,7 +105,8 @@ extension ClientService {
     // MARK: - Through the log
 
     func submit(
-        _ command: Command, _ kind: WriteKind, grows: Bool = false, _ origin: RequestOrigin?
+        _ command: Command, _ kind: WriteKind, grows: Bool = false, _ origin: RequestOrigin?,
+        pieces: OperationPieces? = nil
     ) {
         guard node.membership != nil else {
             origin?.fail(outsideCluster)
@@ -122,6 +125,7 @@ extension ClientService {
         }
         var write = PendingWrite(origin, kind, grows: grows)
         write.answerBytes = AnswerBound.bytes(of: command)
+        write.pieces = pieces
         let repeats: WriteClass = command.isRepeatable ? .repeatable : .once
         let payload = CommandCodec.encode(command)
         guard command.isSignOfLife || admission.admits(write, unread: unreadBytes) else {
@@ -190,13 +194,14 @@ extension ClientService {
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
         if let trust = batch.trust { setTrust(trust) }
         var isHousekeeping = false
-        for answer in answers {
+        for var answer in answers {
             guard let (id, proposedAt) = proposals.applied(answer.number) else { continue }
             let write = take(id)
             write.onDone?()
             if case .housekeeping = write.kind { isHousekeeping = true }
             guard let origin = write.origin else { continue }
             node.metrics.committed(after: RaftNode.now - proposedAt)
+            if let pieces = write.pieces { answer.result = pieces.joined(answer.result) }
             origin.reply(
                 write.kind.response(
                     answer, node: options.raft.node, membership: node.membership))
