@@ -295,6 +295,14 @@ struct ClusterPrometheus: ClientCommand {
 
     @OptionGroup var global: GlobalOptions
 
+    func prepare() throws {
+        guard !global.isJSON else {
+            throw CommandFailure.usage(
+                "Prometheus' text format is the only one here: `aspen-cli cluster metrics -o json` "
+                    + "prints the same figures as JSON")
+        }
+    }
+
     func run(_ context: CommandContext) async throws -> ExitStatus {
         context.output.write(Prometheus.text(try await context.client.metrics()))
         return .done

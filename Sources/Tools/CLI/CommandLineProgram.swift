@@ -26,6 +26,9 @@ package enum CommandLineProgram {
 
     package static func run() async -> Int32 {
         let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
+        if arguments.first?.hasPrefix("--generate-completion-script") == true {
+            return await run(CompletedCommand.self, arguments)
+        }
         return hasVersionOption(arguments)
             ? await run(VersionlessCommand.self, arguments)
             : await run(AspenCommand.self, arguments)
@@ -65,7 +68,7 @@ package enum CommandLineProgram {
         do {
             command = try root.parseAsRoot(arguments)
         } catch {
-            return finishParsing(error, output, root)
+            return finishParsing(error, output, root, arguments)
         }
         if let verb = command as? any LocalCommand { return runLocally(verb, output, root) }
         guard let verb = command as? any ClientCommand else {
@@ -136,9 +139,10 @@ package enum CommandLineProgram {
     }
 
     private static func finishParsing(
-        _ error: any Error, _ output: Output, _ root: any ParsableCommand.Type
+        _ error: any Error, _ output: Output, _ root: any ParsableCommand.Type,
+        _ arguments: [String] = []
     ) -> ExitStatus {
-        let text = root.fullMessage(for: error)
+        let text = explainNegative(root.fullMessage(for: error), arguments)
         guard root.exitCode(for: error) != .success else {
             output.write(text + "\n")
             return .done
@@ -150,6 +154,18 @@ package enum CommandLineProgram {
         let body = text.droppingPrefix("Error: ")
         writeError("\(name(root)): \(body)\n\(hint)")
         return .usage
+    }
+
+    /// To the parser "-1" is an option, and the one before it lacks its value.
+    private static func explainNegative(_ text: String, _ arguments: [String]) -> String {
+        let beginning = "Error: Missing value for '"
+        guard text.hasPrefix(beginning) else { return text }
+        let option = text.dropFirst(beginning.count).prefix { $0 != " " && $0 != "'" }
+        guard let place = arguments.firstIndex(of: String(option)), place + 1 < arguments.count,
+            arguments[place + 1].hasPrefix("-"), Double(arguments[place + 1]) != nil
+        else { return text }
+        let rest = text.drop { $0 != "\n" }
+        return "Error: \(option) takes no negative number, such as '\(arguments[place + 1])'\(rest)"
     }
 
     private static func name(_ root: any ParsableCommand.Type) -> String {
@@ -257,6 +273,15 @@ struct AspenCommand: ParsableCommand, CommandArea {
 /// The same without --version.
 private struct VersionlessCommand: ParsableCommand, CommandArea {
     static let configuration = AspenCommand.describe(version: "")
+}
+
+/// The same as shells are told of it: --version belongs to the program, so that a verb with an option
+/// of that name is not offered two.
+private struct CompletedCommand: ParsableCommand, CommandArea {
+    static let configuration = AspenCommand.describe(version: "")
+
+    @Flag(help: "Show the version.")
+    var version = false
 }
 
 /// A command that only groups others.
