@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -73,6 +74,17 @@ int aspen_is_sealed(int fd) {
 
 void aspen_wipe_argument(char **arguments, int index) {
     memset(arguments[index], 'x', strlen(arguments[index]));
+}
+
+void aspen_wipe_environment(const char *name) {
+    extern char **environ;
+    size_t length = strlen(name);
+    for (char **entry = environ; entry != NULL && *entry != NULL; entry++) {
+        if (strncmp(*entry, name, length) != 0 || (*entry)[length] != '=') continue;
+        char *value = *entry + length + 1;
+        memset(value, 'x', strlen(value));
+    }
+    unsetenv(name);
 }
 
 int aspen_bind_datagram(const char *host, uint16_t port) {

@@ -59,6 +59,7 @@ package struct AspenNode: ParsableCommand {
     package static func main() {
         let arguments = Array(CommandLine.arguments.dropFirst())
         ArgumentList.wipe(option: "--cookie")
+        _ = EnvironmentSecret.cookie
         main(arguments)
     }
 
@@ -72,7 +73,6 @@ package struct AspenNode: ParsableCommand {
                 Glibc.exit(DaemonExit.configuration.rawValue)
             }
             let options = try resolve(files)
-            unsetenv("ASPEN_COOKIE")
             var supervisor = try Supervisor(options: options, programs: directory)
             Glibc.exit(supervisor.run())
         } catch {

@@ -94,7 +94,7 @@ extension AspenNode {
         if let path = cookieFile ?? setting("cookie-file") {
             bytes = try Self.readSecret(path)
         } else {
-            bytes = Array((cookie ?? setting("cookie") ?? "").utf8)
+            bytes = Array((cookie ?? EnvironmentSecret.cookie ?? "").utf8)
         }
         if bytes.last == UInt8(ascii: "\n") { bytes.removeLast() }
         guard !bytes.isEmpty, bytes != Array("aspen-cookie".utf8) else {
@@ -127,6 +127,17 @@ extension AspenNode {
         }
         return Array(buffer.prefix(count))
     }
+}
+
+/// The cookie, if it comes by the environment: overwritten there and taken away as soon as somebody
+/// asks for it, so that neither the process list nor a child shows it.
+enum EnvironmentSecret {
+    static let cookie: String? = {
+        let name = ServiceSettings.variable(for: "cookie")
+        let value = Environment.nonEmpty(name)
+        aspen_wipe_environment(name)
+        return value
+    }()
 }
 
 /// Overwrites the cookie in this process's own argument list, before anything else happens.

@@ -47,6 +47,8 @@ int aspen_memory_file(const char *name, const void *bytes, size_t count);
 int aspen_is_sealed(int fd);
 /* Overwrites the text of argv[index] with 'x', so that no process listing shows it. */
 void aspen_wipe_argument(char **arguments, int index);
+/* Overwrites the value of an environment variable where the kernel shows it, and removes it. */
+void aspen_wipe_environment(const char *name);
 /* Binds a UDP socket to "host" (numeric) and port, with packet info and large buffers. */
 int aspen_bind_datagram(const char *host, uint16_t port);
 /* Binds a listening Unix stream socket (0600 before anybody can connect), replacing a dead one. */
