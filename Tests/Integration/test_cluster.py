@@ -117,6 +117,49 @@ def a_wrong_cookie_is_refused():
         first.cli("kv", "set", "a", "b", check=0)
 
 
+def the_cookie_is_not_shown():
+    """However it is given, neither the process list nor what the daemons inherit shows it."""
+    secret = "a secret of thirty-two bytes, or so"
+    for given in ("environment", "argument"):
+        with Cluster(1) as cluster:
+            node = cluster.nodes[0]
+            node.kill_all()
+            data = os.path.join(cluster.directory, given)
+            words = [f"{cluster.bin}/aspen-node", "--node-id", "1", "--data-dir", data,
+                     "--listen", f"127.0.0.1:{free_ports(1)[0]}", "--tokens-required", "false"]
+            environment = dict(os.environ, ASPEN_COOKIE=secret)
+            if given == "argument":
+                del environment["ASPEN_COOKIE"]
+                words += ["--cookie", secret]
+            process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+            try:
+                next(line for line in process.stderr if "is up; its sockets" in line)
+                with open(f"/proc/{process.pid}/task/{process.pid}/children") as f:
+                    pids = [process.pid] + [int(pid) for pid in f.read().split()]
+                assert len(pids) == 3, pids
+                for pid in pids:
+                    for name in ("environ", "cmdline"):
+                        with open(f"/proc/{pid}/{name}", "rb") as f:
+                            assert secret.encode() not in f.read(), f"{name} of {pid}"
+            finally:
+                process.terminate()
+                process.communicate(timeout=60)
+
+
+def a_learner_that_is_down_is_named():
+    with Cluster(2) as cluster:
+        port, = free_ports(1)
+        from aspen_cluster import Node
+        absent = Node(cluster, 3, port)
+        word = f"3@{absent.endpoint}@127.0.0.1:{port}"
+        for node in cluster.nodes:
+            told = node.cli("cluster", "add-learner", word, timeout_ms=4000)
+            assert told.code == 6, told.__dict__
+            text = told.err
+            assert f"node 3 cannot be reached, at 127.0.0.1:{port}" in text, text
+            assert absent.endpoint in text and "nothing was changed" in text, text
+
+
 def garbage_is_refused():
     randomness = random.Random(1)
     with Cluster(1) as cluster:
@@ -158,4 +201,5 @@ def killing_everything_loses_nothing():
 
 if __name__ == "__main__":
     run(any_node_gives_the_same_answer, bytes_are_bytes, a_long_scan_is_complete,
-        a_data_directory_has_one_node, a_wrong_cookie_is_refused, garbage_is_refused, killing_everything_loses_nothing)
+        a_data_directory_has_one_node, a_wrong_cookie_is_refused, the_cookie_is_not_shown,
+        a_learner_that_is_down_is_named, garbage_is_refused, killing_everything_loses_nothing)

@@ -21,6 +21,10 @@ extension ClientService {
     static let changeRetryInterval = TimeAmount.milliseconds(5)
     /// How long a change waits for nodes that have only to catch up.
     static let changePatience = Duration.seconds(5)
+    /// How often a node that is to be added and cannot be reached is tried again: it may be starting.
+    static let probeInterval = TimeAmount.milliseconds(250)
+    /// What is left of a request's time when that is given up, so that its reason still arrives.
+    static let probeAnswerTime = Duration.milliseconds(250)
 
     // MARK: - How it goes
 
@@ -179,10 +183,26 @@ extension ClientService {
         } catch {
             return origin.fail(error)
         }
+        probe(id, peer, origin)
+    }
+
+    private func probe(_ id: NodeID, _ peer: NetPeer, _ origin: RequestOrigin) {
         let cluster = node.membership?.cluster
-        links.probe(peer) { [self] result in
+        let end = origin.deadline + (.zero - Self.probeAnswerTime)
+        links.probe(peer, id, until: end) { [self] result in
             switch result {
-            case .failure(let error): origin.fail(error)
+            case .failure(let error):
+                guard error.retry == .safe else { return origin.fail(error) }
+                let box = NIOLoopBound((self, origin), eventLoop: node.loop)
+                let next = RaftNode.now + .nanoseconds(Self.probeInterval.nanoseconds)
+                guard next < end, isLeader else {
+                    // Whoever asked again would wait as long once more.
+                    return origin.fail(
+                        AspenError(error.code, error.message, retry: isLeader ? .never : .safe))
+                }
+                node.loop.scheduleTask(in: Self.probeInterval) {
+                    box.value.0.probe(id, peer, box.value.1)
+                }
             case .success(let hello):
                 if hello.node != id {
                     return origin.fail(

@@ -173,18 +173,22 @@ final class IncomingStream {
 
 /// A short stream to a node that may become a member.
 final class Probe {
-    static let timeout = TimeAmount.seconds(8)
+    static let timeout = Duration.seconds(8)
 
     private let peer: NetPeer
+    private let node: NodeID
+    private let time: Duration
     private unowned let links: PeerLinks
     private var completion: ((Result<PeerHello, AspenError>) -> Void)?
     private var frames: FrameChannel?
 
     init(
-        peer: NetPeer, links: PeerLinks,
+        peer: NetPeer, node: NodeID, time: Duration, links: PeerLinks,
         completion: @escaping (Result<PeerHello, AspenError>) -> Void
     ) {
         self.peer = peer
+        self.node = node
+        self.time = time
         self.links = links
         self.completion = completion
     }
@@ -192,30 +196,35 @@ final class Probe {
     func start() {
         // The closures below keep the probe alive until it has ended.
         let box = NIOLoopBound(self, eventLoop: links.loop)
-        let timer = links.loop.scheduleTask(in: Self.timeout) {
-            box.value.finish(.failure(Self.unreachable("no answer in 8 s")))
+        let timer = links.loop.scheduleTask(in: .nanoseconds(time.nanoseconds)) {
+            let probe = box.value
+            probe.finish(.failure(probe.unreachable("no answer in \(probe.time.milliseconds) ms")))
         }
         links.transport.open(peer.endpoint) { channel in
             let frames = FrameChannel()
             frames.onFrame = { box.value.received($1, on: $0) }
             frames.onClosed = { _, _ in
                 timer.cancel()
-                box.value.finish(.failure(Self.unreachable("the stream was closed")))
+                box.value.finish(.failure(box.value.unreachable("the stream was closed")))
             }
             try channel.pipeline.syncOperations.addHandler(frames)
             box.value.greet(frames)
         }.whenFailure { error in
             timer.cancel()
             let reason = (error as? AspenError)?.message ?? "\(error)"
-            box.value.finish(.failure(Self.unreachable(reason)))
+            box.value.finish(.failure(box.value.unreachable(reason)))
         }
     }
 
-    private static func unreachable(_ reason: String) -> AspenError {
-        AspenError(
+    private func unreachable(_ reason: String) -> AspenError {
+        let place =
+            peer.addresses.isEmpty
+            ? "no address of it is known" : "at \(peer.addresses.joined(separator: ", "))"
+        return AspenError(
             .unavailable,
-            "the node does not answer (\(reason)): is it running, with the same cookie, and are "
-                + "its address and key right?", retry: .safe)
+            "node \(node) cannot be reached, \(place) (\(reason)); nothing was changed. Is it "
+                + "running there, with this cluster's cookie, does UDP reach it, and is its endpoint "
+                + "id \(peer.endpoint)? (`aspen-cli cluster endpoint` on it)", retry: .safe)
     }
 
     private func greet(_ frames: FrameChannel) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import AspenWire
 import Logging
@@ -401,11 +402,15 @@ final class PeerLinks {
     // MARK: - Candidates
 
     /// Says hello to a node that is no member yet, to learn its replica id.
-    func probe(_ peer: NetPeer, completion: @escaping (Result<PeerHello, AspenError>) -> Void) {
+    func probe(
+        _ peer: NetPeer, _ node: NodeID, until end: MonotonicInstant,
+        completion: @escaping (Result<PeerHello, AspenError>) -> Void
+    ) {
         candidates.append(peer)
         publishPeers()
         let box = NIOLoopBound(self, eventLoop: loop)
-        let probe = Probe(peer: peer, links: self) { result in
+        let time = max(.zero, min(Probe.timeout, end - RaftNode.now))
+        let probe = Probe(peer: peer, node: node, time: time, links: self) { result in
             let links = box.value
             if let place = links.candidates.firstIndex(of: peer) {
                 links.candidates.remove(at: place)
