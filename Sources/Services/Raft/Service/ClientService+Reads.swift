@@ -80,7 +80,8 @@ extension ClientService {
             do { token = try ScanToken(decoding: Array(body.continuation), scope: scope) } catch {
                 throw AspenError(
                     .invalidArgument,
-                    "the continuation is not one that a scan of this range gave (\(error))")
+                    "the continuation is damaged, or of another scan: it goes on only with the same "
+                        + "prefix or bounds and in the same direction")
             }
             guard at == nil || at == token.revision else {
                 throw AspenError(
