@@ -253,6 +253,9 @@ extension NetServiceTests {
                         nodes[0].has(.peerDown(gone.endpoint, reason: "it is no member"))
                     })
                 #expect(await eventually { nodes[0].log.count("not a member of this cluster") > 0 })
+                let refusal =
+                    "refused by peer \(nodes[0].endpoint): it does not know this node as a member yet"
+                #expect(await eventually { gone.log.count(refusal) > 0 })
                 await #expect(throws: AspenError.self) {
                     _ = try await nodes[0].open(to: gone.endpoint)
                 }

@@ -139,7 +139,7 @@ extension QUICConnection {
         return .handshakeRefused(Self.alertText(ngtcp2_conn_get_tls_alert(conn)))
     }
 
-    private static func alertText(_ alert: UInt8) -> String {
+    static func alertText(_ alert: UInt8) -> String {
         guard let name = aspen_tls_alert_name(alert) else { return "TLS alert \(alert)" }
         return "TLS alert \(alert), \(String(cString: name))"
     }

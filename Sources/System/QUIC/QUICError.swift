@@ -31,6 +31,11 @@ package enum QUICError: Error, Sendable, Equatable {
     case library(String)
 }
 
+extension QUICError {
+    /// The other side does not accept our key: TLS has no other words for it than bad_certificate.
+    package var isKeyRefused: Bool { self == .handshakeRefused(QUICConnection.alertText(42)) }
+}
+
 extension QUICError: CustomStringConvertible {
     package var description: String {
         switch self {

@@ -223,8 +223,8 @@ package final class NetService: @unchecked Sendable {
             releaseWaiting(for: peer, .failure(unreachable(peer, reason)))
         case .refused(let reason):
             edgeLog.warning(
-                "a peer refuses this node", culprit: "refused \(peer)",
-                ["peer": "\(peer)", "reason": "\(reason)"])
+                "refused by peer \(peer): \(reason)", culprit: "refused \(peer)",
+                ["peer": "\(peer)"])
             releaseWaiting(for: peer, .failure(unreachable(peer, reason)))
         case .unreachable(let reason):
             logger.debug("dial failed", metadata: ["peer": "\(peer)", "reason": "\(reason)"])

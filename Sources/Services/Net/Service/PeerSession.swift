@@ -22,6 +22,8 @@ final class PeerSession {
             case .cookie: .cookie("the cookie differs")
             case .malformed(let what): .unreachable("it does not keep to the protocol: \(what)")
             case .timedOut: .unreachable("the cookie was not proved in time")
+            case .connection(let error) where error.isKeyRefused:
+                .refused("it does not know this node as a member yet")
             case .connection(.handshakeRefused(let reason)): .refused(reason)
             case .connection(.identityMismatch(_, let found)):
                 .refused("another node answers there: \(found)")
