@@ -42,13 +42,22 @@ import Testing
         try await cluster.form()
         let leader = try await cluster.leader()
         let stopped = try cluster.running(leader)
-        let other = try #require(cluster.ids.first { $0 != leader })
-        let client = try await Self.client(of: other, in: cluster, notOn: stopped.loop)
+        let rest = cluster.ids.filter { $0 != leader }
+        let other = rest[0]
+        let third = try cluster.running(rest[1])
+        let client = try await Self.client(of: other, in: cluster, notOn: stopped.loop, third.loop)
         while try await Self.health(client).status != "healthy" {}
         let gate = DispatchSemaphore(value: 0)
-        defer { gate.signal() }
-        stopped.loop.execute { gate.wait() }
+        let gateOfThird = DispatchSemaphore(value: 0)
+        defer {
+            gate.signal()
+            gateOfThird.signal()
+        }
+        // However late the question comes, nobody can have been elected before.
+        await Self.standStill(third.loop, until: gateOfThird)
+        await Self.standStill(stopped.loop, until: gate)
         #expect(try await Self.health(client).status == "unavailable")
+        gateOfThird.signal()
         while try await Self.health(client).status != "degraded" {}
         #expect(
             try await Self.health(client).detail.hasSuffix("node \(leader) does not answer"))
@@ -70,6 +79,18 @@ import Testing
         #expect(whole.status == "healthy" && whole.detail == "all 3 voters are up")
     }
 
+    /// Returns when the loop does nothing any more.
+    private static func standStill(
+        _ loop: any EventLoop, until gate: DispatchSemaphore
+    ) async {
+        await withCheckedContinuation { continuation in
+            loop.execute {
+                continuation.resume()
+                gate.wait()
+            }
+        }
+    }
+
     private static func health(
         _ client: TestClient
     ) async throws -> Aspen_Client_V1_GetHealthResponse {
@@ -77,11 +98,11 @@ import Testing
     }
 
     private static func client(
-        of node: NodeID, in cluster: TestCluster, notOn loop: any EventLoop
+        of node: NodeID, in cluster: TestCluster, notOn loops: any EventLoop...
     ) async throws -> TestClient {
         while true {
             let client = try await cluster.client(of: node)
-            if client.channel.eventLoop !== loop { return client }
+            if !loops.contains(where: { $0 === client.channel.eventLoop }) { return client }
             try await client.channel.close().get()
         }
     }
