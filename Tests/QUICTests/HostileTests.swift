@@ -244,17 +244,33 @@ import Testing
             // A relay that lets nothing back: each attempt stays half open.
             let relay = Relay(to: try await loopback.address(of: server))
             let address = try await relay.start(loopback)
+            let most = Box(0)
             try await loopback.on {
-                relay.transform = { datagram, toServer in toServer ? [datagram] : [] }
+                relay.transform = { datagram, toServer in
+                    most.value = max(most.value, server.halfOpenCount)
+                    return toServer ? [datagram] : []
+                }
             }
+            // An attempt sends one packet, which may be lost on its way, or come when another attempt has
+            // just been given up: the flood goes on until it has had its effect.
             var attempts: [EventLoopFuture<QUICConnection>] = []
-            for _ in 0..<100 {
-                attempts.append(
-                    flood.connect(
-                        to: server.key.endpoint, addresses: [address], alpn: protocolName))
+            while try await loopback.on({ server.counters.retries < 90 }) {
+                for _ in 0..<100 {
+                    attempts.append(
+                        flood.connect(
+                            to: server.key.endpoint, addresses: [address], alpn: protocolName))
+                }
+                let last = attempts[attempts.count - 1]
+                let isOver = Box(false)
+                try await loopback.on { last.whenComplete { _ in isOver.value = true } }
+                while try await loopback.on({ server.counters.retries < 90 && !isOver.value }) {
+                    await Task.yield()
+                }
             }
-            while try await loopback.on({ server.counters.retries < 90 }) { await Task.yield() }
-            try await loopback.on { #expect(server.halfOpenCount == 10) }
+            try await loopback.on {
+                most.value = max(most.value, server.halfOpenCount)
+                #expect(most.value == 10)
+            }
             let honest = try await loopback.endpoint()
             let connection = try await loopback.connect(honest, to: server)
             try await loopback.on { #expect(connection.isOpen) }
