@@ -168,6 +168,21 @@ private let isOpening: @Sendable (FakeRequest) -> Bool = {
         }
     }
 
+    /// What changes nothing has no outcome that could be unknown.
+    @Test func aReadWhoseConnectionIsLostIsUnavailable() async throws {
+        try await withServer(options: options(timeout: .milliseconds(300))) { server, client in
+            server.script { isRead($0) ? .dropBefore : nil }
+            do {
+                _ = try await client.get("k")
+                Issue.record("there was no answer")
+            } catch let error as AspenError {
+                #expect(error.code == .unavailable)
+                #expect(error.retry == .safe)
+                #expect(!error.message.contains("carried out"), "\(error.message)")
+            }
+        }
+    }
+
     @Test func acknowledgedNumbersAreReported() async throws {
         try await withServer { server, client in
             for number in 1...5 { try await client.set("k", to: "\(number)") }

@@ -234,6 +234,10 @@ def connections_and_watches_have_an_end():
             try:
                 connection.ask(12)
                 return True
+            except RuntimeError as error:
+                # Said under the id 0, before the connection is closed.
+                assert error.args[0] == RESOURCE_EXHAUSTED, error
+                return False
             except (OSError, struct.error):
                 return False
         connections = [Client(node.socket) for _ in range(CONNECTIONS_MAX + 10)]
@@ -250,6 +254,8 @@ def connections_and_watches_have_an_end():
         for one in silent:
             one.connect(node.socket)
         assert not is_served(Client(node.socket)), "more connections than there may be"
+        told = node.cli("kv", "get", "a", timeout_ms=1000)
+        assert told.code == 6 and "all 500 connections" in told.err, told.__dict__
         wait_for("room among the silent", lambda: is_served(Client(node.socket)), 30)
         newcomers = [Client(node.socket) for _ in range(10)]
         assert all(is_served(one) for one in newcomers)

@@ -28,6 +28,8 @@ package final class ClientConnection {
         var part: ((Response) -> Bool)?
         /// Answers come until the first failure: a drain does not wait for it.
         var isStream = false
+        /// Changes nothing: there is nothing about it that could be unknown.
+        var isRead = false
     }
 
     package let endpoint: Endpoint
@@ -43,6 +45,8 @@ package final class ClientConnection {
     package private(set) var isOpen = true
     /// When something came last.
     private(set) var heardAt = NIODeadline.now()
+    /// What the server said about the connection as a whole, before it closed it.
+    private var farewell: AspenError?
 
     package static func connect(
         to endpoint: Endpoint, on loop: any EventLoop
@@ -70,13 +74,16 @@ package final class ClientConnection {
     /// error, `resourceExhausted` before sending when too much is in flight, `unknownOutcome` when
     /// the connection is lost, or `deadlineExceeded` within `sweepInterval` after `deadline`.
     ///
+    /// - Parameter isRead: it changes nothing, and gets `unavailable` when the connection is lost.
     /// - Returns: an id for `abandon`, or nil when the request failed before it was sent.
     @discardableResult
     package func send(
         _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline = .distantFuture,
-        completion: @escaping Completion
+        isRead: Bool = false, completion: @escaping Completion
     ) -> UInt64? {
-        send(request, deadline: deadline, part: nil, isStream: false, completion: completion)
+        send(
+            request, deadline: deadline, part: nil, isStream: false, isRead: isRead,
+            completion: completion)
     }
 
     /// The same for a request with several answers: `part` gets each, on the loop, and says whether
@@ -105,7 +112,8 @@ package final class ClientConnection {
 
     private func send(
         _ request: Aspen_Client_V1_ClientRequest, deadline: NIODeadline,
-        part: ((Response) -> Bool)?, isStream: Bool, completion: @escaping Completion
+        part: ((Response) -> Bool)?, isStream: Bool, isRead: Bool = false,
+        completion: @escaping Completion
     ) -> UInt64? {
         guard isOpen, !isClosing else {
             completion(.failure(AspenError(.unavailable, "the connection is closed", retry: .safe)))
@@ -123,7 +131,7 @@ package final class ClientConnection {
         nextID += 1
         pending[id] = Pending(
             deadline: deadline, bytes: bytes.count, completion: completion, part: part,
-            isStream: isStream)
+            isStream: isStream, isRead: isRead)
         bytesInFlight += bytes.count
         transport.send { buffer in
             buffer.writeInteger(id, endianness: .little)
@@ -184,6 +192,8 @@ package final class ClientConnection {
             transport.close()
             return lost(.lost("the daemon sent bytes that are no answer"))
         }
+        // No request has that number.
+        if id == 0, response.hasError { farewell = AspenError(wire: response.error) }
         if let part = pending[id]?.part, !response.hasError, part(response) { return }
         // An abandoned request's answer finds nobody.
         guard let completion = take(id) else { return }
@@ -209,23 +219,37 @@ package final class ClientConnection {
         guard isOpen else { return }
         isOpen = false
         sweep?.cancel()
-        let error =
-            switch end {
-            case .refused(let error): error
-            case .lost(let reason):
-                AspenError(
-                    .unknownOutcome,
-                    "the connection to \(endpoint.name) was lost before the answer came "
-                        + "(\(reason)); whether the request was carried out is unknown: read the "
-                        + "state before you repeat it",
-                    retry: .withSession)
-            }
+        let (error, errorOfReads) = errors(end)
         let waiting = pending.sorted { $0.key < $1.key }
         pending.removeAll()
         bytesInFlight = 0
-        for (_, entry) in waiting { entry.completion(.failure(error)) }
+        // A stream that was refused with its connection begins again on another one.
+        let isRefused = farewell?.retry == .safe
+        let errorOfStreams =
+            isRefused ? AspenError(.unavailable, error.message, retry: .safe) : error
+        for (_, entry) in waiting {
+            entry.completion(
+                .failure(entry.isStream ? errorOfStreams : entry.isRead ? errorOfReads : error))
+        }
         onClosed(error)
         onClosed = { _ in }
+    }
+
+    private func errors(_ end: TransportEnd) -> (AspenError, ofReads: AspenError) {
+        // It says that nothing was carried out.
+        if let farewell, farewell.retry == .safe { return (farewell, farewell) }
+        switch end {
+        case .refused(let error): return (error, error)
+        case .lost(let reason):
+            let what =
+                "the connection to \(endpoint.name) was lost before the answer came "
+                + "(\(farewell?.message ?? reason))"
+            let change = AspenError(
+                .unknownOutcome,
+                "\(what); whether the request was carried out is unknown: read the state before "
+                    + "you repeat it", retry: .withSession)
+            return (change, AspenError(.unavailable, what, retry: .safe))
+        }
     }
 
     // MARK: - Deadlines

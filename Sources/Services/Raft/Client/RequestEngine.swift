@@ -227,7 +227,9 @@ final class RequestEngine {
             lastSessionUse = .now()
         }
         call.attempts += 1
-        let id = connection.send(call.request) { [weak self] in self?.answered(call, $0) }
+        let id = connection.send(call.request, isRead: !call.changes) { [weak self] in
+            self?.answered(call, $0)
+        }
         guard let id else { return }
         call.inFlight = (connection, id)
         guard isRepeatable(call), dialer.endpoints.count > 1, left > Self.attemptTimeout else {

@@ -102,8 +102,8 @@ final class ClientService: @unchecked Sendable {
     ) {
         if connections.count >= Limits.connectionsMax { closeMostSilent() }
         guard connections.count < Limits.connectionsMax, !isDraining else {
-            clientIsWrong("more than \(Limits.connectionsMax) connections")
-            return frames.close()
+            if !isDraining { clientIsWrong("more than \(Limits.connectionsMax) connections") }
+            return refuse(frames, isDraining ? Self.isStopping : Self.tooManyConnections)
         }
         let connection = ClientConnection(
             frames, permission: permission, denial: denial, bearer: bearer, service: self)
@@ -111,6 +111,33 @@ final class ClientService: @unchecked Sendable {
         connection.start()
         if bearer != nil { sweepTokens() }
     }
+
+    /// Under the id 0, which is no request's.
+    /// - Parameter turns: of the loop, for which a channel that is still in the making is waited for: it
+    ///   would throw away what is sent before.
+    private func refuse(_ frames: FrameChannel, _ error: AspenError, turns: Int = 100) {
+        if turns > 0, let channel = frames.channel, !channel.isActive {
+            let box = NIOLoopBound((self, frames), eventLoop: node.loop)
+            return node.loop.execute {
+                box.value.0.refuse(box.value.1, error, turns: turns - 1)
+            }
+        }
+        let bytes: [UInt8] = (try? WireResponse(error).serializedBytes()) ?? []
+        frames.send { buffer in
+            buffer.writeInteger(UInt64(0), endianness: .little)
+            buffer.writeBytes(bytes)
+        }
+        frames.close()
+    }
+
+    private static let tooManyConnections = AspenError(
+        .resourceExhausted,
+        "this node has all \(Limits.connectionsMax) connections that it may have: close some, ask "
+            + "another node, or wait for one of them to be silent for "
+            + "\(silenceMin.components.seconds) s", retry: .safe)
+
+    static let isStopping = AspenError(
+        .unavailable, "this node is stopping: ask another", retry: .safe)
 
     /// Who has nothing under way and has asked for nothing lately loses nothing but a connection: a
     /// client makes another one when it needs it. Those who hold connections and say nothing would keep
@@ -178,8 +205,7 @@ final class ClientService: @unchecked Sendable {
             body = translated.request ?? named
         }
         if isDraining {
-            return origin.fail(
-                AspenError(.unavailable, "this node is stopping: ask another", retry: .safe))
+            return origin.fail(Self.isStopping)
         }
         if case .leaveCluster(var leave) = body, leave.nodeID == 0 {
             // Whoever carries it out must know who was asked.
