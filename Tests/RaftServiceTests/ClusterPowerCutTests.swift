@@ -22,7 +22,7 @@ import Testing
 ///
 /// ASPEN_CLUSTER_CUTS: images, each of three disks.
 @Suite(.serialized) struct ClusterPowerCutTests {
-    private static let images = Environment["ASPEN_CLUSTER_CUTS"].flatMap { Int($0) } ?? 4
+    private static let images = Environment["ASPEN_CLUSTER_CUTS"].flatMap { Int($0) } ?? 6
     private static let seed = Environment["ASPEN_CLUSTER_CUTS_SEED"].flatMap { UInt64($0) } ?? 1
 
     /// All three nodes write into one recorder: one order of events, and so one moment for the cut.
@@ -63,10 +63,15 @@ import Testing
         var random = RandomSource(seed: Self.seed)
         var replay = PowerCutReplay(events: events)
         let first = try #require(events.firstIndex { if case .note = $0 { true } else { false } })
-        let cuts = (0..<Self.images).map { _ in random.uniform(first..<events.count + 1) }.sorted()
+        // All logs are damaged where all of them are long enough for that: late.
+        let late = events.count - (events.count - first) / 4
+        let cuts = (0..<Self.images).map { number in
+            let isApart = number % 2 == 1
+            return (cut: random.uniform((isApart ? late : first)..<events.count + 1), isApart)
+        }.sorted { $0.cut < $1.cut }
         var (promised, acknowledged, seen) = ([String: Int](), UInt64(0), 0)
         var (damaged, untrusted, apart) = (0, 0, 0)
-        for (number, cut) in cuts.enumerated() {
+        for (cut, isApart) in cuts {
             replay.advance(to: cut)
             while seen < cut {
                 if case .note(let note) = events[seen] {
@@ -76,7 +81,7 @@ import Testing
             }
             var disks = ClusterDisks(
                 replay.image(using: &random), acknowledged: LogIndex(acknowledged))
-            if number % 2 == 1, disks.damageApart(using: &random) {
+            if isApart, disks.damageApart(using: &random) {
                 apart += 1
             } else {
                 disks.damage(using: &random)
