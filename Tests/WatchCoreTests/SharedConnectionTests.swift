@@ -34,7 +34,7 @@ private final class Connection: WatchOutlet {
     func push(_ end: WatchEnd, to id: UInt64) { ends.append(end) }
 }
 
-/// Everything fits into the ring: nothing is read from the state.
+/// A node whose state has been applied up to `revision`.
 private final class Shell: WatchShell {
     private(set) lazy var feed = WatchFeed(configuration: configuration, shell: self)
     private(set) var revision = Revision.zero
@@ -47,12 +47,35 @@ private final class Shell: WatchShell {
         feed.recordingBegan(generation, at: revision, now: .zero)
     }
 
-    func readPage(_ request: ChangesRequest) { Issue.record("\(request)") }
+    /// Unless a test says so, everything fits into the ring: nothing is read from the state.
+    var isRead = false
+    private(set) var pages: [ChangesRequest] = []
+
+    func readPage(_ request: ChangesRequest) {
+        if !isRead { Issue.record("\(request)") }
+        pages.append(request)
+    }
+
+    /// With one change for each revision, without values.
+    func answerPage() {
+        guard let request = pages.last else { return }
+        let first = request.after.revision.rawValue + 1
+        let events = (first...revision.rawValue).map { number in
+            ChangeEvent(
+                number: ChangeNumber(Revision(number), place: 0),
+                entry: KeyValue(
+                    key: [1], value: [], createRevision: Revision(1),
+                    modRevision: Revision(number), version: number),
+                isRemoval: false)
+        }
+        feed.pageRead(
+            .value(ChangesPage(events: events, revision: revision, more: false)), now: .zero)
+    }
     func dispatchLater(at time: MonotonicInstant) { feed.dispatchDue(now: time) }
 
-    func open(_ id: UInt64, on connection: Connection) {
+    func open(_ id: UInt64, on connection: Connection, from start: Revision? = nil) {
         feed.open(
-            id, connection, WatchShape(from: [], to: nil), from: nil, current: revision,
+            id, connection, WatchShape(from: [], to: nil), from: start, current: revision,
             wantsProgress: false, now: .zero)
     }
 
@@ -113,5 +136,24 @@ private final class Shell: WatchShell {
         #expect(connection.taken.count >= 10 * 20)
         let distinct = Set(connection.taken.map { ObjectIdentifier($0) })
         #expect(distinct.count == connection.taken.count / 10)
+    }
+}
+
+/// A watch that was told more elsewhere than the node has yet.
+@Suite struct FutureWatchTests {
+    /// What is applied at once may be more than a recording takes. The state has then passed what the
+    /// watch was told, and nothing else may come for long.
+    @Test func aBatchTooLargeToBeRecordedReachesItToo() {
+        let shell = Shell(WatchConfiguration())
+        shell.isRead = true
+        let connection = Connection()
+        connection.room = 100
+        shell.open(1, on: connection)
+        shell.open(2, on: connection, from: Revision(3))
+        #expect(connection.told[2] == Revision(2))
+        shell.put(9, bytes: ChangeRecording.bytesMax / 8)
+        #expect(shell.pages.map(\.after) == [.last(of: .zero)])
+        shell.answerPage()
+        #expect(connection.told[1] == Revision(9) && connection.told[2] == Revision(9))
     }
 }

@@ -227,7 +227,7 @@ package final class WatchFeed {
             let waiting = starting
             starting = []
             for watch in waiting { advance(watch) }
-            return
+            return advanceFuture()
         }
         ring.append(recorded.changes, upTo: revision)
         guard ring.end > dispatched, !isDispatchScheduled else { return }
@@ -257,6 +257,11 @@ package final class WatchFeed {
         } else {
             for group in concerned(after: before) { tell(group, from: before) }
         }
+        advanceFuture()
+    }
+
+    /// The state may have reached what these were told elsewhere.
+    private func advanceFuture() {
         guard !future.isEmpty else { return }
         let waiting = future
         future = []
