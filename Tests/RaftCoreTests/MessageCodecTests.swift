@@ -221,17 +221,4 @@ struct ValueSource {
         #expect(!isAccepted { $0.members[0].addresses = [String](repeating: "a", count: 17) })
         #expect(Membership(payload: []) == nil)
     }
-
-    @Test func hardStatesRoundTrip() throws {
-        var source = ValueSource(random: RandomSource(seed: 5))
-        for _ in 0..<1000 {
-            let state = HardState(
-                term: source.term(), votedFor: source.flag() ? source.node() : nil)
-            var writer = ByteWriter()
-            state.encode(into: &writer)
-            var reader = ByteReader(writer.bytes)
-            #expect(try HardState.decode(&reader) == state)
-            try reader.end()
-        }
-    }
 }

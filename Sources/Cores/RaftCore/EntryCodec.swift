@@ -118,22 +118,6 @@ extension Entry {
     }
 }
 
-extension HardState {
-    package func encode(into writer: inout ByteWriter) {
-        writer.term(term)
-        writer.flag(votedFor != nil)
-        if let votedFor { writer.node(votedFor) }
-    }
-
-    package static func decode(_ reader: inout ByteReader) throws(DecodeError) -> HardState {
-        let term = try reader.term("hardState.term")
-        let vote = try reader.optional("hardState.votedFor") {
-            reader throws(DecodeError) in try reader.node("hardState.votedFor")
-        }
-        return HardState(term: term, votedFor: vote)
-    }
-}
-
 extension Membership.Member {
     /// The longest "[address%interface]:port" there is.
     static let addressBytesMax = 96
