@@ -44,18 +44,29 @@ def every_kind_is_found_and_nothing_else():
         assert line[m.column:m.end] == m.before, (line, m.before)
 
 
+def chosen(found, seed):
+    return choose(found, seed, {"fixture.swift": read()})
+
+
+def a_line_more_makes_no_other_choice():
+    text = read().replace("    func isBelow", "    // Nothing.\n\n    func isBelow")
+    found = candidates("fixture.swift", text)
+    assert ([m.words() for m in choose(found, 1, {"fixture.swift": text})]
+            == [m.words() for m in chosen(candidates("fixture.swift", read()), 1)])
+
+
 def a_choice_is_repeated_and_has_one_for_each_line():
-    once, again = (choose(candidates("fixture.swift", read()), 1) for _ in range(2))
+    once, again = (chosen(candidates("fixture.swift", read()), 1) for _ in range(2))
     assert [m.words() for m in once] == [m.words() for m in again]
     assert len({m.line for m in once}) == len(once)
-    other = choose(candidates("fixture.swift", read()), 2)
+    other = chosen(candidates("fixture.swift", read()), 2)
     assert [m.words() for m in once] != [m.words() for m in other]
 
 
 def each_fault_shows_in_one_build():
     found = candidates("fixture.swift", read())
-    first = choose(found, 1)
-    second = choose([m for m in found if m not in first], 1)
+    first = chosen(found, 1)
+    second = chosen([m for m in found if m not in first], 1)
     turns = (first, second)
     for turn in turns:
         for number, m in enumerate(turn, 1):
@@ -85,7 +96,7 @@ def each_fault_shows_in_one_build():
 
 failed = 0
 for test in (every_kind_is_found_and_nothing_else, a_choice_is_repeated_and_has_one_for_each_line,
-             each_fault_shows_in_one_build):
+             a_line_more_makes_no_other_choice, each_fault_shows_in_one_build):
     try:
         test()
         print(f"✔ {test.__name__}")

@@ -197,15 +197,26 @@ def in_line(path, real, lines, number, line):
 
 # MARK: Choosing
 
-def choose(found, seed):
-    """All of them in an order that only the seed and the text decide, one for each line."""
-    def rank(mutant):
-        name = f"{seed} {mutant.path} {mutant.line} {mutant.column} {mutant.kind}"
-        return hashlib.sha256(name.encode()).digest()
-    chosen, lines = [], set()
-    for mutant in sorted(found, key=rank):
-        if mutant.place not in lines:
-            lines.add(mutant.place)
+def choose(found, seed, texts):
+    """All of them in an order that only the seed and the text decide, one for each line. What stands
+    elsewhere in a file has no part in it: a line more does not make another choice."""
+    lines = {path: text.split("\n") for path, text in texts.items()}
+    ranked, seen, earlier = [], {}, {}
+    for mutant in sorted(found, key=lambda m: (m.path, m.line, m.column)):
+        text = lines[mutant.path][mutant.line - 1]
+        bare = text.strip()
+        if (mutant.path, mutant.line) not in seen:
+            # The same line may stand there several times.
+            earlier[mutant.path, bare] = earlier.get((mutant.path, bare), 0) + 1
+            seen[mutant.path, mutant.line] = earlier[mutant.path, bare]
+        column = mutant.column - (len(text) - len(text.lstrip()))
+        name = (f"{seed} {mutant.path} {bare} {seen[mutant.path, mutant.line]} {column} "
+                f"{mutant.kind}")
+        ranked.append((hashlib.sha256(name.encode()).digest(), mutant))
+    chosen, places = [], set()
+    for _, mutant in sorted(ranked, key=lambda r: r[0]):
+        if mutant.place not in places:
+            places.add(mutant.place)
             chosen.append(mutant)
     return chosen
 
