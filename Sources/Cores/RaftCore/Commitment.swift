@@ -60,8 +60,11 @@ extension RaftCore {
             countCommitted(upTo: last, bytes: 0)
         }
         if handedIndex < upTo, let entries = log.cached(from: handedIndex.next, upTo: upTo) {
-            countCommitted(
-                upTo: upTo, bytes: entries.reduce(0) { $0 + $1.payload.count })
+            // Only what this leader has appended itself was counted.
+            let bytes = entries.reduce(0) {
+                $0 + ($1.index >= termFirstIndex ? $1.payload.count : 0)
+            }
+            countCommitted(upTo: upTo, bytes: bytes)
             turn.emit(.commit(entries: entries, upTo: upTo))
         }
         require(handedIndex == upTo, "entries were lost on the way to the state")
