@@ -25,6 +25,21 @@ import Testing
         }
     }
 
+    /// The simulator has others; programs have those that are documented.
+    @Test func boundsAreThoseOfTheMomentWhenAMachineIsMade() {
+        #expect(KVBounds.current == KVBounds())
+        #expect(KVBounds().transactionDeletesMax == KVLimits.transactionDeletesMax)
+        var low = KVBounds()
+        low.transactionDeletesMax = 2
+        var lowered = KVBounds.$current.withValue(low) { MemoryMachine() }
+        var usual = MemoryMachine()
+        fill(&lowered, 3)
+        fill(&usual, 3)
+        let all = [Operation.deleteRange(from: [], to: nil)]
+        #expect(code(run(&lowered, all)) == .resourceExhausted)
+        #expect(code(run(&usual, all)) == nil)
+    }
+
     @Test func comparesAndOperationsAreCounted() {
         var machine = MemoryMachine()
         let most = Limits.transactionOperationsMax

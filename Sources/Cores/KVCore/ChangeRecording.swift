@@ -16,7 +16,11 @@ package struct ChangeRecording: Sendable {
     /// There was more than `bytesMax`.
     package private(set) var isIncomplete = false
 
-    package init() {}
+    private let bytesMax: Int
+
+    package init() { self.init(bytesMax: KVBounds.current.recordingBytesMax) }
+
+    private init(bytesMax: Int) { self.bytesMax = bytesMax }
 
     package static func bytes(of change: Change) -> Int {
         changeBytes + change.header.key.count + change.value.count
@@ -26,7 +30,7 @@ package struct ChangeRecording: Sendable {
         guard !isIncomplete else { return }
         byteCount += Self.bytes(of: change)
         changes.append(change)
-        guard byteCount > Self.bytesMax else { return }
+        guard byteCount > bytesMax else { return }
         isIncomplete = true
         changes = []
         byteCount = 0
@@ -35,7 +39,7 @@ package struct ChangeRecording: Sendable {
     /// What was collected; begins anew.
     package mutating func take() -> ChangeRecording {
         let taken = self
-        self = ChangeRecording()
+        self = ChangeRecording(bytesMax: bytesMax)
         return taken
     }
 }

@@ -51,6 +51,39 @@ package enum KVLimits {
     package static let sessionCacheMax = 1024
 }
 
+/// Those limits that the simulator lowers, so that runs of some hundred entries reach them. Programs leave
+/// each at the value that is documented. Most decide results: all replicas of a cluster have the same.
+package struct KVBounds: Equatable, Sendable {
+    package var sessionsMax = Limits.sessionsMax
+    package var leasesMax = Limits.leasesMax
+    package var scanPageBytesMax = Limits.scanPageBytesMax
+    package var transactionDeletesMax = KVLimits.transactionDeletesMax
+    package var leaseKeysMax = KVLimits.leaseKeysMax
+    package var leasesExpiredPerEntry = KVLimits.leasesExpiredPerEntry
+    package var leaseKeysExpiredPerEntry = KVLimits.leaseKeysExpiredPerEntry
+    package var answerBytesMax = KVLimits.answerBytesMax
+    /// At least what an answer to one put takes.
+    package var inlineAnswerBytesMax = KVLimits.inlineAnswerBytesMax
+    package var sessionAnswersBytesMax = KVLimits.sessionAnswersBytesMax
+    package var storedAnswersBytesMax = KVLimits.storedAnswersBytesMax
+    package var sweptPerEntry = KVLimits.sweptPerEntry
+    package var sweptPerCompact = KVLimits.sweptPerCompact
+    package var changePageBytesMax = KVLimits.changePageBytesMax
+    package var historyCountMax = KVLimits.historyCountMax
+    package var countRowsMax = KVLimits.countRowsMax
+    package var sessionCacheMax = KVLimits.sessionCacheMax
+    package var recordingBytesMax = ChangeRecording.bytesMax
+    /// Rows that are asked for at once while changes are read.
+    package var headersAtOnce = 256
+    /// Elements in one piece of a `SortedMap`; at least two.
+    package var chunkCountMax = 256
+
+    package init() {}
+
+    /// What state machines and maps get that are made now: read once by each, when it is made.
+    @TaskLocal package static var current = KVBounds()
+}
+
 /// Versions of the state machine. An entry carries the version that is needed to understand it.
 package enum KVVersion {
     package static let first: UInt8 = 1

@@ -25,7 +25,7 @@ extension KVMachine {
         var after = request.after
         var bytes = 0
         reading: while after < limit {
-            let headers = try tables.changes(after: after, upTo: limit, count: Self.headersAtOnce)
+            let headers = try tables.changes(after: after, upTo: limit, count: bounds.headersAtOnce)
             for header in headers {
                 let revision = header.number.revision
                 if revision > page.revision {
@@ -40,14 +40,12 @@ extension KVMachine {
                 bytes += event.byteCount
                 page.events.append(event)
             }
-            guard headers.count == Self.headersAtOnce, let last = headers.last else { break }
+            guard headers.count == bounds.headersAtOnce, let last = headers.last else { break }
             after = last.number
         }
         if !page.more { page.revision = end }
         return .value(page)
     }
-
-    private static var headersAtOnce: Int { 256 }
 
     private func event(
         _ header: ChangeHeader, _ withPrevious: Bool, bytesBefore: Int
@@ -62,7 +60,7 @@ extension KVMachine {
         guard withPrevious, header.previous != .zero,
             let row = try tables.version(of: header.key, upTo: header.previous),
             row.change == header.previous, !row.isTombstone,
-            bytesBefore + event.byteCount + row.valueBytes <= KVLimits.changePageBytesMax
+            bytesBefore + event.byteCount + row.valueBytes <= bounds.changePageBytesMax
         else { return event }
         event.previous = keyValue(header.key, row, value: try tables.value(of: row.change))
         return event
@@ -86,7 +84,7 @@ extension KVMachine {
                 before > meta.revision
                 ? .max : .last(of: Revision(before.rawValue - 1))
         }
-        let count = min(max(limit, 1), KVLimits.historyCountMax)
+        let count = min(max(limit, 1), bounds.historyCountMax)
         // A revision is never split, and a transaction may change one key several times.
         let rows = try readable(
             try tables.history(
@@ -99,7 +97,7 @@ extension KVMachine {
                 var event = event(key, newerRow, newerValue)
                 if !row.isTombstone { event.previous = keyValue(key, row, value: value) }
                 page.events.append(event)
-                let isFull = page.events.count >= count || bytes > Limits.scanPageBytesMax
+                let isFull = page.events.count >= count || bytes > bounds.scanPageBytesMax
                 if isFull, row.change.revision < newerRow.change.revision {
                     page.more = true
                     return page

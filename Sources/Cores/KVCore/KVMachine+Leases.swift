@@ -13,10 +13,10 @@ extension KVMachine {
         if let refusal = LeaseRow.refusal(id: wanted, ttlMilliseconds: ttlMilliseconds) {
             return .failed(code: refusal.code, message: refusal.message)
         }
-        guard meta.leaseCount < Limits.leasesMax else {
+        guard meta.leaseCount < bounds.leasesMax else {
             return .failed(
                 code: .resourceExhausted,
-                message: "there are \(Limits.leasesMax) leases, as many as are allowed; revoke some"
+                message: "there are \(bounds.leasesMax) leases, as many as are allowed; revoke some"
             )
         }
         var id = wanted
@@ -61,9 +61,9 @@ extension KVMachine {
     }
 
     mutating func expireLeases() throws(Tables.Failure) -> CommandResult {
-        var room = UInt64(KVLimits.leaseKeysExpiredPerEntry)
+        var room = UInt64(bounds.leaseKeysExpiredPerEntry)
         let time = has(.leaseByLocalClock) ? max(meta.time, localTime) : meta.time
-        let due = try tables.leases(dueBy: time, count: KVLimits.leasesExpiredPerEntry)
+        let due = try tables.leases(dueBy: time, count: bounds.leasesExpiredPerEntry)
         for (place, lease) in due.enumerated() {
             guard place == 0 || lease.keyCount <= room else { break }
             try end(lease)
@@ -83,7 +83,7 @@ extension KVMachine {
     private mutating func end(_ lease: LeaseRow) throws(Tables.Failure) {
         if lease.keyCount > 0 {
             var plan = Plan(succeeded: true)
-            var keys = try tables.keys(of: lease.id, after: nil, count: KVLimits.leaseKeysMax + 1)
+            var keys = try tables.keys(of: lease.id, after: nil, count: bounds.leaseKeysMax + 1)
             precondition(keys.count == lease.keyCount, "a lease knows how many keys it has")
             if has(.leaseLeavesKey) { keys = keys.dropLast() }
             for key in keys {

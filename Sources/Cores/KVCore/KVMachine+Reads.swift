@@ -53,7 +53,7 @@ extension KVMachine {
         var byteCount = 0
         for row in rows.prefix(count) {
             byteCount += row.key.count + (request.keysOnly ? 0 : row.row.valueBytes)
-            if byteCount > Limits.scanPageBytesMax && !entries.isEmpty { break }
+            if byteCount > bounds.scanPageBytesMax && !entries.isEmpty { break }
             let value = request.keysOnly ? [] : try tables.value(of: row.row.change)
             entries.append(keyValue(row.key, row.row, value: value))
         }
@@ -85,7 +85,7 @@ extension KVMachine {
                 continue
             }
             byteCount += key.count + row.valueBytes
-            if byteCount > Limits.scanPageBytesMax && !page.entries.isEmpty { break }
+            if byteCount > bounds.scanPageBytesMax && !page.entries.isEmpty { break }
             page.entries.append(keyValue(key, row, value: try tables.value(of: row.change)))
         }
         return .value(page)
@@ -109,7 +109,7 @@ extension KVMachine {
             .excluding(prefix: request.excluding)
         for (place, piece) in pieces.enumerated() {
             let (count, next) = try tables.countVersions(
-                from: piece.from, to: piece.to, upTo: limit, rowsMax: KVLimits.countRowsMax)
+                from: piece.from, to: piece.to, upTo: limit, rowsMax: bounds.countRowsMax)
             page.count += UInt64(count)
             page.next = next ?? (place + 1 < pieces.count ? pieces[place + 1].from : nil)
             if next != nil { break }
@@ -137,7 +137,7 @@ extension KVMachine {
     /// `KVLimits.leaseKeysMax`.
     package func keys(of lease: LeaseID, limit: Int) throws(Tables.Failure) -> [[UInt8]] {
         try tables.keys(
-            of: lease, after: nil, count: min(max(limit, 1), KVLimits.leaseKeysMax))
+            of: lease, after: nil, count: min(max(limit, 1), bounds.leaseKeysMax))
     }
 
     private func limit(at revision: Revision?) -> ReadOutcome<ChangeNumber> {

@@ -10,10 +10,10 @@ extension KVMachine {
     package var sessionCount: UInt64 { meta.sessionCount }
 
     mutating func openSession() throws(Tables.Failure) -> CommandResult {
-        guard meta.sessionCount < Limits.sessionsMax else {
+        guard meta.sessionCount < bounds.sessionsMax else {
             return .failed(
                 code: .resourceExhausted,
-                message: "the cluster has \(Limits.sessionsMax) sessions, its limit; close some")
+                message: "the cluster has \(bounds.sessionsMax) sessions, its limit; close some")
         }
         let id = SessionID(meta.appliedIndex.rawValue)
         meta.sessionCount += 1
@@ -127,10 +127,10 @@ extension KVMachine {
     /// Bytes that the answer to the next request may have.
     private func answerRoom(in session: SessionRow) -> Int {
         let kept = session.answers.reduce(0) { $0 + $1.byteCount }
-        let here = KVLimits.sessionAnswersBytesMax - kept
-        let everywhere = KVLimits.storedAnswersBytesMax - Int(meta.storedAnswerBytes)
+        let here = bounds.sessionAnswersBytesMax - kept
+        let everywhere = bounds.storedAnswersBytesMax - Int(meta.storedAnswerBytes)
         // What fits the session's row is always taken: the window bounds how many those are.
-        return max(min(here, everywhere), KVLimits.inlineAnswerBytesMax)
+        return max(min(here, everywhere), bounds.inlineAnswerBytesMax)
     }
 
     mutating func carryOut(
@@ -153,7 +153,7 @@ extension KVMachine {
         _ result: CommandResult, for number: UInt64, in session: inout SessionRow
     ) throws(Tables.Failure) {
         let bytes = ResultCodec.encode(result)
-        let isInline = bytes.count <= KVLimits.inlineAnswerBytesMax
+        let isInline = bytes.count <= bounds.inlineAnswerBytesMax
         if !isInline {
             let answer = AnswerRow(session: session.id, number: number, bytes: bytes)
             try tables.store(answer)

@@ -115,11 +115,11 @@ extension KVMachine {
         plan.countLeases()
         for (lease, gained) in plan.leases where gained > 0 {
             let keyCount = try tables.lease(lease)?.keyCount ?? 0
-            guard keyCount + UInt64(gained) <= KVLimits.leaseKeysMax else {
+            guard keyCount + UInt64(gained) <= bounds.leaseKeysMax else {
                 return .failure(
                     Refusal(
                         .resourceExhausted,
-                        "lease \(lease) would have more than \(KVLimits.leaseKeysMax) keys; attach"
+                        "lease \(lease) would have more than \(bounds.leaseKeysMax) keys; attach"
                             + " them to several leases"))
             }
         }
@@ -197,10 +197,10 @@ extension KVMachine {
             value = try tables.value(of: standing.change)
         }
         plan.resultBytes += key.count + value.count
-        guard plan.resultBytes <= KVLimits.answerBytesMax else {
+        guard plan.resultBytes <= bounds.answerBytesMax else {
             return Refusal(
                 .resourceExhausted,
-                "the gets of one transaction return at most \(KVLimits.answerBytesMax) bytes")
+                "the gets of one transaction return at most \(bounds.answerBytesMax) bytes")
         }
         plan.results.append(
             .got(
@@ -214,7 +214,7 @@ extension KVMachine {
     private func planDeleteRange(
         from: [UInt8], to: [UInt8]?, into plan: inout Plan, isAlone: Bool
     ) throws(Tables.Failure) -> Refusal? {
-        let room = KVLimits.transactionDeletesMax - plan.deletes
+        let room = bounds.transactionDeletesMax - plan.deletes
         // Rows that this transaction has overwritten do not count as they stand in the tables.
         var targets = try tables.versions(
             from: from, to: to, upTo: .max, count: room + 1 + plan.writes.count, descending: false
@@ -228,7 +228,7 @@ extension KVMachine {
         guard targets.count <= room else {
             return Refusal(
                 .resourceExhausted,
-                "a transaction removes at most \(KVLimits.transactionDeletesMax) keys by range;"
+                "a transaction removes at most \(bounds.transactionDeletesMax) keys by range;"
                     + " remove them in smaller ranges")
         }
         targets.sort(by: bytesPrecede)

@@ -53,6 +53,8 @@ package struct KVMachine<Tables: StateTables> {
     package var sessionTimeoutMilliseconds = UInt64(Limits.sessionTimeout / .milliseconds(1))
     /// Nil: nobody follows what is applied.
     package var recording: ChangeRecording?
+    /// Those of the moment when it was made, and the same on all replicas.
+    let bounds = KVBounds.current
 
     struct CachedSession {
         var row: SessionRow
@@ -76,7 +78,7 @@ package struct KVMachine<Tables: StateTables> {
         results.reserveCapacity(entries.count)
         for entry in entries { results.append(try apply(entry)) }
         try writeBackSessions()
-        if sessions.count > KVLimits.sessionCacheMax { sessions.removeAll() }
+        if sessions.count > bounds.sessionCacheMax { sessions.removeAll() }
         try tables.store(meta)
         return results
     }
@@ -91,7 +93,7 @@ package struct KVMachine<Tables: StateTables> {
         meta.time = max(meta.time, entry.time)
         let changesBefore = changesMade
         let result: CommandResult
-        var sweepBudget = KVLimits.sweptPerEntry
+        var sweepBudget = bounds.sweptPerEntry
         switch entry.body {
         case .noop: result = .done
         case .malformed: result = .failed(code: .invalidArgument, message: "malformed command")
@@ -100,7 +102,7 @@ package struct KVMachine<Tables: StateTables> {
             meta.membershipIndex = entry.index
             result = .done
         case .command(let command):
-            if case .compact = command { sweepBudget = KVLimits.sweptPerCompact }
+            if case .compact = command { sweepBudget = bounds.sweptPerCompact }
             result = try apply(command)
         }
         // Twice what this entry added: sweeping overtakes writing.

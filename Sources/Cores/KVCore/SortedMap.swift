@@ -15,7 +15,7 @@ package struct SortedMap<Key, Value> {
         fileprivate var offset: Int
     }
 
-    private static var chunkCountMax: Int { 256 }
+    private let chunkCountMax = KVBounds.current.chunkCountMax
 
     /// No chunk is empty.
     private var chunks: [Chunk] = []
@@ -89,7 +89,7 @@ package struct SortedMap<Key, Value> {
         chunks[chunk].keys.insert(key, at: offset)
         chunks[chunk].values.insert(value, at: offset)
         count += 1
-        if chunks[chunk].keys.count > Self.chunkCountMax { split(chunk, at: offset) }
+        if chunks[chunk].keys.count > chunkCountMax { split(chunk, at: offset) }
         return nil
     }
 

@@ -12,7 +12,7 @@ import AspenTypes
 
 package enum StateStream {
     /// - Parameter version: of the stream, which is that of the state machine.
-    static func magic(_ version: UInt8) -> [UInt8] { Array("aspenkv\(version)".utf8) }
+    package static func magic(_ version: UInt8) -> [UInt8] { Array("aspenkv\(version)".utf8) }
     static let magicBytes = 8
 
     enum Tag: UInt8 {

@@ -144,7 +144,7 @@ extension RaftCore {
 /// Which forwarded proposals have been appended here, so that none is appended twice: a window
 /// below the greatest number seen of each proposer, as IPsec does against replay (RFC 4303 §3.4.3).
 /// Kept for the life of the process, across leaderships.
-struct ForwardLedger {
+package struct ForwardLedger {
     private struct Window {
         let node: NodeID
         var incarnation: UInt64
@@ -153,18 +153,22 @@ struct ForwardLedger {
         var seen: [UInt64]
     }
 
-    static let bits: UInt64 = 4096
+    package static let bits: UInt64 = 4096
     static let windowsMax = Limits.votersMax + Limits.learnersMax + Limits.peersMax
 
+    private let bits: UInt64
     private var windows: [Window] = []
+
+    /// - Parameter bits: a multiple of 64.
+    init(bits: UInt64 = Self.bits) { self.bits = bits }
 
     /// True also for numbers too old to tell.
     func hasSeen(_ id: ProposalID) -> Bool {
         guard let window = windows.first(where: { $0.node == id.node }),
             window.incarnation == id.incarnation, id.number <= window.greatest
         else { return false }
-        guard window.greatest - id.number < Self.bits else { return true }
-        let bit = id.number % Self.bits
+        guard window.greatest - id.number < bits else { return true }
+        let bit = id.number % bits
         return window.seen[Int(bit / 64)] & (1 << (bit % 64)) != 0
     }
 
@@ -174,24 +178,24 @@ struct ForwardLedger {
         if id.number > greatest {
             // Numbers skipped over have not been seen, whatever an older one left in their bits.
             var number =
-                id.number - greatest >= Self.bits ? id.number - Self.bits + 1 : greatest + 1
+                id.number - greatest >= bits ? id.number - bits + 1 : greatest + 1
             while number < id.number {
                 clear(number, in: position)
                 number += 1
             }
             windows[position].greatest = id.number
         }
-        let bit = id.number % Self.bits
+        let bit = id.number % bits
         windows[position].seen[Int(bit / 64)] |= 1 << (bit % 64)
     }
 
     private mutating func clear(_ number: UInt64, in position: Int) {
-        let bit = number % Self.bits
+        let bit = number % bits
         windows[position].seen[Int(bit / 64)] &= ~(1 << (bit % 64))
     }
 
     private mutating func place(for id: ProposalID) -> Int {
-        let empty = [UInt64](repeating: 0, count: Int(Self.bits / 64))
+        let empty = [UInt64](repeating: 0, count: Int(bits / 64))
         if let position = windows.firstIndex(where: { $0.node == id.node }) {
             if windows[position].incarnation != id.incarnation {
                 windows[position] = Window(

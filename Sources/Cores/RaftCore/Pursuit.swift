@@ -33,7 +33,7 @@ extension RaftCore {
             peer.match != .zero, now - peer.heardAt < configuration.electionTimeoutMin
         else { return false }
         let lag = log.lastIndex.rawValue - min(peer.match, log.lastIndex).rawValue
-        return lag <= UInt64(Limits.learnerLagThreshold)
+        return lag <= configuration.learnerLagMax
             || peer.pursuit.isQuickerThan(configuration.heartbeatInterval, now: now)
     }
 }

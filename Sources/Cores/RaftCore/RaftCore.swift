@@ -103,7 +103,7 @@ package struct RaftCore: Machine {
     var changeOrigin: ProposalID?
     /// What `initialize` asked for beyond a single voter.
     var foundingWish: (wish: MembershipWish, id: ProposalID)?
-    var forwards = ForwardLedger()
+    var forwards: ForwardLedger
     var scratch: [UInt64] = []
 
     // MARK: Reading
@@ -150,6 +150,7 @@ package struct RaftCore: Machine {
         electionTimeout = random.uniform(
             configuration.electionTimeoutMin, configuration.electionTimeoutMax)
         asks = AskQueue(firstNumber: random.next() >> 1)
+        forwards = ForwardLedger(bits: configuration.forwardWindow)
         role = roleWithoutOffice
         // A live leader makes itself known as soon as the link is up, and whoever has one refuses
         // pre-votes; so the first attempt need not wait for a whole election timeout, and a cluster

@@ -24,6 +24,11 @@ package struct RaftConfiguration: Sendable {
     /// Most bytes of entries appended by this leader and not yet committed; beyond it proposals
     /// fail with `tooMany`.
     package var uncommittedBytesMax = 64_000_000
+    /// How far behind the newest forwarded proposal of a node an older one may be and still be told
+    /// from a double; a multiple of 64. Only the simulator has another one.
+    package var forwardWindow = ForwardLedger.bits
+    /// See `Limits.learnerLagThreshold`. Only the simulator has another one.
+    package var learnerLagMax = UInt64(Limits.learnerLagThreshold)
     /// Bugs to switch on; honoured in test builds only.
     package var plantedBugs: Set<PlantedBug> = []
 
