@@ -41,6 +41,12 @@ import Testing
         .init(
             seed: 102756,
             reason: "clients less patient than a slow cluster takes asked faster than it answered"),
+        .init(
+            seed: 289,
+            reason: "a leader took what it had inherited for its own, and more than its bound"),
+        .init(
+            seed: 553,
+            reason: "a leader took what it had inherited for its own, and more than its bound"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenMachine
+import AspenTypes
 import KVCore
 import SimChecks
 import SimFaults
@@ -25,6 +26,11 @@ import Testing
         scenario.operatorInterval = nil
         scenario.losesMajority = false
         scenario.rates = []
+        scenario.bounds = KVBounds()
+        scenario.oldProgramPercent = 0
+        scenario.stalledLeaderPercent = 0
+        scenario.waitsForLearners = false
+        scenario.learnerLagMax = UInt64(Limits.learnerLagThreshold)
         // What is counted is what the scenario brings.
         scenario.rehearses = false
         return scenario

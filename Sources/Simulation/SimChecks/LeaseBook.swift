@@ -37,6 +37,9 @@ struct LeaseBook {
     private var ended: [(lease: LeaseID, keys: [(key: [UInt8], place: Int)])] = []
     private var checkedCompaction = Revision.zero
     private var concernsLeases = false
+    private let bounds: KVBounds
+
+    init(_ bounds: KVBounds) { self.bounds = bounds }
 
     mutating func applied(
         _ node: Int, _ entries: [Entry], _ results: [CommandResult], _ state: MemoryState
@@ -72,9 +75,8 @@ struct LeaseBook {
             leases[id]?.deadline = time + ttl
         case (.revokeLease(let id, _), .leaseRevoked): end(id)
         case (.expireLeases, .done):
-            for id in leases.keys.sorted() where (leases[id]?.deadline ?? .max) <= time {
-                let late = time - (leases[id]?.deadline ?? time)
-                latenessMax = max(latenessMax, .milliseconds(Int64(late)))
+            for (id, deadline) in nextToExpire() {
+                latenessMax = max(latenessMax, .milliseconds(Int64(time - deadline)))
                 expired += 1
                 end(id)
             }
@@ -85,6 +87,20 @@ struct LeaseBook {
             }
         default: break
         }
+    }
+
+    /// As many as one entry ends.
+    private func nextToExpire() -> [(id: LeaseID, deadline: UInt64)] {
+        var due = leases.filter { $0.value.deadline <= time }.map { ($0.key, $0.value.deadline) }
+        due.sort { ($0.1, $0.0) < ($1.1, $1.0) }
+        due = Array(due.prefix(bounds.leasesExpiredPerEntry))
+        var room = bounds.leaseKeysExpiredPerEntry
+        for (place, lease) in due.enumerated() {
+            let keys = attached.values.count { $0 == lease.0 }
+            if place > 0, keys > room { return Array(due[..<place]) }
+            room = max(0, room - keys)
+        }
+        return due
     }
 
     private mutating func write(

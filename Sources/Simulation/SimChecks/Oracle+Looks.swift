@@ -59,39 +59,26 @@ extension Oracle {
         var expected = SimReadAnswer(revision: answer.revision, compacted: answer.compacted)
         switch read.what {
         case .keys(let keys):
-            expected.entries = keys.map { reference.value(of: $0, at: answer.revision) }
+            var bytes = 0
+            for key in keys {
+                let entry = reference.value(of: key, at: answer.revision)
+                bytes += entry.map { $0.key.count + $0.value.count } ?? 0
+                let isFull = bytes > reference.bounds.scanPageBytesMax
+                if entry != nil, isFull, !expected.entries.isEmpty { break }
+                expected.entries.append(entry)
+            }
         case .range(let from, let to, let limit):
             let all = reference.range(from: from, to: to, at: answer.revision)
-            expected.entries = all.prefix(limit).map { $0 }
-            expected.more = all.count > limit
+            let page = reference.page(all, limit: limit)
+            expected.entries = page.entries
+            expected.more = page.more
         case .history(let key, let limit):
-            let all = readableHistory(of: key, answer)
-            // A revision is never split.
-            var count = min(limit, all.count)
-            while count > 0, count < all.count,
-                all[count].number.revision == all[count - 1].number.revision
-            {
-                count += 1
-            }
-            expected.events = Array(all.prefix(count))
-            expected.more = count < all.count
+            let page = reference.history(
+                of: key, upTo: answer.revision, compacted: answer.compacted, limit: limit)
+            expected.events = page.events
+            expected.more = page.more
         }
         return expected
-    }
-
-    /// Newest first: everything above the compacted revision, and what was there at it.
-    private func readableHistory(of key: [UInt8], _ answer: SimReadAnswer) -> [ChangeEvent] {
-        var all: [ChangeEvent] = []
-        for event in reference.events(after: .zero, upTo: answer.revision).joined().reversed()
-        where event.entry.key == key {
-            let isKept = event.number.revision > answer.compacted
-            if !isKept, event.isRemoval { break }
-            all.append(event)
-            if !isKept { break }
-        }
-        // What the last one replaced is gone.
-        if !all.isEmpty { all[all.count - 1].previous = nil }
-        return all
     }
 
     package func lookCompacted(_ node: Int, number: UInt64, _ at: Revision) throws(Violation) {
@@ -121,9 +108,16 @@ extension Oracle {
         }
         for past in [revision, source.meta.compacted] {
             let expected = reference.range(from: [], to: nil, at: past)
-            let request = RangeRequest(
-                from: [], to: nil, limit: Limits.batchCountMax, at: past)
-            guard case .page(let page) = state.range(request), page.entries == expected else {
+            var found: [KeyValue] = []
+            var from: [UInt8]? = []
+            while let next = from {
+                let request = RangeRequest(
+                    from: next, to: nil, limit: Limits.batchCountMax, at: past)
+                guard case .page(let page) = state.range(request) else { break }
+                found += page.entries
+                from = page.more ? page.entries.last.map { $0.key + [0] } : nil
+            }
+            guard found == expected else {
                 throw different("other keys than there were at \(past)")
             }
         }

@@ -44,7 +44,7 @@ package final class Oracle: WorldObserver {
     /// The committed log, from index 1.
     var committedLog: [Committed] = []
     var stateHashes: [LogIndex: UInt64] = [:]
-    private(set) var book = LeaseBook()
+    private(set) var book: LeaseBook
     var fates = WriteFates()
     var reference: Reference
     /// What was committed when each waiting read came, by node.
@@ -62,10 +62,11 @@ package final class Oracle: WorldObserver {
 
     package init(
         nodes: Int, strictness: Strictness = .rules,
-        sessionTimeout: Duration = Limits.sessionTimeout
+        sessionTimeout: Duration = Limits.sessionTimeout, bounds: KVBounds = KVBounds()
     ) {
         self.strictness = strictness
-        reference = Reference(sessionTimeout: sessionTimeout)
+        reference = Reference(sessionTimeout: sessionTimeout, bounds: bounds)
+        book = LeaseBook(bounds)
         looks = Array(repeating: [:], count: nodes)
         disks = Array(repeating: ShadowDisk(), count: nodes)
         votes = Array(repeating: [:], count: nodes)
@@ -90,6 +91,11 @@ package final class Oracle: WorldObserver {
             throw breach(
                 "committed never changes",
                 "n\(node + 1) cuts its log after \(cut), committed \(disks[node].committed)")
+        }
+        if write.truncateAfter != nil {
+            // What was cut off may have been in force.
+            disks[node].isMembershipNew = true
+            areMembershipsNew = true
         }
         // Where the log ends, entry by entry: the log itself is not copied for it.
         var end = disks[node].written.end(truncatedAfter: write.truncateAfter)
@@ -152,6 +158,12 @@ package final class Oracle: WorldObserver {
         disks[node].standing = standing
         noteCampaign(node, standing)
         guard standing.role == .leader else { return }
+        let own = HardState(term: standing.term, votedFor: NodeID(UInt64(node + 1)))
+        if strictness == .rules, disks[node].durableHardState != own {
+            throw breach(
+                "durable before said",
+                "n\(node + 1) leads term \(standing.term) before its own vote is durable")
+        }
         if let other = leaders[standing.term], other != node {
             throw breach(
                 "election safety", "n\(other + 1) and n\(node + 1) both lead term \(standing.term)")

@@ -12,6 +12,8 @@ struct Reference {
         var lastActive: UInt64
         var acknowledgedBelow: UInt64 = 0
         var answers: [UInt64: CommandResult] = [:]
+        /// Of those answers, encoded.
+        var sizes: [UInt64: Int] = [:]
     }
 
     struct Lease {
@@ -34,8 +36,10 @@ struct Reference {
     /// What each key became, and when; nil: it went.
     private var versions: [[UInt8]: [(revision: Revision, value: KeyValue?)]] = [:]
     private let sessionTimeout: UInt64
+    let bounds: KVBounds
 
-    init(sessionTimeout: Duration) {
+    init(sessionTimeout: Duration, bounds: KVBounds) {
+        self.bounds = bounds
         self.sessionTimeout = UInt64(sessionTimeout / .milliseconds(1))
     }
 
@@ -61,6 +65,46 @@ struct Reference {
             .compactMap { value(of: $0, at: revision) }
     }
 
+    /// As much of these, in order, as one page has, and whether that leaves some out.
+    func page(
+        _ all: [KeyValue], limit: Int, keysOnly: Bool = false
+    ) -> (entries: [KeyValue], more: Bool) {
+        var (count, bytes) = (0, 0)
+        for entry in all.prefix(limit) {
+            bytes += entry.key.count + (keysOnly ? 0 : entry.value.count)
+            if count > 0, bytes > bounds.scanPageBytesMax { break }
+            count += 1
+        }
+        return (Array(all.prefix(count)), count < all.count)
+    }
+
+    /// What became of a key: everything above the compacted revision, newest first, and what was there at
+    /// it; as much as one page has.
+    func history(
+        of key: [UInt8], upTo end: Revision, compacted: Revision, limit: Int
+    ) -> (events: [ChangeEvent], more: Bool) {
+        var all: [ChangeEvent] = []
+        for event in events(after: .zero, upTo: end).joined().reversed()
+        where event.entry.key == key {
+            let isKept = event.number.revision > compacted
+            if !isKept, event.isRemoval { break }
+            all.append(event)
+            if !isKept { break }
+        }
+        // What the last one replaced is gone.
+        if !all.isEmpty { all[all.count - 1].previous = nil }
+        let most = min(limit, bounds.historyCountMax)
+        var (count, bytes) = (0, 0)
+        for event in all {
+            // A revision is never split.
+            let isFull = count >= most || bytes > bounds.scanPageBytesMax
+            if isFull, event.number.revision != all[count - 1].number.revision { break }
+            bytes += event.entry.key.count + event.entry.value.count
+            count += 1
+        }
+        return (Array(all.prefix(count)), count < all.count)
+    }
+
     /// What happened after `start` and up to `end`, in order.
     func events(after start: Revision, upTo end: Revision) -> ArraySlice<[ChangeEvent]> {
         let first = min(Int(start.rawValue), events.count)
@@ -69,13 +113,14 @@ struct Reference {
 
     // MARK: - Applying
 
-    mutating func apply(_ entry: Entry) {
+    /// - Parameter answerBytes: what the answer that was given takes, encoded: a refusal is in words.
+    mutating func apply(_ entry: Entry, answerBytes: Int) {
         precondition(entry.index == applied.next, "in order")
         time = max(time, entry.time.milliseconds)
         var result = CommandResult.done
         if entry.kind == .command {
             if let command = try? CommandCodec.decode(entry.payload) {
-                result = apply(command, at: entry.index)
+                result = apply(command, at: entry.index, answerBytes)
             } else {
                 result = .failed(code: .invalidArgument, message: "")
             }
@@ -84,11 +129,15 @@ struct Reference {
         revisions.append(revision)
     }
 
-    private mutating func apply(_ command: Command, at index: LogIndex) -> CommandResult {
+    private mutating func apply(
+        _ command: Command, at index: LogIndex, _ answerBytes: Int
+    ) -> CommandResult {
         guard Self.version(of: command) <= activeVersion else {
             return .failed(code: .unsupportedVersion, message: "")
         }
-        guard let request = command.sessionRequest else { return carryOut(command, at: index) }
+        guard let request = command.sessionRequest else {
+            return carryOut(command, at: index, .max)
+        }
         guard sessions[request.session] != nil else {
             return .failed(code: .sessionExpired, message: "")
         }
@@ -106,9 +155,24 @@ struct Reference {
             return .failed(code: .resourceExhausted, message: "")
         }
         if let known = sessions[request.session]?.answers[request.number] { return known }
-        let result = carryOut(command, at: index)
+        let result = carryOut(command, at: index, room(in: request.session))
         sessions[request.session]?.answers[request.number] = result
+        sessions[request.session]?.sizes[request.number] = answerBytes
         return result
+    }
+
+    /// Bytes that the next answer of a session may have.
+    private func room(in session: SessionID) -> Int {
+        func kept(_ session: Session) -> [Int] {
+            session.sizes.filter { $0.key >= session.acknowledgedBelow }.map(\.value)
+        }
+        let here = sessions[session].map(kept)?.reduce(0, +) ?? 0
+        let large = sessions.values.flatMap(kept).filter { $0 > bounds.inlineAnswerBytesMax }
+        return max(
+            min(
+                bounds.sessionAnswersBytesMax - here,
+                bounds.storedAnswersBytesMax - large.reduce(0, +)),
+            bounds.inlineAnswerBytesMax)
     }
 
     /// Leases came with the second version; all else was there from the beginning.
@@ -125,9 +189,14 @@ struct Reference {
         }
     }
 
-    private mutating func carryOut(_ command: Command, at index: LogIndex) -> CommandResult {
+    private mutating func carryOut(
+        _ command: Command, at index: LogIndex, _ room: Int
+    ) -> CommandResult {
         switch command {
         case .openSession:
+            guard sessions.count < bounds.sessionsMax else {
+                return .failed(code: .resourceExhausted, message: "")
+            }
             let id = SessionID(index.rawValue)
             sessions[id] = Session(lastActive: time)
             return .sessionOpened(id)
@@ -142,10 +211,13 @@ struct Reference {
             guard time > sessionTimeout else { return .done }
             sessions = sessions.filter { $0.value.lastActive >= time - sessionTimeout }
             return .done
-        case .transaction(let transaction, _): return carryOut(transaction)
+        case .transaction(let transaction, _): return carryOut(transaction, room)
         case .grantLease(let wanted, let ttl, _):
-            if let refusal = LeaseRow.refusal(id: wanted, ttlMilliseconds: ttl) {
-                return .failed(code: refusal.code, message: "")
+            guard (1000...86_400_000).contains(ttl), wanted.rawValue < 1 << 62 else {
+                return .failed(code: .invalidArgument, message: "")
+            }
+            guard leases.count < bounds.leasesMax else {
+                return .failed(code: .resourceExhausted, message: "")
             }
             var id = wanted == .none ? LeaseID(index.rawValue) : wanted
             if wanted == .none, leases[id] != nil { id = LeaseID(1 << 62 + index.rawValue) }
@@ -161,9 +233,7 @@ struct Reference {
             leases[id]?.deadline = time + lease.ttl
             return .leaseKept(ttlMilliseconds: lease.ttl)
         case .expireLeases:
-            let due = leases.filter { $0.value.deadline <= time }
-                .sorted { ($0.value.deadline, $0.key) < ($1.value.deadline, $1.key) }
-            for (id, _) in due { end(id) }
+            expireLeases()
             return .done
         case .compact(let wanted):
             guard wanted <= revision else { return .failed(code: .invalidArgument, message: "") }
@@ -175,35 +245,127 @@ struct Reference {
         }
     }
 
+    private mutating func expireLeases() {
+        let due = leases.filter { $0.value.deadline <= time }
+            .sorted { ($0.value.deadline, $0.key) < ($1.value.deadline, $1.key) }
+        var room = bounds.leaseKeysExpiredPerEntry
+        for (place, (id, _)) in due.prefix(bounds.leasesExpiredPerEntry).enumerated() {
+            let count = current.values.count { $0.lease == id }
+            if place > 0, count > room { break }
+            end(id)
+            room -= min(room, count)
+        }
+    }
+
     // MARK: - Transactions
 
-    private mutating func carryOut(_ transaction: Transaction) -> CommandResult {
-        if let refusal = transaction.validate() { return .failed(code: refusal.code, message: "") }
-        let succeeds = transaction.compares.allSatisfy { holds($0) }
-        let operations = succeeds ? transaction.success : transaction.failure
-        for case .put(_, _, let lease) in operations where lease != .none && leases[lease] == nil {
-            return .failed(code: .notFound, message: "")
+    private mutating func carryOut(_ transaction: Transaction, _ room: Int) -> CommandResult {
+        guard Self.isSound(transaction) else {
+            return .failed(code: .invalidArgument, message: "")
         }
-        var made: [OperationResult] = []
-        var changed: [ChangeEvent] = []
-        for operation in operations {
-            switch operation {
-            case .put(let key, let value, let lease):
-                made.append(.put(previousVersion: current[key]?.version ?? 0))
-                put(key, value, lease, &changed)
-            case .delete(let key):
-                made.append(.deleted(count: current[key] == nil ? 0 : 1))
-                remove(key, &changed)
-            case .deleteRange(let from, let to):
-                let range = KeyRange(from: from, to: to)
-                let keys = current.keys.filter(range.contains).sorted(by: bytesPrecede)
-                made.append(.deleted(count: UInt64(keys.count)))
-                for key in keys { remove(key, &changed) }
-            case .get(let key): made.append(.got(current[key]))
+        let succeeds = transaction.compares.allSatisfy { holds($0) }
+        let before = current
+        var draft = Draft()
+        for operation in succeeds ? transaction.success : transaction.failure {
+            if let code = carryOut(operation, &draft) {
+                current = before
+                return .failed(code: code, message: "")
             }
         }
-        close(changed)
-        return .transaction(succeeded: succeeds, revision: revision, results: made)
+        guard isWithinLeases(before), draft.answerBytes <= room else {
+            current = before
+            return .failed(code: .resourceExhausted, message: "")
+        }
+        close(draft.changed)
+        return .transaction(succeeded: succeeds, revision: revision, results: draft.made)
+    }
+
+    /// A transaction, half done.
+    private struct Draft {
+        var made: [OperationResult] = []
+        var changed: [ChangeEvent] = []
+        var removedByRange = 0
+        var readBytes = 0
+
+        /// What is set aside for the answer: no answer takes more.
+        var answerBytes: Int {
+            var count = 16 + readBytes
+            for result in made {
+                guard case .got(let entry?) = result else {
+                    count += 9
+                    continue
+                }
+                count += 34
+                if entry.lease != .none { count += 8 }
+            }
+            return count
+        }
+    }
+
+    /// - Returns: why it is refused, and the whole transaction with it.
+    private mutating func carryOut(
+        _ operation: Operation, _ draft: inout Draft
+    ) -> AspenErrorCode? {
+        switch operation {
+        case .put(let key, let value, let lease):
+            if lease != .none, leases[lease] == nil { return .notFound }
+            draft.made.append(.put(previousVersion: current[key]?.version ?? 0))
+            put(key, value, lease, &draft.changed)
+        case .delete(let key):
+            draft.made.append(.deleted(count: current[key] == nil ? 0 : 1))
+            remove(key, &draft.changed)
+        case .deleteRange(let from, let to):
+            let range = KeyRange(from: from, to: to)
+            let keys = current.keys.filter(range.contains).sorted(by: bytesPrecede)
+            draft.removedByRange += keys.count
+            if draft.removedByRange > bounds.transactionDeletesMax { return .resourceExhausted }
+            draft.made.append(.deleted(count: UInt64(keys.count)))
+            for key in keys { remove(key, &draft.changed) }
+        case .get(let key):
+            let entry = current[key]
+            draft.readBytes += entry.map { $0.key.count + $0.value.count } ?? 0
+            if entry != nil, draft.readBytes > bounds.answerBytesMax { return .resourceExhausted }
+            draft.made.append(.got(entry))
+        }
+        return nil
+    }
+
+    /// No lease that has gained keys has too many.
+    private func isWithinLeases(_ before: [[UInt8]: KeyValue]) -> Bool {
+        var counts: [LeaseID: Int] = [:]
+        for entry in current.values where entry.lease != .none {
+            counts[entry.lease, default: 0] += 1
+        }
+        return counts.allSatisfy { lease, count in
+            count <= bounds.leaseKeysMax || before.values.count { $0.lease == lease } >= count
+        }
+    }
+
+    private static func isSound(_ transaction: Transaction) -> Bool {
+        let lists = [transaction.success, transaction.failure]
+        guard transaction.compares.count <= 100, lists.allSatisfy({ $0.count <= 100 }) else {
+            return false
+        }
+        func isKey(_ key: [UInt8]) -> Bool { (1...1024).contains(key.count) }
+        func isValue(_ value: [UInt8]) -> Bool { value.count <= 1 << 20 }
+        let areCompares = transaction.compares.allSatisfy { compare in
+            switch compare.target {
+            case .value(let value): isKey(compare.key) && isValue(value)
+            case .exists:
+                isKey(compare.key)
+                    && (compare.relation == .equal || compare.relation == .notEqual)
+            default: isKey(compare.key)
+            }
+        }
+        return areCompares
+            && lists.joined().allSatisfy { operation in
+                switch operation {
+                case .put(let key, let value, _): isKey(key) && isValue(value)
+                case .delete(let key), .get(let key): isKey(key)
+                case .deleteRange(let from, let to):
+                    from.count <= 1025 && (to?.count ?? 0) <= 1025
+                }
+            }
     }
 
     private mutating func put(

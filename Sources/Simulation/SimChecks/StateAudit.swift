@@ -198,7 +198,24 @@ struct StateAudit {
         guard case .future = state.count(CountRequest(from: [], to: nil, at: now.next)) else {
             return "a revision to come is read"
         }
-        return faultInChanges()
+        return faultInChanges() ?? faultInHistories()
+    }
+
+    private func faultInHistories() -> String? {
+        let (now, compacted) = (reference.revision, state.meta.compacted)
+        var keys: Set<[UInt8]> = []
+        for change in changes where keys.insert(change.header.key).inserted {
+            let key = change.header.key
+            for limit in [3, Int.max] {
+                let page = state.history(of: key, before: nil, limit: limit)
+                let right = reference.history(
+                    of: key, upTo: now, compacted: compacted, limit: limit)
+                guard page.events == right.events, page.more == right.more else {
+                    return "the history of \(String(decoding: key, as: UTF8.self))"
+                }
+            }
+        }
+        return nil
     }
 
     private func faultInRanges(at revision: Revision?) -> String? {
@@ -207,28 +224,43 @@ struct StateAudit {
         let all = reference.range(from: [], to: nil, at: shown)
         let rest = all.filter { !$0.key.starts(with: hidden) }
         for (excluding, expected) in [([], all), (hidden, rest)] as [([UInt8], [KeyValue])] {
-            let count = state.count(
-                CountRequest(from: [], to: nil, at: revision, excluding: excluding))
-            let right = CountPage(count: UInt64(expected.count), next: nil, revision: shown)
-            guard count == .value(right) else { return "a count at \(shown): \(count)" }
+            let request = CountRequest(from: [], to: nil, at: revision, excluding: excluding)
+            let counted = count(request, shown)
+            guard counted == expected.count else {
+                return "a count at \(shown): \(counted.map { "\($0)" } ?? "another revision")"
+            }
             for descending in [false, true] {
                 let limit = max(1, expected.count - 1)
                 let request = RangeRequest(
                     from: [], to: nil, limit: limit, at: revision, keysOnly: descending,
                     descending: descending, excluding: excluding)
-                let inOrder = descending ? expected.reversed() : expected
+                let right = reference.page(
+                    descending ? expected.reversed() : expected, limit: limit,
+                    keysOnly: descending)
                 guard case .page(let page) = state.range(request), page.revision == shown,
-                    page.more == (expected.count > limit),
-                    page.entries.map(\.key) == inOrder.prefix(limit).map(\.key),
+                    page.more == right.more,
+                    page.entries.map(\.key) == right.entries.map(\.key),
                     page.entries.map(\.value)
-                        == inOrder.prefix(limit).map({ descending ? [] : $0.value })
+                        == right.entries.map({ descending ? [] : $0.value })
                 else { return "a range at \(shown)" }
             }
         }
         let upper = CountRequest(from: hidden, to: nil, at: revision)
         let above = all.filter { !bytesPrecede($0.key, hidden) }.count
-        guard case .value(let page) = state.count(upper), page.count == UInt64(above) else {
-            return "a count from a key on"
+        guard count(upper, shown) == above else { return "a count from a key on" }
+        return nil
+    }
+
+    /// In as many steps as it takes; nil: some of them at another revision, or without an end.
+    private func count(_ request: CountRequest, _ shown: Revision) -> Int? {
+        var (request, count) = (request, 0)
+        for _ in 0..<1000 {
+            guard case .value(let page) = state.count(request), page.revision == shown else {
+                return nil
+            }
+            count += Int(page.count)
+            guard let next = page.next else { return count }
+            request.from = next
         }
         return nil
     }
@@ -240,27 +272,26 @@ struct StateAudit {
             var after = ChangeNumber.last(of: compacted)
             if compacted == .zero { after = .zero }
             var found: [ChangeEvent] = []
+            let events = Array(expected.joined())
             while true {
-                let request = ChangesRequest(after: after, count: count, bytesMax: .max)
+                let request = ChangesRequest(
+                    after: after, count: count, bytesMax: .max, withPrevious: true)
                 guard case .value(let page) = state.changes(request) else {
                     return "the changes after \(after.revision)"
                 }
+                guard page.events == withPrevious(events[found.count...].prefix(page.events.count))
+                else { return "the changes since \(after.revision), or what they replaced" }
                 found += page.events
                 if !page.more {
                     guard page.revision == now else { return "the end of all changes" }
                     break
                 }
                 guard page.events.count >= min(count, 1), page.revision > after.revision,
-                    page.events.count < count + Limits.transactionOperationsMax
+                    page.events.count - count < Limits.transactionOperationsMax
                 else { return "a page of changes" }
                 after = .last(of: page.revision)
             }
-            let events = expected.joined()
-            guard found.count == events.count,
-                zip(found, events).allSatisfy({
-                    $0.number == $1.number && $0.entry == $1.entry && $0.isRemoval == $1.isRemoval
-                })
-            else { return "the changes since \(compacted)" }
+            guard found.count == events.count else { return "the changes since \(compacted)" }
         }
         let end = ChangesRequest(after: .last(of: now), count: 1, bytesMax: 1)
         guard state.changes(end) == .value(ChangesPage(events: [], revision: now, more: false))
@@ -270,6 +301,21 @@ struct StateAudit {
                 ChangesRequest(after: .last(of: now.next), count: 1, bytesMax: 1))
         else { return "changes that are to come" }
         return nil
+    }
+
+    /// What a page of them shows: what was replaced is left out where it does not fit.
+    private func withPrevious(_ events: ArraySlice<ChangeEvent>) -> [ChangeEvent] {
+        var bytes = 0
+        return events.map { event in
+            var event = event
+            let own = event.entry.key.count + event.entry.value.count
+            let replaced = event.previous
+            let fits =
+                bytes + own + (replaced?.value.count ?? 0) <= reference.bounds.changePageBytesMax
+            if !fits { event.previous = nil }
+            bytes += own + (event.previous.map { $0.key.count + $0.value.count } ?? 0)
+            return event
+        }
     }
 
     // MARK: - What a snapshot makes of it

@@ -32,7 +32,7 @@ package struct Trial: Sendable {
     ) -> (trial: Trial, oracle: Oracle) {
         let oracle = Oracle(
             nodes: scenario.nodes, strictness: strictness,
-            sessionTimeout: scenario.sessionTimeout)
+            sessionTimeout: scenario.sessionTimeout, bounds: scenario.bounds)
         let world = World(scenario, observer: oracle, sink: sink)
         var violation: Violation?
         do throws(Violation) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenMachine
+import AspenTypes
 import KVCore
 import RaftCore
 import RaftStorage
@@ -79,6 +80,10 @@ package struct Scenario: Sendable {
     package var appendsInFlightMax = 64
     package var cacheBytesMax = 16_000_000
     package var uncommittedBytesMax = 64_000_000
+    package var forwardWindow: UInt64 = 4096
+    package var learnerLagMax = UInt64(Limits.learnerLagThreshold)
+    /// Of the state machines of all nodes.
+    package var bounds = KVBounds()
 
     package var network = SimNetwork.Conditions()
     package var redialGrace = Duration.milliseconds(300)
@@ -120,6 +125,8 @@ package struct Scenario: Sendable {
     /// In a hundred other things that a client does: transactions of several keys, and reads of
     /// several keys or ranges.
     package var transactionPercent = 0
+    /// Clients ask for what is just allowed, or just not.
+    package var reachesLimits = false
     package var sessionTimeout = Duration.seconds(60)
     package var watchers = 0
     package var watches = WatchConfiguration()
@@ -131,6 +138,14 @@ package struct Scenario: Sendable {
     package var leaderHuntPercent: UInt64 = 50
     /// Mean time between membership changes and transfers; nil: none.
     package var operatorInterval: Duration?
+    /// Learners become voters only when their leader says that they have caught up, and it is looked
+    /// at whether they have.
+    package var waitsForLearners = false
+    /// In a hundred founders: those that begin with a program that knows the first version of the state
+    /// machine only.
+    package var oldProgramPercent = 0
+    /// In a hundred new leaders: those beside whom all disks stand still for a while.
+    package var stalledLeaderPercent: UInt64 = 0
     /// Trouble ends with the loss of a majority for good, and one node becomes the cluster.
     package var losesMajority = false
     /// Trouble ends by healing; when false, whatever is blocked or down then stays so, and a check
@@ -166,6 +181,9 @@ extension Scenario {
         var decaying = source.split()
         var storing = source.split()
         var restarting = source.split()
+        var limiting = source.split()
+        var upgrading = source.split()
+        var leading = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -179,6 +197,10 @@ extension Scenario {
         drawRestarts(&restarting)
         drawKeeping(&keeping)
         drawFollowing(&following)
+        drawLimits(&limiting)
+        drawLeading(&leading)
+        // One program for all of them would be nothing new.
+        if upgrading.chance(1, in: 5) { oldProgramPercent = upgrading.uniform(20..<80) }
         // It takes a leader that has cut its log while an acknowledgement was on its way, or while a
         // node was behind that had a write of its own in it.
         if !planted.isDisjoint(with: [.installOlderSnapshot, .skippedTakenForLost]) {
@@ -269,7 +291,7 @@ extension Scenario {
     }
 
     private mutating func drawWork(_ random: inout RandomSource) {
-        clients = random.uniform(2..<7)
+        clients = random.uniform(3..<8)
         keys = random.uniform(1..<6)
         readPercent = random.uniform(10..<70)
         swapPercent = random.uniform(0..<30)
@@ -307,6 +329,47 @@ extension Scenario {
         where planted.contains(where: { $0.rawValue == bug.rawValue }) {
             watches.plantedBug = bug
         }
+    }
+
+    /// What programs have as a constant, so low that a short run gets there. Each is left as it is in most
+    /// runs.
+    private mutating func drawLimits(_ random: inout RandomSource) {
+        func isLow() -> Bool { random.chance(1, in: 3) }
+        reachesLimits = random.chance(1, in: 2)
+        if isLow() { bounds.scanPageBytesMax = random.uniform(20..<300) }
+        if isLow() { bounds.historyCountMax = random.uniform(1..<6) }
+        if isLow() { bounds.countRowsMax = random.uniform(1..<8) }
+        if isLow() { bounds.headersAtOnce = random.uniform(1..<20) }
+        if isLow() { bounds.chunkCountMax = random.uniform(2..<20) }
+        if isLow() { bounds.changePageBytesMax = random.uniform(100..<2000) }
+        if isLow() { bounds.recordingBytesMax = random.uniform(200..<1000) }
+        if isLow() { bounds.transactionDeletesMax = random.uniform(1..<5) }
+        if isLow() { bounds.answerBytesMax = random.uniform(20..<200) }
+        if isLow() || isLow() { bounds.inlineAnswerBytesMax = random.uniform(64..<120) }
+        if isLow() {
+            bounds.sessionAnswersBytesMax = random.uniform(64..<400)
+            if random.chance(1, in: 2) { bounds.storedAnswersBytesMax = random.uniform(64..<600) }
+        }
+        if isLow() { bounds.sweptPerCompact = random.uniform(2..<30) }
+        if isLow() { bounds.sweptPerEntry = random.uniform(1..<4) }
+        if isLow() { bounds.leaseKeysMax = random.uniform(1..<6) }
+        if isLow() { bounds.leasesMax = random.uniform(1..<6) }
+        if isLow() {
+            bounds.leasesExpiredPerEntry = random.uniform(2..<5)
+            bounds.leaseKeysExpiredPerEntry = random.uniform(1..<8)
+        }
+        if isLow() { bounds.sessionCacheMax = random.uniform(0..<3) }
+        // Whoever loses the answer to its opening waits for its sessions to end.
+        if isLow(), sessionTimeout < .seconds(5) { bounds.sessionsMax = clients + 2 }
+        if isLow() { forwardWindow = UInt64(64 * random.uniform(1..<3)) }
+    }
+
+    private mutating func drawLeading(_ random: inout RandomSource) {
+        if random.chance(1, in: 4) {
+            waitsForLearners = true
+            learnerLagMax = UInt64(random.uniform(0..<4))
+        }
+        if random.chance(1, in: 6) { stalledLeaderPercent = 30 }
     }
 
     private mutating func drawTrouble(_ random: inout RandomSource) {
@@ -355,8 +418,8 @@ extension Scenario {
     }
 
     private mutating func drawDecay(_ random: inout RandomSource) {
-        let interval = electionTimeoutMax * Double(random.uniform(10..<60)) / 10
-        let isDrawn = random.chance(1, in: 4)
+        let interval = electionTimeoutMax * Double(random.uniform(5..<40)) / 10
+        let isDrawn = random.chance(1, in: 3)
         guard isDrawn, !rates.isEmpty, !rates.contains(where: { $0.trouble == .wipe })
         else { return }
         rates.append(Rate(.decay, every: interval))

@@ -14,6 +14,7 @@ enum SimEvent {
     case synced(node: Int, life: UInt64)
     case apply(node: Int, life: UInt64)
     case fetch(node: Int, life: UInt64, peer: NodeID, from: LogIndex, upTo: LogIndex, bytesMax: Int)
+    case discarded(node: Int, life: UInt64, upTo: LogIndex, term: Term)
     case connectNet(node: Int, life: UInt64)
     /// The socket of a net that ended is closed.
     case netLost(node: Int, life: UInt64, net: UInt64)
@@ -71,6 +72,8 @@ enum SimEvent {
     case loosePower(node: Int)
     case quickDisk(node: Int)
     case spaciousDisk(node: Int)
+    /// It gets the newest program.
+    case upgrade(node: Int)
     case operate
     case replace
     case recoverQuorum(node: Int)
@@ -158,6 +161,8 @@ extension SimEvent {
         case .block(let blocks): (46, blocks.count)
         case .unclog(let from, let to): (47, from << 8 | to)
         case .watchLost(let watcher, _): (48, watcher)
+        case .discarded(let node, _, _, _): (52, node)
+        case .upgrade(let node): (53, node)
         }
     }
 
@@ -173,6 +178,7 @@ extension SimEvent {
         switch self {
         case .wake(let node, let life), .synced(let node, let life), .apply(let node, let life),
             .fetch(let node, let life, _, _, _, _), .snapshotTimeout(let node, let life, _),
+            .discarded(let node, let life, _, _),
             .connectNet(let node, let life), .netLost(let node, let life, _),
             .fromNet(let node, let life, _, _, _, _), .streamGone(let node, let life, _, _),
             .dialLane(let node, let life, _, _), .graceOver(let node, let life, _, _),

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import KVCore
 import ProposalCore
 import RaftCore
 import RaftStorage
@@ -29,6 +30,10 @@ package final class SimNode {
     /// All the ends that its pauses had: what was put off stands there on the heap.
     var pauseEnds: Set<MonotonicInstant> = []
     var isDiskSlow = false
+    /// No sync ends before.
+    var diskStalledUntil = MonotonicInstant.zero
+    /// The newest version of the state machine that its program knows.
+    var program = KVVersion.supported
     /// It never comes back.
     var isLost = false
 
@@ -43,6 +48,10 @@ package final class SimNode {
         member = Membership.Member(
             node: id, endpoint: endpoint, replica: ReplicaID(UInt64(index + 1) * 1000),
             addresses: ["192.0.2.\(index + 1):7001"])
+        if index == 1 {
+            // As long as one may be.
+            member.addresses.append("[fe80::2%" + String(repeating: "x", count: 81) + "]:7001")
+        }
     }
 }
 
@@ -74,6 +83,8 @@ extension RaftCore {
     }
 
     mutating func time(now: MonotonicInstant) -> ClusterTime { clusterTime(now: now) }
+    mutating func peers(now: MonotonicInstant) -> [RaftPeerStatus] { peerStatus(now: now) }
+    mutating func end() -> LogIndex { lastIndex }
 }
 
 /// The shell of one raft daemon: what lives and dies with the process.
@@ -171,6 +182,14 @@ package final class RaftShell {
     package internal(set) var membership: Membership?
     var outgoing: [SnapshotTransfer] = []
     var incoming: SnapshotIntakeInProgress?
+    /// Of a leader whose learners are looked at: where its log ended, and when.
+    var ends: [(at: MonotonicInstant, index: LogIndex)] = []
+    /// What this leader has appended and not yet committed: its size.
+    var uncommitted: [(index: LogIndex, bytes: Int)] = []
+    /// How many proposals its core has refused.
+    var refusals = 0
+    /// When leadership was last to go to another.
+    var transferredAt: MonotonicInstant?
     /// As which replicas this daemon knows its peers, by position.
     var replicas: [ReplicaID?]
 

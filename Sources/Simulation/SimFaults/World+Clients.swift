@@ -145,14 +145,19 @@ extension World {
             .request(request), after: workRandom.uniform(.microseconds(20), .microseconds(300)))
         schedule(
             .requestTimeout(client: client.index, attempt: client.attempt),
-            after: scenario.requestTimeout * (1 << min(pending.timeouts, 4)))
+            after: requestTimeout(client))
     }
 
     // MARK: - At the node
 
     func take(_ request: ClientRequest, _ shell: RaftShell) throws(Violation) {
         switch request.body {
-        case .propose(let payload): try follow(payload, for: request, shell)
+        case .propose(let payload):
+            if refusesAtDoor(payload, shell) {
+                return answer(
+                    request, .result(.failed(code: .unsupportedVersion, message: "not yet")))
+            }
+            try follow(payload, for: request, shell)
         case .read(let read):
             let number = shell.table.takeNumber()
             let clock = shell.clock.reading(at: now)
@@ -188,6 +193,7 @@ extension World {
         case .unavailable: tryAgain(client)
         case .lost:
             client.pending?.isUntouched = false
+            loseTime(client)
             tryAgain(client)
         case .read, .compacted: finish(client, pending, answer)
         case .result(let result): finish(client, pending, .result(result))
@@ -197,9 +203,18 @@ extension World {
     func timedOut(_ client: SimClient, _ attempt: UInt64) {
         guard attempt == client.attempt, client.pending != nil else { return }
         client.pending?.isUntouched = false
-        // Clients that never wait longer than a slow cluster takes are a load without an end.
-        if part == .healing { client.pending?.timeouts += 1 }
+        loseTime(client)
         tryAgain(client)
+    }
+
+    /// Clients that never wait longer than a slow cluster takes are a load without an end.
+    private func loseTime(_ client: SimClient) {
+        if part == .healing { client.pending?.timeouts += 1 }
+    }
+
+    /// How long a client waits for what it asks now.
+    func requestTimeout(_ client: SimClient) -> Duration {
+        scenario.requestTimeout * (1 << min(client.pending?.timeouts ?? 0, 4))
     }
 
     private func tryAgain(_ client: SimClient) {

@@ -93,6 +93,8 @@ extension World {
         configuration.appendsInFlightMax = scenario.appendsInFlightMax
         configuration.cacheBytesMax = scenario.cacheBytesMax
         configuration.uncommittedBytesMax = scenario.uncommittedBytesMax
+        configuration.forwardWindow = scenario.forwardWindow
+        configuration.learnerLagMax = scenario.learnerLagMax
         configuration.plantedBugs = scenario.planted
         return configuration
     }

@@ -14,6 +14,7 @@ extension World {
         note("trouble begins")
         for number in scenario.rates.indices { planTrouble(number) }
         if let interval = scenario.operatorInterval { schedule(.operate, after: interval) }
+        planUpgrades()
     }
 
     private func planTrouble(_ number: Int) {

@@ -38,6 +38,7 @@ extension World {
         endPauses()
         for node in nodes {
             node.isDiskSlow = false
+            node.diskStalledUntil = .zero
             node.mendDisks()
             node.database?.medium.fuse = nil
         }
@@ -57,7 +58,9 @@ extension World {
     private func giveErrands() throws(Violation) {
         guard finalMembers == nil, replacement == nil, let leader,
             let membership = leader.membership,
-            !membership.isJoint, leader.state.membership?.membership == membership
+            !membership.isJoint, leader.state.membership?.membership == membership,
+            // Else another one, which some log holds and nobody has committed, may still prevail.
+            leader.core.term(at: leader.core.commitIndex) == leader.standing.term
         else { return }
         let members = membership.members.compactMap { position($0.node) }
         guard members.allSatisfy({ nodes[$0].shell != nil }) else { return }
@@ -80,10 +83,19 @@ extension World {
             members.allSatisfy({ nodes[$0].shell.map { isLedAsOthers($0, first) } ?? false })
         else { return false }
         try checkPeace(first)
+        guard arePeersWell() else { return false }
         let applied = first.state.appliedIndex
         return members.allSatisfy { nodes[$0].shell?.state.appliedIndex == applied }
             && first.state.meta.leaseCount == 0
             && watchers.allSatisfy { observer.isFullyTold($0.index) }
+    }
+
+    /// What their leader says of them to those who ask before they change the membership.
+    private func arePeersWell() -> Bool {
+        guard let leader else { return false }
+        return leader.core.peers(now: leader.clock.reading(at: now)).allSatisfy {
+            $0.isAnswering && $0.isCaughtUp && !$0.isRegressed && !$0.isRepairing
+        }
     }
 
     /// Until the last lease has ended nothing else happens: nobody has a reason to campaign.

@@ -11,7 +11,7 @@ import SimKit
 extension World {
     /// Of every new replica; with the planted bug, if there is one for it.
     func emptyState() -> MemoryState {
-        let state = MemoryState()
+        let state = KVBounds.$current.withValue(scenario.bounds) { MemoryState() }
         for bug in KVPlantedBug.allCases
         where scenario.planted.contains(where: { $0.rawValue == bug.rawValue }) {
             state.plantedBug = bug
@@ -25,10 +25,11 @@ extension World {
         guard shell.node.shell === shell, shell.standing.role == .leader else { return }
         let meta = shell.state.meta
         if meta.activeVersion < KVVersion.supported,
-            shell.versionProposedAt.map({ $0 < meta.appliedIndex }) ?? true
+            shell.versionProposedAt.map({ $0 < meta.appliedIndex }) ?? true,
+            let common = commonVersion(shell), common > meta.activeVersion
         {
             shell.versionProposedAt = meta.appliedIndex
-            try propose(.activateVersion(UInt16(KVVersion.supported)), shell)
+            try propose(.activateVersion(UInt16(common)), shell)
         }
         if let revision = scenario.compaction.decision(meta),
             shell.compactionProposedAt.map({ $0.advanced(by: 4) < meta.appliedIndex }) ?? true

@@ -4,6 +4,7 @@ import AspenMachine
 import AspenTypes
 import KVCore
 import RaftCore
+import RaftStorage
 
 /// Requests that are refused, by all replicas alike, or that hardly anybody makes.
 extension World {
@@ -16,14 +17,16 @@ extension World {
 
     /// Nil most of the time.
     func drawMischief(_ client: SimClient) -> Command? {
-        guard mischiefRandom.chance(1, in: 8) else { return nil }
-        let lease = LeaseID(mischiefRandom.uniform(1..<400))
-        switch mischiefRandom.uniform(0..<10) {
-        case 0, 1: return .grantLease(id: lease, ttlMilliseconds: 1500, nextRequest(client))
-        case 2: return .grantLease(id: .none, ttlMilliseconds: 1, nextRequest(client))
-        case 3: return .compact(Revision(.max >> 20))
-        case 4: return .transaction(leasedReads(), nextRequest(client))
-        case 5:
+        guard mischiefRandom.chance(1, in: 6) else { return nil }
+        // One that the cluster itself would choose soon.
+        let index = nodes.compactMap { $0.shell?.state.appliedIndex.rawValue }.max() ?? 0
+        let lease = LeaseID(index + mischiefRandom.uniform(1..<12))
+        switch mischiefRandom.uniform(0..<12) {
+        case 0...2: return .grantLease(id: lease, ttlMilliseconds: 1500, nextRequest(client))
+        case 3: return .grantLease(id: .none, ttlMilliseconds: 1, nextRequest(client))
+        case 4: return .compact(Revision(.max >> 20))
+        case 5: return .transaction(leasedReads(), nextRequest(client))
+        case 6:
             let put = Operation.put(key: drawKey(), value: [1], lease: LeaseID(1 << 40))
             return .transaction(Transaction(success: [put]), nextRequest(client))
         default: return drawWrongRequest(client)

@@ -78,6 +78,7 @@ extension World {
             guard !voters.isEmpty else { return }
             let target = voters[fate.uniform(0..<voters.count)]
             note("operator: leadership to n\(target)")
+            leader.transferredAt = now
             try feed(leader, .transferLeadership(to: target))
             return
         }
@@ -90,8 +91,15 @@ extension World {
         while voters.count < wanted {
             voters.append(pool.remove(at: fate.uniform(0..<pool.count)))
         }
-        let learners = pool.filter { _ in fate.chance(1, in: 2) }
-        try change(leader, voters: voters.sorted(), learners: learners)
+        var learners = pool.filter { _ in fate.chance(1, in: 2) }
+        if scenario.waitsForLearners {
+            let behind = voters.filter { !isFit($0, leader, membership) }
+            voters.removeAll { behind.contains($0) }
+            learners += behind
+            guard !voters.isEmpty else { return }
+        }
+        upgradeNewcomers(voters + learners, membership)
+        try change(leader, voters: voters.sorted(), learners: learners.sorted())
     }
 
     func change(
@@ -101,9 +109,19 @@ extension World {
         let members = nodes.map(\.member).filter {
             voters.contains($0.node) || learners.contains($0.node)
         }
+        let isOwed =
+            isFreeToChange(leader)
+            && members.allSatisfy { leader.membership?.member($0.node)?.replica == $0.replica }
+        let (before, refusals) = (leader.core.lastIndex, leader.refusals)
         try feed(
             leader,
             .changeMembership(
                 voters: voters, learners: learners, members: members, id: proposalID(leader)))
+        if leader.core.lastIndex == before, leader.refusals == refusals { throw untold(leader) }
+        if isOwed, leader.core.lastIndex == before {
+            throw Violation(
+                .safety, "sensible changes are made",
+                "n\(leader.node.id) refuses voters \(voters), learners \(learners)")
+        }
     }
 }

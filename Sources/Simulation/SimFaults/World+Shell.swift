@@ -49,6 +49,7 @@ extension World {
         case .write(let write):
             trace.fold(write.ticket.number)
             try observer.wrote(index, write)
+            try checkUncommitted(write, shell)
             shell.writes.append(write)
             if write.endsRepair { publishPeers(shell) }
         case .send(let message, let after): try send(message, after: after, shell)
@@ -100,6 +101,9 @@ extension World {
             statistics.elections += 1
             if let killed = leaderKilledAt { statistics.takeovers.append(now - killed) }
             leaderKilledAt = nil
+            shell.ends = []
+            shell.uncommitted = []
+            stallDisks()
         }
         shell.standing = standing
         note(
@@ -132,6 +136,7 @@ extension World {
         if let deadline = shell.figures.deadline, deadline <= shell.clock.reading(at: now) {
             try feed(shell, .timeout)
             try checkReads(shell)
+            try checkLearners(shell)
         } else {
             arrangeWake(shell)
         }
@@ -249,7 +254,9 @@ extension World {
         shell.syncing = batch
         var latency = storageRandom.uniform(scenario.syncLatencyMin, scenario.syncLatencyMax)
         if shell.node.isDiskSlow { latency = latency * 30 }
-        schedule(.synced(node: shell.index, life: shell.life), after: latency)
+        heap.schedule(
+            .synced(node: shell.index, life: shell.life),
+            at: max(now + latency, shell.node.diskStalledUntil))
     }
 
     func synced(_ shell: RaftShell) throws(Violation) {
@@ -306,6 +313,12 @@ extension World {
         do throws(StorageError) {
             batch = try nextBatch(shell)
             if batch.isEmpty { return scheduleApply(shell) }
+        } catch {
+            try stop(shell, error)
+            return
+        }
+        guard batch.allSatisfy({ shell.node.knows($0) }) else { return try meetUnknown(shell) }
+        do throws(StorageError) {
             shell.state.localTime = shell.core.time(
                 now: shell.clock.reading(at: now))
             results = try shell.state.apply(batch)
@@ -444,6 +457,9 @@ extension World {
             return
         }
         observer.discarded(shell.index, upTo: cut)
-        try feed(shell, .logDiscarded(upTo: cut, term: term))
+        // The thread of the log says so when its turn comes; it may be asked for what is gone until then.
+        schedule(
+            .discarded(node: shell.index, life: shell.life, upTo: cut, term: term),
+            after: storageRandom.uniform(.zero, .microseconds(200)))
     }
 }

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import KVCore
 import RaftCore
 import RaftStorage
 import WatchCore
@@ -119,6 +120,10 @@ extension World {
         // What is on its way to the log goes first: the order of writes is the order of tickets.
         try flush(shell)
         guard shell.node.shell === shell, shell.core.takesSnapshot(intake.meta) else {
+            return false
+        }
+        guard shell.node.understands(intake.bytes) else {
+            try meetUnknown(shell)
             return false
         }
         do throws(StorageError) {

@@ -13,6 +13,7 @@ extension World {
 
     func transact(_ client: SimClient) {
         if scenario.hasMischief, let command = drawMischief(client) { return send(command, client) }
+        if scenario.reachesLimits, limitRandom.chance(1, in: 5) { return goToLimit(client) }
         if client.session != nil, kvRandom.chance(1, in: 30) { return endSession(client) }
         if kvRandom.chance(1, in: 60) { return sendGarbage(client) }
         let key = drawKey()
@@ -34,7 +35,7 @@ extension World {
         begin(client, .init(purpose: .command(command), payload: Array(payload)))
     }
 
-    private func send(_ command: Command, _ client: SimClient) {
+    func send(_ command: Command, _ client: SimClient) {
         begin(client, .init(purpose: .command(command), payload: payload(command)))
     }
 
@@ -45,7 +46,7 @@ extension World {
         send(.closeSession(session), client)
     }
 
-    private func drawValue() -> [UInt8] {
+    func drawValue() -> [UInt8] {
         SimValue.encode(takeNumber(), bytesMax: scenario.valueBytesMax)
     }
 
@@ -59,8 +60,17 @@ extension World {
 
     private func compare(_ key: [UInt8], _ known: KeyValue?) -> Compare {
         guard let known else { return Compare(key: key, target: .exists(false)) }
-        switch kvRandom.uniform(0..<5) {
+        switch kvRandom.uniform(0..<7) {
         case 0: return Compare(key: key, target: .version(known.version))
+        case 4:
+            let relations = [Compare.Relation.notEqual, .less, .greater]
+            return Compare(
+                key: key, target: .value(known.value),
+                relation: relations[kvRandom.uniform(0..<relations.count)])
+        case 5:
+            return Compare(
+                key: key, target: .version(known.version),
+                relation: kvRandom.chance(1, in: 2) ? .notEqual : .greater)
         case 1: return Compare(key: key, target: .modRevision(known.modRevision))
         case 2: return Compare(key: key, target: .createRevision(known.createRevision))
         case 3:

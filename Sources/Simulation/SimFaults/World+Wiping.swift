@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import KVCore
 import RaftCore
 import RaftStorage
 import SimKit
@@ -26,6 +27,7 @@ extension World {
         node.disk.wipe()
         node.database?.wipe()
         node.checkpoint = emptyState()
+        node.program = KVVersion.supported
         node.member.replica = ReplicaID(node.member.replica.rawValue + 1)
         replacement = Replacement(node: node.index, wasVoter: wasVoter)
         planReplacement()

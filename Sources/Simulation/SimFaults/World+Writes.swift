@@ -38,11 +38,11 @@ extension World {
         let clock = shell.clock.reading(at: now)
         var kind = WriteClass.housekeeping
         var deadline: MonotonicInstant?
-        if request != nil {
+        if let request {
             let command = try? CommandCodec.decode(payload)
             kind = command?.isRepeatable == true ? .repeatable : .once
             // Sooner or later than the client gives up.
-            let half = scenario.requestTimeout / 2
+            let half = requestTimeout(clients[request.client]) / 2
             deadline = clock + proposalRandom.uniform(half, half * 3)
         }
         let id = shell.table.begin(
@@ -108,7 +108,9 @@ extension World {
         shell.table.willPropose(in: shell.core.term)
         let proposals = shell.gathered
         shell.gathered = []
+        let (before, wasLed) = (shell.refusals, shell.standing.leader != nil)
         try feed(shell, .propose(proposals))
+        if !wasLed, shell.refusals - before < proposals.count { throw untold(shell) }
     }
 
     // MARK: - What happens to it
@@ -136,6 +138,7 @@ extension World {
         _ id: ProposalID, _ failure: ProposalFailure, _ shell: RaftShell
     ) throws(Violation) {
         note("n\(shell.node.id) proposal \(id.number) failed: \(failure)")
+        shell.refusals += 1
         guard id.incarnation == shell.life else { return }
         shell.table.failed(id.number, failure, into: &shell.tableEffects)
         try obeyTable(shell)

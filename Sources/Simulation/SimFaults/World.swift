@@ -77,6 +77,10 @@ package final class World {
     var mischiefRandom: RandomSource
     /// Of what daemons gather, and how long they follow a write.
     var proposalRandom: RandomSource
+    /// Of requests that go as far as is allowed.
+    var limitRandom: RandomSource
+    /// Of programs, and of disks beside new leaders.
+    var nodeRandom: RandomSource
 
     private var databases: SimDatabases?
 
@@ -137,6 +141,8 @@ package final class World {
         lookRandom = source.split()
         mischiefRandom = source.split()
         proposalRandom = source.split()
+        limitRandom = source.split()
+        nodeRandom = source.split()
         nodes = (0..<scenario.nodes).map { index in
             let drift = scenario.clockDriftPPMMax
             let clock = SimClock(
@@ -150,6 +156,7 @@ package final class World {
                 hasSession: hardware.uniform(0..<100) >= scenario.sessionlessPercent)
         }
         for node in nodes { node.checkpoint = emptyState() }
+        drawPrograms()
         watchers = makeWatchers()
         if let options = scenario.database {
             let databases = SimDatabases(
@@ -162,6 +169,14 @@ package final class World {
 
     /// Runs to the end, or to the first broken promise.
     package func run() throws(Violation) {
+        var broken: Violation?
+        KVBounds.$current.withValue(scenario.bounds) {
+            do throws(Violation) { try live() } catch { broken = error }
+        }
+        if let broken { throw broken }
+    }
+
+    private func live() throws(Violation) {
         try found()
         while part != .over {
             guard let (at, event) = heap.pop() else {
@@ -200,7 +215,11 @@ package final class World {
         var planned: [(at: MonotonicInstant, event: SimEvent)] = []
         while let next = heap.pop() { planned.append(next) }
         for (at, event) in planned {
-            let isPutOff = event.seenBy.map { nodes[$0].pauseEnds.contains(at) } ?? false
+            var isPutOff = event.seenBy.map { nodes[$0].pauseEnds.contains(at) } ?? false
+            // Nor do disks stand still any longer.
+            if case .synced(let node, _) = event, at >= nodes[node].diskStalledUntil {
+                isPutOff = isPutOff || nodes[node].diskStalledUntil > now
+            }
             heap.schedule(event, at: isPutOff ? now : at)
         }
     }
@@ -254,6 +273,7 @@ package final class World {
         case .loosePower(let node): try losePower(nodes[node])
         case .quickDisk(let node): nodes[node].isDiskSlow = false
         case .spaciousDisk(let node): nodes[node].mendDisks()
+        case .upgrade(let node): upgrade(nodes[node])
         case .operate: try operate()
         case .endOfPatience(let impatient): try runOutOfPatience(impatient)
         case .replace: try replace()
@@ -269,6 +289,8 @@ package final class World {
         case .apply: try apply(shell)
         case .fetch(_, _, let peer, let from, let upTo, let bytesMax):
             try fetch(shell, for: peer, from: from, upTo: upTo, bytesMax: bytesMax)
+        case .discarded(_, _, let index, let term):
+            try feed(shell, .logDiscarded(upTo: index, term: term))
         case .connectNet: try connectNet(shell)
         case .netLost(_, _, let net): try netLost(shell, net)
         case .fromNet(_, _, let net, let request, let stream, let bytes):
