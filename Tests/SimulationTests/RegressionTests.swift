@@ -47,6 +47,14 @@ import Testing
         .init(
             seed: 553,
             reason: "a leader took what it had inherited for its own, and more than its bound"),
+        .init(
+            seed: 4481,
+            reason:
+                "a leader asked right after it stood still had not noticed that its successor failed"
+        ),
+        .init(
+            seed: 9007,
+            reason: "a question for votes waited for the disk while its voter was made a learner"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

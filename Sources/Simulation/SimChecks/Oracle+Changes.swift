@@ -57,8 +57,8 @@ extension Oracle {
         }
     }
 
-    /// Only a voter may call an election; or one that may still be one for all it knows. It asks once its
-    /// own vote is durable, and may have been told meanwhile that it is none.
+    /// Only a voter may call an election; or one that may still be one for all it knows. It asks once what
+    /// it has to write is durable, and may have been told meanwhile that it is none.
     func checkCandidate(_ node: Int, in term: Term) throws(Violation) {
         guard strictness == .rules, !mayHaveVote(node), disks[node].campaign != term else { return }
         let known = disks[node].membershipsSinceApplied
@@ -68,7 +68,12 @@ extension Oracle {
     }
 
     func noteCampaign(_ node: Int, _ standing: RaftStanding) {
-        if standing.role == .candidate, mayHaveVote(node) { disks[node].campaign = standing.term }
+        guard mayHaveVote(node) else { return }
+        switch standing.role {
+        case .candidate: disks[node].campaign = standing.term
+        case .preCandidate: disks[node].campaign = standing.term.next
+        default: break
+        }
     }
 
     private func mayHaveVote(_ node: Int) -> Bool {

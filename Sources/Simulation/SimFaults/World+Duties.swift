@@ -33,8 +33,9 @@ extension World {
     /// A leader whose term has an entry that is committed, and whose membership is settled, takes a
     /// sensible change.
     func isFreeToChange(_ leader: RaftShell) -> Bool {
+        // A leader that stood still meanwhile has not yet noticed that nobody took over.
         if let transferred = leader.transferredAt,
-            now - transferred < scenario.electionTimeoutMax * 2
+            now - max(transferred, leader.node.pausedUntil) < scenario.electionTimeoutMax * 2
         {
             return false
         }
