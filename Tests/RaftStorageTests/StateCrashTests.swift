@@ -72,6 +72,8 @@ func smallOptions() -> SQLiteState.Options {
     options.checkpointPages = 60
     // So small that pages are written before they are committed.
     options.cacheKiB = 64
+    // So few that generations of garbage come and go.
+    options.garbageCountMin = 8
     return options
 }
 

@@ -114,6 +114,42 @@ private final class RoomOnDisk: Sendable {
         #expect(partial > 4, "\(partial)")
     }
 
+    /// Garbage is taken out where there is room for what that writes, and stays elsewhere.
+    @Test func garbageThatHasNoRoomToGoStays() throws {
+        for room in [0, 30_000, 120_000, 500_000, 2_000_000] {
+            let (directory, disk) = (StateDirectory(), RoomOnDisk())
+            let observer = disk.observer(of: directory)
+            var source = EntrySource(seed: 3)
+            let memory = MemoryState()
+            let state = try Self.filled(directory, &source, memory)
+            for _ in 0..<2 {
+                let batch = (0..<900).map { number in
+                    source.put(Array("key/\(number)".utf8), source.bytes(300))
+                }
+                _ = try state.apply(batch)
+                _ = try memory.apply(batch)
+            }
+            // Each sweeps as much as one entry may.
+            let sweep = (0..<4).map { _ in source.command(.compact(memory.revision)) }
+            _ = try state.apply(sweep)
+            _ = try memory.apply(sweep)
+            #expect(try state.checkpoint() == memory.appliedIndex)
+            try state.setSpaceTight(true)
+            disk.free = room
+            while try state.trim().hasMore {}
+            try Self.check(directory, memory)
+            try expectEqual(state, memory)
+            disk.free = .max / 2
+            while try state.trim().hasMore {}
+            try Self.check(directory, memory)
+            try expectEqual(state, memory)
+            state.close()
+            withExtendedLifetime(observer) {}
+            let database = try Database(path: directory.path + "/state.db")
+            #expect(try database.integer("SELECT count(*) FROM changes") == 900)
+        }
+    }
+
     /// Whatever room there is when space becomes tight: entries wait, nothing fails, reads go on, and
     /// once there is room all of it is applied.
     @Test(arguments: [(64, 100), (16, 3000), (4, 120_000)])

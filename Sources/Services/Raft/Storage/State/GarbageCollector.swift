@@ -46,8 +46,9 @@ final class GarbageCollector {
     static let liveParts: UInt64 = 4
     /// Bytes of a generation that make it complete, however few live keys there are.
     static let bytesMin: UInt64 = 1_048_576
-    /// Rows taken out at a time when nothing is written.
-    static let restStep = 2048
+    /// Rows taken out at a time when nothing is written, and when space is tight besides.
+    static let restStep = 1024
+    static let tightStep = 64
 
     private let countMin: Int
     private let insertGarbage: Statement
@@ -135,13 +136,18 @@ final class GarbageCollector {
         try takeOut(Self.takenPerSwept * due, isSpaceTight ? .none : Allowance(figures, countMin))
     }
 
-    /// Takes out a little of what is more than is allowed. Nothing is being written.
+    /// There is more than is allowed.
+    func isOverdue(_ figures: StateFigures, isSpaceTight: Bool) -> Bool {
+        isMore(than: isSpaceTight ? .none : Allowance(figures, countMin))
+    }
+
+    /// Takes out so many rows of what is more than is allowed. Nothing is being written.
     /// - Returns: whether there is more.
-    func collectAtRest(_ figures: StateFigures, isSpaceTight: Bool) throws(SQLiteError) -> Bool {
-        let allowance = isSpaceTight ? .none : Allowance(figures, countMin)
-        guard isMore(than: allowance) else { return false }
-        try takeOut(Self.restStep, allowance)
-        return isMore(than: allowance)
+    func collectAtRest(
+        _ rows: Int, _ figures: StateFigures, isSpaceTight: Bool
+    ) throws(SQLiteError) -> Bool {
+        try takeOut(rows, isSpaceTight ? .none : Allowance(figures, countMin))
+        return isOverdue(figures, isSpaceTight: isSpaceTight)
     }
 
     /// To be called before a transaction is committed.

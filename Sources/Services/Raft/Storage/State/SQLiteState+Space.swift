@@ -33,8 +33,10 @@ extension SQLiteState {
     /// The WAL owns the blocks for that from here on. A quarter more than the payload: pages are not
     /// filled up.
     private func hasRoom(entries: Int, payload: Int) -> Bool {
-        let byteCount = entries * Self.entryBytes + payload + payload / 4
-        return aspen_vfs_allocate(directory + "/" + Self.fileName + "-wal", UInt64(byteCount))
-            != ENOSPC
+        hasRoom(bytes: entries * Self.entryBytes + payload + payload / 4)
+    }
+
+    func hasRoom(bytes: Int) -> Bool {
+        aspen_vfs_allocate(directory + "/" + Self.fileName + "-wal", UInt64(bytes)) != ENOSPC
     }
 }

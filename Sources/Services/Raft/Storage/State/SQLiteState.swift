@@ -23,11 +23,6 @@ import SQLiteKit
 package final class SQLiteState: StateStore {
     /// Pages in the WAL that make applying wait for a snapshot that is being spooled: 256 MiB.
     package static let walPagesMax = 65_536
-    /// Free pages given back to the file system with a checkpoint; with more than half of the file
-    /// free, four times as many.
-    private static let vacuumPages = 256
-    /// Times that many pages are given back in one `trim`.
-    private static let trimRounds = 8
 
     package static let fileName = "state.db"
     static let incomingName = "state.db.incoming"
@@ -92,7 +87,7 @@ package final class SQLiteState: StateStore {
     /// Whether what was found at the opening is certain to be on the disk: see `settle`.
     private var isSettled = false
     /// Snapshots that still hold a read transaction.
-    private var spools: [SnapshotSpool] = []
+    private(set) var spools: [SnapshotSpool] = []
     package private(set) var membership: (index: LogIndex, membership: Membership)?
     /// See `KVMachine.sessionTimeoutMilliseconds`.
     package var sessionTimeout = Limits.sessionTimeout {
@@ -342,8 +337,7 @@ package final class SQLiteState: StateStore {
         return after > before || isDone ? after : nil
     }
 
-    /// A put changes a page of `versions`, and what it sweeps away of history changes another, wherever
-    /// the keys of users lie. Where that whole tree fits into the cache, a long transaction writes each
+    /// A put changes a page of `versions`, wherever the keys of users lie. Where that whole tree fits into the cache, a long transaction writes each
     /// of its pages once, not once a put, and the memory is worth it. Where it does not, a longer
     /// transaction writes no less, and its checkpoint holds up writes for longer.
     private func sizeCache() throws(StorageError) {
@@ -434,59 +428,6 @@ package final class SQLiteState: StateStore {
         return durableIndex
     }
 
-    package func trim() throws(StorageError) -> (durable: LogIndex, hasMore: Bool) {
-        var durable = try checkpoint()
-        // A reader, or a full disk, would keep all that the vacuum writes in the WAL.
-        guard durable == meta.appliedIndex, !spools.contains(where: \.isReadingDatabase) else {
-            return (durable, false)
-        }
-        for _ in 0..<Self.trimRounds {
-            let hasGarbage = try collectAtRest()
-            let free: Int64 = try storing { machine throws(SQLiteError) in
-                let database = machine.tables.database
-                let free = try database.integer("PRAGMA freelist_count") ?? 0
-                guard free > 0 else { return 0 }
-                return try Self.vacuum(database, pages: Self.vacuumPages) ? free : 0
-            }
-            if free == 0, !hasGarbage { return (durable, false) }
-            // Each time: what the vacuum moves is in the WAL, and the WAL must stay small.
-            durable = try checkpoint()
-        }
-        return (durable, true)
-    }
-
-    /// A transaction of its own. Returns whether there is more.
-    private func collectAtRest() throws(StorageError) -> Bool {
-        try storing { machine throws(SQLiteError) in
-            try machine.tables.beginTransaction()
-            let hasMore = try machine.tables.garbage.collectAtRest(
-                machine.meta.figures, isSpaceTight: isSpaceTight)
-            try machine.tables.commitTransaction()
-            return hasMore
-        }
-    }
-
-    /// Gives free pages back to the file system, a few at a time, when a quarter of the file is
-    /// free: less than that will be used again.
-    private static func vacuum(_ database: Database) throws(SQLiteError) {
-        let free = try database.integer("PRAGMA freelist_count") ?? 0
-        let all = try database.integer("PRAGMA page_count") ?? 0
-        guard free > max(Int64(4 * vacuumPages), all / 4) else { return }
-        _ = try vacuum(database, pages: free > all / 2 ? 4 * vacuumPages : vacuumPages)
-    }
-
-    /// A transaction of its own.
-    /// - Returns: false if the disk had no room for it: then SQLite has undone it.
-    private static func vacuum(_ database: Database, pages: Int) throws(SQLiteError) -> Bool {
-        do throws(SQLiteError) {
-            try database.execute("PRAGMA incremental_vacuum(\(pages))")
-        } catch {
-            guard error.isFull else { throw error }
-            return false
-        }
-        return true
-    }
-
     // MARK: Snapshots
 
     package func makeSnapshot() throws(StorageError) -> any SnapshotReader {
@@ -565,7 +506,7 @@ package final class SQLiteState: StateStore {
 
     // MARK: Errors
 
-    private func storing<Result>(
+    func storing<Result>(
         _ body: (inout KVMachine<SQLiteTables>) throws(SQLiteError) -> Result
     ) throws(StorageError) -> Result {
         if let failure { throw failure }
