@@ -238,26 +238,22 @@ final class StateThread: @unchecked Sendable {
                 goesOn = true
                 return
             }
-            let bounded = Self.boundedCount(of: held)
+            let room = store.fitting(held)
+            guard room > 0 else { return }
+            let count = Self.boundedCount(of: held[..<room])
             var batch: [Entry] = []
-            if bounded == held.count {
+            if count == held.count {
                 swap(&batch, &held)
             } else {
-                batch = Array(held.prefix(bounded))
-                held.removeFirst(bounded)
+                batch = Array(held.prefix(count))
+                held.removeFirst(count)
             }
-            let count = store.fitting(batch)
-            if count < batch.count {
-                held.insert(contentsOf: batch[count...], at: 0)
-                batch.removeLast(batch.count - count)
-            }
-            guard count > 0 else { return }
             try apply(batch, &events)
         }
     }
 
     /// How many of the entries may be applied in one go, for the results that they may have.
-    private static func boundedCount(of entries: [Entry]) -> Int {
+    private static func boundedCount(of entries: ArraySlice<Entry>) -> Int {
         guard entries.count > inlineEntriesMax else { return entries.count }
         var bound = AnswerBound()
         var bytes = 0
