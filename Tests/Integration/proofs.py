@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Promises about size, as functions; `prove` runs them, whole or scaled down."""
 
+import glob
 import json
 import os
 import shutil
@@ -94,6 +95,8 @@ def learner():
         report = load.finish()
         check(not report["errors"] and not report["wrong"], f"puts failed: {report}")
         index, digest = same_state(voters + [node])
+        node.kill_all()
+        remove_groups()
         say(f"equal states at index {index}: {digest:016x}")
         tails = {}
         for name, spans in windows.items():
@@ -129,8 +132,8 @@ def yield_processors(node):
 def limit_processors(node, share=0.4):
     """At most so much of one processor, and only what nobody else wants, by a control group."""
     period = 10_000
-    unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-    group = f"/sys/fs/cgroup/{'' if unified else 'cpu/'}aspen-proof-{node.process.pid}"
+    unified, groups = control_groups()
+    group = f"{groups}/aspen-proof-{node.process.pid}"
     try:
         os.mkdir(group)
         limits = {"cpu.max": f"{int(period * share)} {period}", "cpu.weight": 1} if unified else {
@@ -144,6 +147,20 @@ def limit_processors(node, share=0.4):
     for pid in [node.process.pid] + [node.daemon(name) for name in ("net", "raft")]:
         with open(f"{group}/cgroup.procs", "w", encoding="ascii") as f:
             f.write(str(pid))
+
+
+def control_groups():
+    unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    return unified, "/sys/fs/cgroup" if unified else "/sys/fs/cgroup/cpu"
+
+
+def remove_groups():
+    """Those whose processes have gone."""
+    for group in glob.glob(f"{control_groups()[1]}/aspen-proof-*"):
+        try:
+            os.rmdir(group)
+        except OSError as error:
+            say(f"{group} stays: {error}")
 
 
 def interrupted():
