@@ -287,6 +287,8 @@ extension Scenario {
         options.checkpointPages = random.uniform(4..<300)
         // So small that pages are written before they are committed.
         if random.chance(1, in: 2) { options.cacheKiB = 64 }
+        // So few that generations of garbage come and go.
+        options.garbageCountMin = 8
         database = options
     }
 
