@@ -41,14 +41,14 @@ def free_ports(count):
     return ports
 
 
-def wait_for(what, condition, seconds=20.0):
+def wait_for(what, condition, seconds=20.0, every=0.01):
     """Polls until `condition` gives something true; fails loudly when it never does."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         result = condition()
         if result:
             return result
-        time.sleep(0.01)
+        time.sleep(every)
     raise AssertionError(f"waited {seconds} s in vain for: {what}")
 
 

@@ -132,7 +132,8 @@ def join(cluster, node, through):
     """Adds a learner and waits until it is in step. Returns when that began and ended."""
     started = time.monotonic()
     through.cli("cluster", "add-learner", "--node-id", str(node.number), check=0)
-    wait_for("the learner in step", lambda: in_step(cluster, node, through), 600)
+    # Not more often: each look is a program started, on processors that are measured.
+    wait_for("the learner in step", lambda: in_step(cluster, node, through), 600, every=0.25)
     check("installed a snapshot" in node.log(), "the learner was filled from the log")
     return started, time.monotonic()
 

@@ -337,8 +337,13 @@ final class IncomingSnapshot {
 // SAFETY: used by one thread at a time, the state thread before and after the thread that takes in;
 // each hands over to the other by way of the loop.
 final class WriterBox: @unchecked Sendable {
+    /// Taken in between two looks at whether others wait for the processor: some milliseconds.
+    private static let sliceBytes = 65_536
+
     var writer: (any SnapshotWriter)?
     var partial: PartialSnapshot?
+    /// Of the thread that takes in, which may be hurried.
+    let pace = ThreadPace()
 
     /// - Parameter keeps: there is room for what the next process would need.
     /// - Returns: why the bytes cannot be a snapshot, or that they do not fit. A failing disk is thrown.
@@ -365,7 +370,11 @@ final class WriterBox: @unchecked Sendable {
     func takeIn(_ bytes: [UInt8]) throws -> String? {
         guard let writer else { return "the transfer has ended" }
         do {
-            try writer.append(bytes)
+            for start in stride(from: 0, to: bytes.count, by: Self.sliceBytes) {
+                let end = min(start + Self.sliceBytes, bytes.count)
+                try writer.append(Array(bytes[start..<end]))
+                pace.rest()
+            }
             return nil
         } catch {
             writer.abandon()

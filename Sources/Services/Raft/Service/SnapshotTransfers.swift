@@ -141,6 +141,7 @@ final class SnapshotTransfers: @unchecked Sendable {
     /// Finishes what was given to the thread and ends it. Blocks. What has come so far stays for the next
     /// process.
     func stop() {
+        incoming?.writer.pace.hurry()
         intake?.stop()
         intake = nil
         incoming?.writer.writer = nil
