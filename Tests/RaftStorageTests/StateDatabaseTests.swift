@@ -6,10 +6,11 @@ import CAspenVFS
 import Glibc
 import KVCore
 import RaftCore
-import RaftStorage
 import SQLiteKit
 import Synchronization
 import Testing
+
+@testable import RaftStorage
 
 /// The file itself: its checksums, its locks, its versions, its WAL.
 @Suite struct StateDatabaseTests {
@@ -66,6 +67,31 @@ import Testing
             unlink(directory.path + "/state.damaged")
         }
         #expect(found == 5)
+    }
+
+    /// Given back as a whole, a large file holds up whoever closes it.
+    @Test func whatWasReadOfASpoolIsGivenBackAtOnce() throws {
+        let directory = StateDirectory()
+        let state = try SQLiteState(directory: directory.path)
+        var source = EntrySource(seed: 4)
+        _ = try state.apply([source.membership()])
+        for number in 0..<40 as Range<UInt8> {
+            _ = try state.apply([source.put([number], source.bytes(100_000))])
+        }
+        let spool = try #require(try state.makeSnapshot() as? SnapshotSpool)
+        spool.waitUntilRead()
+        let whole = spool.heldBytes
+        // Pages in part, and what the file system keeps of any file.
+        let rest: UInt64 = 65_536
+        #expect(whole >= 4_000_000)
+        var count: UInt64 = 0
+        while let piece = try spool.next() {
+            count += UInt64(piece.count)
+            #expect(spool.heldBytes <= whole - min(whole, count) + rest)
+        }
+        #expect(spool.heldBytes <= rest)
+        spool.close()
+        state.close()
     }
 
     /// Any byte of any page in use: an error, or nothing was lost; never a wrong answer.

@@ -191,3 +191,8 @@ void aspen_vfs_write_behind(int descriptor, uint64_t offset, uint64_t count, uin
                                   | SYNC_FILE_RANGE_WAIT_AFTER);
     }
 }
+
+void aspen_vfs_discard(int descriptor, uint64_t offset, uint64_t count) {
+    (void)fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                    (off_t)count);
+}

@@ -128,4 +128,9 @@ void aspen_vfs_write_behind(int descriptor, uint64_t offset, uint64_t count, uin
 /* The same for a whole file that grows anywhere: waits for what it began with when last called. */
 void aspen_vfs_write_behind_all(int descriptor);
 
+/* These bytes of an unnamed file will not be read again: the file system may have their blocks, if it
+   can take them. A file that is given back as a whole when it is closed costs whoever closes it 0.3 ms
+   a MB. */
+void aspen_vfs_discard(int descriptor, uint64_t offset, uint64_t count);
+
 #endif

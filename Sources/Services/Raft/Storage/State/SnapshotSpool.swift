@@ -137,10 +137,17 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
             initialized = done
         }
         guard done == count else { throw .disk("the spool file cannot be read") }
+        aspen_vfs_discard(descriptor, offset, UInt64(count))
         pthread_mutex_lock(mutex)
         sent += UInt64(count)
         pthread_mutex_unlock(mutex)
         return piece
+    }
+
+    /// Bytes of the disk that the spool takes up.
+    var heldBytes: UInt64 {
+        var status = stat()
+        return fstat(descriptor, &status) == 0 ? UInt64(status.st_blocks) * 512 : 0
     }
 
     /// Ends the spooling; does not wait for it.
