@@ -17,6 +17,7 @@ import Testing
         .openStream(endpoint: endpoint(1), alpn: .raft, service: .raft), .identify,
         .setPeers(peers: [peer], isClosed: true), .setPeers(peers: [], isClosed: false),
         .subscribe, .sign(context: "gossip", bytes: [1, 2, 3]),
+        .learned(peers: [peer]), .learned(peers: []),
     ]
 
     static let replies: [NetReply] = [

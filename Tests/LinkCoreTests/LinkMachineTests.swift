@@ -283,4 +283,69 @@ func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else
         moved.addresses = ["127.0.0.1:9"]
         #expect(bench.step(.members([moved], isClosed: true)).contains(where: isDial))
     }
+
+    // MARK: What peers say of themselves
+
+    private static let elsewhere = LinkPeer(endpoint: endpoint(2), addresses: ["192.0.2.9:7001"])
+
+    @Test func whoIsOnlySaidToBeSomewhereIsNotDialled() {
+        var bench = Bench(own: 1)
+        #expect(bench.step(.learned([Self.elsewhere])) == [])
+        #expect(bench.pass(.seconds(10)) == [])
+        #expect(!bench.machine.isExpected(endpoint(2)))
+        #expect(bench.machine.addresses(of: endpoint(2)) == Self.elsewhere.addresses)
+        #expect(bench.machine.standings.isEmpty)
+    }
+
+    @Test func aMemberIsDialledWhereItSaysItIsFirst() {
+        for isEarlier in [true, false] {
+            var bench = Bench(own: 1)
+            if isEarlier { _ = bench.step(.learned([Self.elsewhere])) }
+            let dial = LinkEffect.dial(
+                endpoint(2),
+                addresses: (isEarlier ? Self.elsewhere.addresses : []) + peer(2).addresses)
+            #expect(bench.step(.members([peer(2)], isClosed: true)) == [dial])
+            guard !isEarlier else { continue }
+            // Far out in its back-off: a new address is no reason to wait.
+            for _ in 0..<8 {
+                _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+                while !bench.pass(.milliseconds(10)).contains(where: isDial) {}
+            }
+            _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+            #expect(
+                bench.step(.learned([Self.elsewhere])) == [
+                    .dial(endpoint(2), addresses: Self.elsewhere.addresses + peer(2).addresses)
+                ])
+            // The same again is.
+            _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+            #expect(bench.step(.learned([Self.elsewhere])) == [])
+            #expect(bench.step(.learned([peer(2)])) == [], "known from the membership")
+        }
+    }
+
+    @Test func aMemberWithoutAnAddressIsDialledOnceItHasSaidWhereItIs() {
+        var bench = Bench(own: 1)
+        let silent = LinkPeer(endpoint: endpoint(2), addresses: [])
+        #expect(bench.step(.members([silent], isClosed: true)) == [])
+        #expect(bench.pass(.seconds(5)).count(where: isDial) == 0)
+        #expect(bench.step(.learned([Self.elsewhere])).contains(where: isDial))
+        _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+        _ = bench.step(.learned([]))
+        #expect(bench.pass(.seconds(5)).count(where: isDial) == 0, "nowhere to dial")
+    }
+
+    @Test func whatIsLearnedIsBounded() {
+        var bench = Bench(own: 1)
+        let max = bench.configuration.learnedMax
+        let many = (0...max).compactMap { number -> LinkPeer? in
+            let bytes = [UInt8(1), UInt8(number / 256), UInt8(number % 256)]
+            return EndpointID(bytes: bytes + [UInt8](repeating: 0, count: 29)).map {
+                LinkPeer(
+                    endpoint: $0, addresses: (0..<100).map { "192.0.2.1:\($0 + 1)" })
+            }
+        }
+        _ = bench.step(.learned(many))
+        #expect(bench.machine.addresses(of: many[max - 1].endpoint).count == Limits.addressesMax)
+        #expect(bench.machine.addresses(of: many[max].endpoint) == [])
+    }
 }

@@ -38,6 +38,8 @@ enum Garbage {
         let requests: [NetRequest] = [
             .openStream(endpoint: endpoint, alpn: .raft, service: .raft), .identify, .subscribe,
             .sign(context: "raft", bytes: bytes(40, &random)),
+            .openStream(endpoint: endpoint, alpn: .gossip, service: .gossip),
+            .learned(peers: [NetPeer(endpoint: endpoint, addresses: ["192.0.2.1:1", "x"])]),
         ]
         var content = requests[random.uniform(0..<requests.count)].encoded()
         switch random.uniform(0..<4) {

@@ -192,8 +192,8 @@ import Testing
     @Test func theTableOfWhoMayDoWhat() throws {
         let peer = NodeKey.generate().endpoint
         let requests: [(NetRequest, allowed: [LocalRole])] = [
-            (.identify, [.owner, .daemon(.raft), .daemon(.blob), .admin, .user]),
-            (.subscribe, [.owner, .daemon(.raft), .daemon(.blob)]),
+            (.identify, [.owner, .daemon(.raft), .daemon(.blob), .daemon(.gossip), .admin, .user]),
+            (.subscribe, [.owner, .daemon(.raft), .daemon(.blob), .daemon(.gossip)]),
             (.setPeers(peers: [], isClosed: true), [.owner, .daemon(.raft)]),
             (
                 .openStream(endpoint: peer, alpn: .raft, service: .raft), [.owner, .daemon(.raft)]
@@ -205,12 +205,17 @@ import Testing
             (
                 .openStream(endpoint: peer, alpn: .blob, service: .blob), [.owner, .daemon(.blob)]
             ),
+            (
+                .openStream(endpoint: peer, alpn: .gossip, service: .gossip),
+                [.owner, .daemon(.gossip)]
+            ),
+            (.learned(peers: []), [.owner, .daemon(.gossip)]),
             (.sign(context: "raft", bytes: []), [.owner, .daemon(.raft)]),
             (.sign(context: "blob", bytes: []), [.owner, .daemon(.blob)]),
             (.sign(context: "TLS 1.3, server CertificateVerify", bytes: []), []),
         ]
         let roles: [LocalRole] = [
-            .owner, .daemon(.raft), .daemon(.blob), .admin, .user, .stranger,
+            .owner, .daemon(.raft), .daemon(.blob), .daemon(.gossip), .admin, .user, .stranger,
         ]
         for (request, allowed) in requests {
             for role in roles {

@@ -34,6 +34,8 @@ package struct LinkConfiguration: Sendable {
     package var connectionsPerPeerMax = 3
     /// Most peers besides the members.
     package var peersMax = Limits.peersMax
+    /// Most peers whose learned addresses are kept: members and strangers.
+    package var learnedMax = Limits.votersMax + Limits.peersMax
 
     package init(own: EndpointID) { self.own = own }
 }
@@ -89,6 +91,9 @@ package enum LinkInput: Equatable, Sendable {
     case configured([LinkPeer])
     /// The members; replaces the former list. While closed, nobody else is dialled or admitted.
     case members([LinkPeer], isClosed: Bool)
+    /// Where peers are said to be; replaces the former list, beyond `learnedMax` ignored. It names
+    /// nobody: who is dialled for another reason is dialled there first.
+    case learned([LinkPeer])
     /// A stream to this peer is wanted now.
     case wanted(EndpointID)
     /// Both sides have proved the cookie. `incarnation` is drawn by each net at its start.

@@ -23,6 +23,8 @@ package struct LinkMachine: Machine {
     /// The keys of `peers`, ascending: every walk goes through this, for the same order everywhere.
     private var order: [EndpointID] = []
     private var owners: [LinkID: EndpointID] = [:]
+    /// Of whoever it is; looked up only.
+    private var learned: [EndpointID: [String]] = [:]
     package private(set) var isClosed = false
 
     package init(configuration: LinkConfiguration) { self.configuration = configuration }
@@ -35,6 +37,7 @@ package struct LinkMachine: Machine {
         case .timeout: break
         case .configured(let list): configure(list, now, &effects)
         case .members(let list, let isClosed): setMembers(list, isClosed, now, &effects)
+        case .learned(let list): learn(list, now)
         case .wanted(let endpoint): want(endpoint, now)
         case .proved(let id, let endpoint, let isInbound, let incarnation, let service):
             let link = Link(
@@ -77,7 +80,7 @@ package struct LinkMachine: Machine {
 
     /// Where it can be dialled, as far as anybody said.
     package func addresses(of endpoint: EndpointID) -> [String] {
-        peers[endpoint]?.addresses ?? []
+        peers[endpoint]?.addresses ?? learned[endpoint] ?? []
     }
 
     /// Whether the peer is dialled, so that waiting for it makes sense.
@@ -134,6 +137,22 @@ package struct LinkMachine: Machine {
         dropUnnamed(&effects)
     }
 
+    private mutating func learn(_ list: [LinkPeer], _ now: MonotonicInstant) {
+        learned.removeAll(keepingCapacity: true)
+        for peer in list.prefix(configuration.learnedMax) where peer.endpoint != configuration.own {
+            learned[peer.endpoint] = Array(peer.addresses.prefix(Limits.addressesMax))
+        }
+        for endpoint in order {
+            let addresses = learned[endpoint] ?? []
+            guard var peer = peers[endpoint], peer.learnedAddresses != addresses else { continue }
+            // Only what is new is a reason not to wait.
+            let isNew = addresses.contains { !peer.addresses.contains($0) }
+            peer.learnedAddresses = addresses
+            peers[endpoint] = peer
+            if isNew, peer.isNamed { named(endpoint, now) }
+        }
+    }
+
     private mutating func named(_ endpoint: EndpointID, _ now: MonotonicInstant) {
         let delay = firstDelay(endpoint)
         peers[endpoint]?.named(now, delay: delay, configuration)
@@ -172,7 +191,9 @@ package struct LinkMachine: Machine {
 
     private mutating func insert(_ endpoint: EndpointID, _ now: MonotonicInstant) {
         guard peers[endpoint] == nil else { return }
-        peers[endpoint] = PeerLink(graceEnds: now + configuration.redialGrace)
+        var peer = PeerLink(graceEnds: now + configuration.redialGrace)
+        peer.learnedAddresses = learned[endpoint] ?? []
+        peers[endpoint] = peer
         let place = order.firstIndex { endpoint < $0 } ?? order.endIndex
         order.insert(endpoint, at: place)
     }

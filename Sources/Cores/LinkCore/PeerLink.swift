@@ -29,6 +29,7 @@ extension Link {
 struct PeerLink: Sendable {
     var memberAddresses: [String]?
     var configuredAddresses: [String]?
+    var learnedAddresses: [String] = []
     /// Proved connections of one incarnation, the one to use first.
     var links: [Link] = []
     var announcedPrimary: LinkID?
@@ -47,10 +48,12 @@ struct PeerLink: Sendable {
     var isMember: Bool { memberAddresses != nil }
     var isNamed: Bool { memberAddresses != nil || configuredAddresses != nil }
 
-    /// A membership is newer than a setting: its addresses come first.
+    /// What the peer itself says is newer than a membership, and that than a setting.
     var addresses: [String] {
-        let first = memberAddresses ?? []
-        let all = first + (configuredAddresses ?? []).filter { !first.contains($0) }
+        var all = learnedAddresses
+        for list in [memberAddresses ?? [], configuredAddresses ?? []] {
+            all += list.filter { !all.contains($0) }
+        }
         return Array(all.prefix(Limits.addressesMax))
     }
 
@@ -61,6 +64,7 @@ struct PeerLink: Sendable {
 
     private var hasAddresses: Bool {
         memberAddresses?.isEmpty == false || configuredAddresses?.isEmpty == false
+            || !learnedAddresses.isEmpty
     }
 
     /// Named, or named anew: an old back-off says nothing about new addresses.

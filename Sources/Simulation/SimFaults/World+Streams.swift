@@ -95,7 +95,7 @@ extension World {
             } else {
                 reply(net, .failed(code: .unavailable, message: "not expected"), request)
             }
-        case .openStream, .identify, .sign: break
+        case .openStream, .identify, .sign, .learned: break
         }
     }
 

@@ -21,6 +21,9 @@ package enum NetRequest: Equatable, Sendable {
     /// Where this caller wants to hear about peers. Answers `done`, then sends `event`s, beginning
     /// with the present state of each peer.
     case subscribe
+    /// Where peers are said to be (gossip's uid only): whoever is dialled for another reason, or by a
+    /// stream to him, is dialled there first. Replaces the former list. Answers `done`.
+    case learned(peers: [NetPeer])
     /// Ed25519 over context and bytes; the context is fixed by the caller's uid. Answers `signature`.
     case sign(context: String, bytes: [UInt8])
 }
@@ -118,6 +121,10 @@ extension NetRequest {
             writer.byte(5)
             writer.string(context)
             writer.blob(bytes)
+        case .learned(let peers):
+            writer.byte(6)
+            writer.integer(UInt32(peers.count))
+            for peer in peers { peer.encode(into: &writer) }
         }
         return writer.bytes
     }
@@ -135,15 +142,13 @@ extension NetRequest {
         case 2: self = .identify
         case 3:
             let isClosed = try reader.flag("isClosed")
-            let count = try reader.count("peers", max: 1000, elementBytesMin: 36)
-            var peers: [NetPeer] = []
-            for _ in 0..<count { peers.append(try NetPeer(from: &reader)) }
-            self = .setPeers(peers: peers, isClosed: isClosed)
+            self = .setPeers(peers: try reader.peers(), isClosed: isClosed)
         case 4: self = .subscribe
         case 5:
             self = .sign(
                 context: try reader.string("context", max: 64),
                 bytes: try reader.blob("bytes", max: signBytesMax))
+        case 6: self = .learned(peers: try reader.peers())
         default: throw .unknown(field: "request")
         }
         try reader.end()
@@ -175,6 +180,13 @@ extension ByteReader {
         let count = try count("addresses", max: Limits.addressesMax, elementBytesMin: 4)
         var result: [String] = []
         for _ in 0..<count { result.append(try string("address", max: addressBytesMax)) }
+        return result
+    }
+
+    mutating func peers() throws(DecodeError) -> [NetPeer] {
+        let count = try count("peers", max: 1000, elementBytesMin: 36)
+        var result: [NetPeer] = []
+        for _ in 0..<count { result.append(try NetPeer(from: &self)) }
         return result
     }
 

@@ -43,11 +43,12 @@ package final class NetControl {
     private static let backOffMin = TimeAmount.milliseconds(20)
     private static let backOffMax = TimeAmount.seconds(1)
 
-    private enum Awaited { case peersSet, identity, subscribed }
+    private enum Awaited { case peersSet, learnedSet, identity, subscribed }
 
     private let eventLoop: any EventLoop
     private let socketPath: String
     private var peers: (list: [NetPeer], isClosed: Bool)?
+    private var learned: [NetPeer]?
     private var isStarted = false
     private var isConnecting = false
     private var frames: FrameChannel?
@@ -71,6 +72,14 @@ package final class NetControl {
         eventLoop.preconditionInEventLoop()
         self.peers = (peers, isClosed)
         if let frames { sendPeers(on: frames) }
+    }
+
+    /// Replaces the list of where peers are said to be (see `NetRequest.learned`). Remembered, and sent
+    /// again after each reconnection, before `onConnected`.
+    package func setLearned(_ peers: [NetPeer]) {
+        eventLoop.preconditionInEventLoop()
+        learned = peers
+        if let frames { sendLearned(on: frames) }
     }
 
     package func start() {
@@ -129,6 +138,7 @@ package final class NetControl {
         awaited.removeAll()
         identity = nil
         sendPeers(on: frames)
+        sendLearned(on: frames)
         send(.identify, expecting: .identity, on: frames)
         send(.subscribe, expecting: .subscribed, on: frames)
     }
@@ -138,6 +148,11 @@ package final class NetControl {
         send(
             .setPeers(peers: peers.list, isClosed: peers.isClosed), expecting: .peersSet,
             on: frames)
+    }
+
+    private func sendLearned(on frames: FrameChannel) {
+        guard let learned else { return }
+        send(.learned(peers: learned), expecting: .learnedSet, on: frames)
     }
 
     private func send(_ request: NetRequest, expecting: Awaited, on frames: FrameChannel) {
@@ -190,7 +205,7 @@ package final class NetControl {
         case (.identity, .identity(let endpoint, let addresses, let configuredPeers)):
             identity = NetIdentity(
                 endpoint: endpoint, addresses: addresses, configuredPeers: configuredPeers)
-        case (.peersSet, .done): break
+        case (.peersSet, .done), (.learnedSet, .done): break
         case (.subscribed, .done): announce()
         case (_, .failed(let code, let message)): refuse(AspenError(code, message), frames)
         default: refuse(AspenError(.internal, "net.sock answered another question"), frames)

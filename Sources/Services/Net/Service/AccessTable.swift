@@ -77,6 +77,9 @@ package struct AccessTable: Sendable {
         case (.daemon(.raft), .setPeers): nil
         case (.daemon(let service), .setPeers):
             "the members are aspend-raft's to tell, not aspend-\(service.name)'s"
+        case (.daemon(.gossip), .learned): nil
+        case (.daemon(let service), .learned):
+            "where peers are is aspend-gossip's to tell, not aspend-\(service.name)'s"
         case (.daemon, .subscribe): nil
         case (.daemon(let service), .sign(let context, _)):
             service.name == context ? nil : "aspend-\(service.name) signs as '\(service.name)' only"

@@ -148,6 +148,11 @@ extension NetService {
                     isClosed: isClosed))
             setRaftState(.serving)
             connection.send(.done)
+        case .learned(let peers):
+            drive(
+                .learned(
+                    peers.map { LinkPeer(endpoint: $0.endpoint, addresses: $0.addresses) }))
+            connection.send(.done)
         case .subscribe:
             connection.send(.done)
             connection.isSubscribed = true

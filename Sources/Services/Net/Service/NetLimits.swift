@@ -16,6 +16,12 @@ package enum NetLimits {
     package static let clientBytesMax = 64 << 20
     /// Connections of strangers that have not proved the cookie yet.
     package static let unprovedMax = 64
+    /// Connections for gossip, in both directions: a few times what an overlay of its kind keeps.
+    package static let gossipConnectionsMax = 64
+    /// Those among them that have not proved the cookie yet.
+    package static let gossipUnprovedMax = 16
+    /// How long a connection for gossip without streams is kept.
+    package static let gossipLinger = Duration.seconds(10)
     /// Connections of clients that have not shown a token yet, where one is required.
     package static let clientsWithoutTokenMax = 64
     /// Streams that such a client may have opened.

@@ -19,6 +19,7 @@ package final class NetService: @unchecked Sendable {
     let logger: Logger
     let endpoint: QUICEndpoint
     let clients: ClientConnections
+    let gossip: GossipConnections
 
     var machine: LinkMachine
     var edgeLog: EdgeLog
@@ -67,12 +68,30 @@ package final class NetService: @unchecked Sendable {
         endpoint = QUICEndpoint(
             eventLoop: eventLoop, key: configuration.key, configuration: configuration.quic)
         clients = ClientConnections(endpoint: endpoint)
+        let incarnation = incarnation
+        var links: UInt64 = 0
+        gossip = GossipConnections(endpoint: endpoint) { connection in
+            links += 1
+            // What raft does is nothing to strangers.
+            let session = PeerSession(
+                id: LinkID(links), connection: connection, key: configuration.cookie,
+                incarnation: incarnation, service: { .unknown })
+            session.proofTimeout = configuration.proofTimeout
+            return session
+        }
+        gossip.onStream = { [unowned self] session, stream, service, rest, carried in
+            join(
+                stream, to: service, rest: rest, for: .gossip(session), carried: carried)
+        }
+        gossip.onUnproved = { [unowned self] in unproved($0, $1) }
     }
 
     /// Takes over both sockets and begins to serve and to dial.
     package func start(datagramSocket: CInt, netSocket: CInt) -> EventLoopFuture<Void> {
         eventLoop.preconditionInEventLoop()
-        endpoint.serverProtocols = [ALPN.raft.rawValue, ALPN.client.rawValue]
+        endpoint.serverProtocols = [
+            ALPN.raft.rawValue, ALPN.client.rawValue, ALPN.gossip.rawValue,
+        ]
         endpoint.acceptPolicy = { [self] peer, alpn, _ in
             refusal(of: peer, alpn: alpn)
         }
@@ -123,6 +142,7 @@ package final class NetService: @unchecked Sendable {
         timer = nil
         clientWatch?.cancel()
         clientWatch = nil
+        gossip.stop()
         for connection in Array(localConnections.values) { connection.close() }
         // Whoever still calls back holds on to this service; the endpoint lets go of it at the end.
         return endpoint.close().always { [self] _ in
@@ -236,6 +256,7 @@ package final class NetService: @unchecked Sendable {
         switch ALPN(rawValue: connection.alpn) {
         case .raft: startSession(connection)
         case .client: acceptClient(connection)
+        case .gossip: gossip.accepted(connection)
         default: connection.close(code: StreamErrorCode.noSuchService.rawValue, reason: "")
         }
     }
@@ -283,6 +304,11 @@ package final class NetService: @unchecked Sendable {
         if !session.connection.isInbound {
             return dialFailed(session.endpoint, failure.dialFailure)
         }
+        unproved(session, failure)
+    }
+
+    /// An inbound connection has ended before the cookie was proved.
+    private func unproved(_ session: PeerSession, _ failure: PeerSession.Failure) {
         let address = NetAddress.text(session.connection.remoteAddress)
         let metadata: Logger.Metadata = [
             "peer": "\(session.endpoint)", "address": "\(address)",
@@ -332,6 +358,9 @@ package final class NetService: @unchecked Sendable {
                 return "too many clients that have not shown a token yet"
             }
             return inboundClients < NetLimits.clientConnectionsMax ? nil : "too many clients"
+        case .gossip:
+            if peer == configuration.key.endpoint { return "this is the node's own key" }
+            return gossip.refusal
         default: return "nobody here speaks \(alpn)"
         }
     }

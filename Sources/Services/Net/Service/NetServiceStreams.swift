@@ -30,6 +30,8 @@ final class JoinedStream {
 /// On whose behalf a stream comes.
 enum StreamOrigin {
     case member(PeerSession)
+    /// Has proved the cookie, and is no more than that.
+    case gossip(PeerSession)
     /// With the token chain that it showed; checked, but for what only the service knows.
     case client(QUICConnection, token: [UInt8])
 
@@ -38,6 +40,10 @@ enum StreamOrigin {
         case .member(let session):
             Principal(
                 endpoint: session.endpoint, alpn: .raft, hasProvedCookie: true,
+                remoteAddress: NetAddress.text(session.connection.remoteAddress))
+        case .gossip(let session):
+            Principal(
+                endpoint: session.endpoint, alpn: .gossip, hasProvedCookie: true,
                 remoteAddress: NetAddress.text(session.connection.remoteAddress))
         case .client(let connection, let token):
             Principal(
@@ -196,7 +202,10 @@ extension NetService {
                         return (stream, release)
                     })
             }
-        case .gossip, .blob, .forge:
+        case .gossip:
+            let addresses = machine.addresses(of: peer).compactMap { NetAddress.parse($0) }
+            gossip.openStream(to: peer, addresses: addresses, done: done)
+        case .blob, .forge:
             done(
                 .failure(AspenError(.invalidArgument, "\(alpn.rawValue) is not carried yet")))
         }

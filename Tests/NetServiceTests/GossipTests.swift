@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import AspenWire
+import Glibc
+import NIOCore
+import NetClient
+import Synchronization
+import Testing
+
+@testable import NetService
+@testable import QUIC
+
+/// Connections of nodes that have not admitted each other: with the cookie, for gossip, and for
+/// nothing else.
+extension NetServiceTests {
+    @Suite struct GossipTests {
+        /// Its gossip daemon is the same echo as its raft daemon.
+        private func started(
+            cookie: CookieKey = Cookies.right, isClosed: Bool = true,
+            configure: (inout NetConfiguration) -> Void = { _ in }
+        ) async throws -> TestNode {
+            let node = TestNode()
+            try await node.start(cookie: cookie) {
+                $0.connectors[.gossip] = $0.connectors[.raft]
+                configure(&$0)
+            }
+            try await node.startEcho()
+            try await node.startControl([], isClosed: isClosed)
+            #expect(await eventually { node.connects.withLock { $0 } == 1 })
+            return node
+        }
+
+        /// What the gossip daemon of `node` says to its net.
+        private func learn(
+            _ peers: [NetPeer], _ node: TestNode
+        ) async throws -> NIOLoopBound<NetControl> {
+            let isConnected = Mutex(false)
+            let control = try await node.loop.submit {
+                let control = NetControl(eventLoop: node.loop, socketPath: node.netSocket)
+                control.onConnected = { _ in isConnected.withLock { $0 = true } }
+                control.setLearned(peers)
+                control.start()
+                return NIOLoopBound(control, eventLoop: node.loop)
+            }.get()
+            #expect(await eventually { isConnected.withLock { $0 } })
+            return control
+        }
+
+        private func stop(_ control: NIOLoopBound<NetControl>, _ node: TestNode) async throws {
+            try await node.loop.submit { control.value.stop() }.get()
+        }
+
+        @Test func strangersWithTheSameCookieMeetForGossipOnly() async throws {
+            let (one, two) = (try await started(), try await started())
+            let control = try await learn([two.peer], one)
+            let stream = try await one.open(to: two.endpoint, alpn: .gossip, service: .gossip)
+            try await stream.write(Array("who is there".utf8))
+            #expect(await eventually { stream.count == 12 })
+            let principal = try #require(two.echo.principals.withLock { $0.first })
+            #expect(principal.endpoint == one.endpoint && principal.alpn == .gossip)
+            #expect(principal.hasProvedCookie)
+            // One connection carries what both open.
+            let back = try await learn([], two)
+            let other = try await two.open(to: one.endpoint, alpn: .gossip, service: .gossip)
+            try await other.write([1, 2, 3])
+            #expect(await eventually { other.count == 3 })
+            #expect(one.service?.endpoint.connectionCount == 1)
+            // Members they are not.
+            await #expect(throws: AspenError.self) { _ = try await one.open(to: two.endpoint) }
+            #expect(!one.hasSeenAnyPeerUp && !two.hasSeenAnyPeerUp)
+            for (control, node) in [(control, one), (back, two)] { try await stop(control, node) }
+            for node in [one, two] { try await node.stop() }
+        }
+
+        @Test func anotherCookieOpensNothing() async throws {
+            let (one, two) = (try await started(), try await started(cookie: Cookies.wrong))
+            let control = try await learn([two.peer], one)
+            let error = await #expect(throws: AspenError.self) {
+                _ = try await one.open(to: two.endpoint, alpn: .gossip, service: .gossip)
+            }
+            #expect(error?.code == .unauthenticated, "\(error.map { "\($0)" } ?? "")")
+            #expect(error?.message.contains("the cookie differs") == true)
+            #expect(two.echo.principals.withLock { $0.isEmpty })
+            #expect(await eventually { two.log.count("did not prove our cookie") == 1 })
+            try await stop(control, one)
+            for node in [one, two] { try await node.stop() }
+        }
+
+        @Test func whereNobodyIsKnownToBeNobodyIsDialled() async throws {
+            let one = try await started()
+            let peer = NodeKey.generate().endpoint
+            for addresses: [String] in [[], ["127.0.0.1:1"]] {
+                let control = try await learn([NetPeer(endpoint: peer, addresses: addresses)], one)
+                let error = await #expect(throws: AspenError.self) {
+                    _ = try await one.open(to: peer, alpn: .gossip, service: .gossip)
+                }
+                #expect(error?.code == .unavailable && error?.retry == .safe)
+                try await stop(control, one)
+            }
+            try await one.stop()
+        }
+
+        /// A member of a cluster that says at which other address it is now to be found.
+        @Test func aMemberIsFoundWhereItSaysItIs() async throws {
+            let (one, two) = (try await started(), try await started())
+            let wrong = NetPeer(endpoint: two.endpoint, addresses: ["127.0.0.1:1"])
+            try await one.setPeers([wrong], isClosed: true)
+            try await two.setPeers(
+                [NetPeer(endpoint: one.endpoint, addresses: [])], isClosed: true)
+            let control = try await learn([two.peer], one)
+            #expect(await eventually { one.has(.peerUp(two.endpoint)) })
+            try await stop(control, one)
+            for node in [one, two] { try await node.stop() }
+        }
+
+        @Test func connectionsForGossipAreCounted() async throws {
+            let node = try await started { $0.proofTimeout = .seconds(60) }
+            let stranger = try await Rogue()
+            let address = try SocketAddress(ipAddress: "127.0.0.1", port: Int(node.port))
+            @Sendable func connect() async throws -> QUICConnection {
+                try await stranger.endpoint.connect(
+                    to: node.endpoint, addresses: [address], alpn: ALPN.gossip.rawValue
+                ).get()
+            }
+            var open: [QUICConnection] = []
+            for _ in 0..<NetLimits.gossipUnprovedMax { open.append(try await connect()) }
+            await #expect(throws: QUICError.self) { _ = try await connect() }
+            #expect(
+                await eventually {
+                    node.log.count("more than 16 strangers before the proof") > 0
+                })
+            let last = try #require(open.last)
+            try await stranger.loop.submit { last.close(code: 0, reason: "") }.get()
+            #expect(await eventually { (try? await connect()) != nil })
+            try await stranger.stop()
+            try await node.stop()
+        }
+
+        /// Each peer with a connection, as in an overlay gone mad.
+        @Test func theWholeOfThemIsBoundedToo() async throws {
+            let node = try await started()
+            var peers: [TestNode] = []
+            var controls: [NIOLoopBound<NetControl>] = []
+            for _ in 0...NetLimits.gossipConnectionsMax {
+                let peer = try await started()
+                peers.append(peer)
+                controls.append(try await learn([node.peer], peer))
+            }
+            var (opened, refused) = (0, 0)
+            for peer in peers {
+                do {
+                    let stream = try await peer.open(
+                        to: node.endpoint, alpn: .gossip, service: .gossip)
+                    try await stream.write([1])
+                    #expect(await eventually { stream.count == 1 })
+                    opened += 1
+                } catch { refused += 1 }
+            }
+            #expect(opened == NetLimits.gossipConnectionsMax && refused == 1)
+            for (peer, control) in zip(peers, controls) {
+                try await stop(control, peer)
+                try await peer.stop()
+            }
+            try await node.stop()
+        }
+    }
+}
