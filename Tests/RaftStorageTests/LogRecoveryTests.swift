@@ -133,6 +133,39 @@ private func open(_ disk: any Disk, _ bugs: Set<PlantedBug> = []) throws -> Segm
         }
     }
 
+    /// The last batch lies wherever in a segment: at its very end, too, a flipped bit or a bad block is
+    /// noticed.
+    @Test(arguments: [1, 4096])
+    func damageToTheLastBatchIsNoticedWhereverItLies(_ byteCount: Int) throws {
+        for size in stride(from: 10_000, to: 16_200, by: 8) {
+            let disk = MemoryDisk()
+            let log = try open(disk)
+            try log.write(write(entries(1...1, byteCount: size)))
+            try log.sync()
+            let before = disk.image
+            try log.write(write(entries(2...2, byteCount: 30)))
+            _ = try log.all()
+            let written = disk.image
+            try log.sync()
+            for (name, after) in written.files {
+                let old = before.files[name] ?? []
+                let changed = after.indices.filter {
+                    !old.indices.contains($0) || old[$0] != after[$0]
+                }
+                guard let first = changed.first(where: { after[$0] != 0 }) else { continue }
+                var damaged = disk.image
+                let start = byteCount == 1 ? first + 20 : first & ~(byteCount - 1)
+                for place in start..<min(start + byteCount, after.count) {
+                    damaged.files[name]?[place] ^= 4
+                }
+                let opened = try open(MemoryDisk(image: damaged))
+                #expect(
+                    opened.lastIndex == index(2) || !opened.recovery.isTailTrusted,
+                    "\(size), \(name)")
+            }
+        }
+    }
+
     @Test func distrustOutlivesRestartsUntilALeaderFillsTheGap() throws {
         let disk = MemoryDisk()
         let log = try open(disk)

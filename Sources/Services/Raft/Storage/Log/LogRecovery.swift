@@ -18,7 +18,8 @@ import RaftCore
 /// was durable before that record was written. A hole below the `syncedTo` of any valid record
 /// behind it is damage; a hole above all of them is a torn tail that nobody was told about. The mark
 /// after each sync makes this hold for the last batch, too; it stands a block away, so that no one
-/// bad block takes both. A segment counts as durable up to the `previousEnd` that its successor names.
+/// bad block takes both, and each segment keeps the room for it. A segment counts as durable up to
+/// the `previousEnd` that its successor names.
 ///
 /// A torn tail is cut off, and the node is as good as ever; this must be so, because after a power
 /// cut of all machines every log may end in one. After damage the log ends before the hole, and

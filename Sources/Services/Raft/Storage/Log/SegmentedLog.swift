@@ -226,11 +226,12 @@ package final class SegmentedLog: LogStore {
 
     private func makeRoom(_ byteCount: Int) throws(StorageError) {
         let segment = current
-        if segment.end + byteCount > segment.byteCount {
+        if segment.end + byteCount + Self.markRoom > segment.byteCount {
             if segment.end > SegmentHeader.byteCount {
                 try beginSegment(after: segment)
             }
-            current.byteCount = max(current.byteCount, current.end + byteCount)
+            current.byteCount = max(
+                current.byteCount, current.end + byteCount + Self.markRoom)
         } else if buffer.count > 0, buffer.count + byteCount > configuration.bufferBytesMax {
             try flush()
         }
@@ -250,6 +251,9 @@ package final class SegmentedLog: LogStore {
 
     /// What goes bad together on a disk.
     private static let blockByteCount = 4096
+
+    /// Kept free at the end of a segment for the mark behind the last record, and the block between them.
+    private static let markRoom = blockByteCount + RecordHead.byteCount
 
     /// Says that everything before it is durable. It costs no sync: it only has to be there when
     /// the log is found damaged later (see `LogRecovery`).
@@ -324,7 +328,9 @@ package final class SegmentedLog: LogStore {
         bufferStart = segment.end
         syncedTo = start
         isSynced = false
-        if inNewSegment || segment.end + RecordHead.padded(8) > segment.byteCount {
+        if inNewSegment
+            || segment.end + RecordHead.padded(8) + Self.markRoom > segment.byteCount
+        {
             return try beginSegment(after: segment)
         }
         let untrusted = untrustedBelow.rawValue.littleEndian
