@@ -55,6 +55,21 @@ import Testing
         .init(
             seed: 9007,
             reason: "a question for votes waited for the disk while its voter was made a learner"),
+        .init(
+            seed: 100594,
+            reason: "damage to the last batch of a full segment passed for a torn tail"),
+        .init(
+            seed: 110988,
+            reason: "damage to the last batch of a full segment passed for a torn tail"),
+        .init(
+            seed: 130170,
+            reason: "a bit flipped in a batch whose mark was lost with the power soon after"),
+        .init(
+            seed: 135452, reason: "entries counted as proven that a cut had replaced by new ones"),
+        .init(
+            seed: 129563, reason: "a membership of old, applied again, was taken for a later one"),
+        .init(
+            seed: 106612, reason: "errands were given by a leader that did not know of its end"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

@@ -47,12 +47,23 @@ extension Oracle {
         }
     }
 
+    /// The entry that the membership in force came with; where the log begins if it was before that.
+    func membershipIndex(_ node: Int) -> LogIndex {
+        let log = disks[node].written
+        var index = log.lastIndex
+        while index > log.base {
+            if let term = log.term(at: index), changes[Place(index: index, term: term)] != nil {
+                return index
+            }
+            index = index.previous
+        }
+        return log.base
+    }
+
     func noteAppliedChanges(_ node: Int, _ entries: [Entry]) {
         for entry in entries where entry.kind == .membership {
             let known = disks[node].membershipsSinceApplied
-            guard let place = known.lastIndex(where: { $0.payload == entry.payload }) else {
-                continue
-            }
+            guard let place = known.lastIndex(where: { $0.index <= entry.index }) else { continue }
             disks[node].membershipsSinceApplied.removeFirst(place)
         }
     }
@@ -64,7 +75,8 @@ extension Oracle {
         let known = disks[node].membershipsSinceApplied
         throw breach(
             "who was removed is quiet",
-            "n\(node + 1) asks for votes; it has no vote in \(known.map(\.voters))")
+            "n\(node + 1) asks for votes; it has no vote in "
+                + "\(known.map(\.membership.voters))")
     }
 
     func noteCampaign(_ node: Int, _ standing: RaftStanding) {
@@ -78,7 +90,7 @@ extension Oracle {
 
     private func mayHaveVote(_ node: Int) -> Bool {
         let id = NodeID(UInt64(node + 1))
-        return disks[node].membershipsSinceApplied.contains { $0.isVoter(id) }
+        return disks[node].membershipsSinceApplied.contains { $0.membership.isVoter(id) }
     }
 
     /// A state that a start finds must reach to where its log begins.

@@ -185,7 +185,7 @@ package final class Oracle: WorldObserver {
 
     package func membership(_ node: Int, _ membership: Membership) {
         disks[node].memberships = Array((disks[node].memberships + [membership]).suffix(2))
-        disks[node].membershipsSinceApplied.append(membership)
+        disks[node].membershipsSinceApplied.append((membershipIndex(node), membership))
         disks[node].isMembershipNew = true
         areMembershipsNew = true
     }

@@ -93,8 +93,9 @@ struct ShadowDisk {
     var standing: RaftStanding?
     /// The newest two memberships in force.
     var memberships: [Membership] = []
-    /// Those in force since the newest one that is applied, and that one.
-    var membershipsSinceApplied: [Membership] = []
+    /// Those in force since the newest one that is applied, and that one, each with the entry that it
+    /// came with. The same one may come again much later: only the entry tells which it is.
+    var membershipsSinceApplied: [(index: LogIndex, membership: Membership)] = []
     /// The last term for which it has called an election, as a voter.
     var campaign: Term?
     /// The one in force has changed and was not yet held against the log.

@@ -63,7 +63,12 @@ extension World {
             leader.core.term(at: leader.core.commitIndex) == leader.standing.term
         else { return }
         let members = membership.members.compactMap { position($0.node) }
-        guard members.allSatisfy({ nodes[$0].shell != nil }) else { return }
+        // One that stood still may not know that it leads no more, and that others are members now.
+        let term = leader.standing.term
+        let isCurrent = members.allSatisfy {
+            nodes[$0].shell.map { $0.standing.term <= term } ?? false
+        }
+        guard isCurrent else { return }
         finalMembers = members
         gatherWatchers()
         note("errands through \(members.map { "n\($0 + 1)" }.joined(separator: " "))")

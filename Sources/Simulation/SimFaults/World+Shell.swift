@@ -267,9 +267,14 @@ extension World {
         }
         shell.syncing = nil
         shell.durable = last.ticket
-        shell.provenIndex = shell.durableIndex
+        // A batch without a byte proves nothing of the one before.
+        let isEmpty = batch.allSatisfy { $0.entries.isEmpty && $0.hardState == nil }
+        if !isEmpty { shell.provenIndex = shell.durableIndex }
         for write in batch {
-            if let cut = write.truncateAfter { shell.durableIndex = min(shell.durableIndex, cut) }
+            if let cut = write.truncateAfter {
+                shell.durableIndex = min(shell.durableIndex, cut)
+                shell.provenIndex = min(shell.provenIndex, cut)
+            }
             if let entry = write.entries.last { shell.durableIndex = entry.index }
         }
         try observer.synced(shell.index, batch)

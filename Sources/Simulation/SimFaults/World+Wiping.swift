@@ -45,6 +45,9 @@ extension World {
         guard used > Self.segmentHeaderBytes else { return }
         let offset = fate.uniform(Self.segmentHeaderBytes..<used)
         killRaft(node, restartAfter: fate.uniform(.milliseconds(5), scenario.downtimeMax))
+        // Bits flip on the disk: where the mark behind the last batch is, too, by then. Should power fail
+        // before that, nothing tells that batch from a torn one (see `LogRecovery`).
+        node.disk.writeBack(name)
         note("n\(node.id) a bit of \(name) flips at \(offset)")
         _ = node.disk.flipBit(name, at: offset, bit: UInt8(fate.uniform(0..<8)))
     }

@@ -139,6 +139,10 @@ package final class SimDisk: Disk, @unchecked Sendable {
         (names[name]?.stable.lastIndex { $0 != 0 } ?? -1) + 1
     }
 
+    /// Time has passed, and the kernel has written what was written to this file: it survives a loss of
+    /// power without a sync.
+    package func writeBack(_ name: String) { names[name]?.settle(.nothing, random: &random) }
+
     /// Flips one bit of what is on the medium (and in the cache).
     /// - Returns: false if that file has no such byte.
     package func flipBit(_ name: String, at offset: Int, bit: UInt8) -> Bool {
