@@ -92,6 +92,13 @@ let cores: [Target] = [
         "WatchCore", "Cores/WatchCore", ["AspenMachine", "KVCore", collections], settings: pure),
     module("LinkCore", "Cores/LinkCore", ["AspenMachine", "AspenBytes"], settings: pure),
     module("TokenCore", "Cores/TokenCore", ["AspenTypes", "AspenBytes"], settings: pure),
+    module("DNSWire", "Cores/DNSWire", ["AspenBytes"], settings: pure),
+    module(
+        "MDNSCore", "Cores/MDNSCore", ["AspenMachine", "DNSWire", "AspenBytes", "AspenTypes"],
+        settings: pure),
+    module(
+        "ResolverCore", "Cores/ResolverCore",
+        ["AspenMachine", "DNSWire", "AspenBytes", "AspenTypes"], settings: pure),
 ]
 
 let wire: [Target] = [
@@ -220,6 +227,7 @@ let isUnderLibFuzzer = Context.environment["ASPEN_LIBFUZZER"] != nil
 let fuzzed: [Target.Dependency] =
     nio + [
         "NetService", "RaftService", "RaftStorage", "RaftCore", "KVCore", "LinkCore", "TokenCore",
+        "DNSWire", "MDNSCore", "ResolverCore",
         "Configuration", "AspenDisk", "AspenWire", "AspenBytes", "AspenMachine", "AspenTypes",
         protobuf,
     ]
@@ -251,6 +259,13 @@ let checks: [Target] = [
     tests(
         "WatchCoreTests", ["WatchCore", "KVCore", "AspenTypes", "AspenMachine"], settings: pureTests
     ),
+    tests("DNSWireTests", ["DNSWire", "AspenBytes", "AspenMachine"], settings: pureTests),
+    tests(
+        "MDNSCoreTests", ["MDNSCore", "DNSWire", "AspenBytes", "AspenTypes", "AspenMachine"],
+        settings: pureTests),
+    tests(
+        "ResolverCoreTests", ["ResolverCore", "DNSWire", "AspenTypes", "AspenMachine"],
+        settings: pureTests),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pureTests),
     tests(
         "NetServiceTests",

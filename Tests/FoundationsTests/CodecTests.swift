@@ -6,6 +6,29 @@ import AspenTypes
 import Testing
 
 @Suite struct CodecTests {
+    @Test func zBase32Vectors() {
+        // The specification; the draft of OpenPGP's Web Key Directory ("joe.doe"); iroh's tests.
+        let published: [([UInt8], String)] = [
+            ([], ""), ([0xf0, 0xbf, 0xc7], "6n9hq"), ([0xd4, 0x7a, 0x04], "4t7ye"),
+            (
+                [
+                    0xa8, 0x3e, 0xe9, 0x4b, 0xe8, 0x9c, 0x48, 0xa1, 0x1e, 0xd2, 0x5a, 0xb4, 0x4c,
+                    0xfd, 0xc8, 0x48, 0x83, 0x3c, 0x8b, 0x6e,
+                ], "iy9q119eutrkn8s1mk4r39qejnbu3n5q"
+            ),
+        ]
+        for (bytes, text) in published {
+            #expect(ZBase32.encode(bytes) == text)
+            #expect(ZBase32.decode(text) == bytes)
+            #expect(ZBase32.decode(text.uppercased()) == bytes)
+        }
+        for count in 0..<40 {
+            let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 * 37) }
+            #expect(ZBase32.decode(ZBase32.encode(bytes)) == bytes)
+        }
+        for text in ["b", "yb", "0y", "2y", "yv", "yé"] { #expect(ZBase32.decode(text) == nil) }
+    }
+
     @Test func crc32cVectors() {
         // RFC 3720 appendix B.4, and the check value of the catalogue of parametrised CRCs.
         #expect(CRC32C.of([UInt8](repeating: 0, count: 32)) == 0x8a91_36aa)

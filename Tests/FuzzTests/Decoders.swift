@@ -26,7 +26,7 @@ struct Decoder: Sendable {
     static let all: [Decoder] = [
         controlMessage, streamHeader, netRequest, netReply, principal, ticket, peerFrame,
         raftMessage, membership, command, result, scanToken, clientRequest, clientResponse,
-        tokenChain, entry, configuration, logRecovery, snapshot,
+        tokenChain, entry, configuration, logRecovery, snapshot, dnsMessage, multicastDNS, resolver,
     ]
 
     static func named(_ name: String) -> Decoder? { all.first { $0.name == name } }

@@ -49,6 +49,7 @@ import Testing
     static let foundations = ["AspenTypes", "AspenBytes"]
     static let cores = [
         "AspenMachine", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "TokenCore",
+        "DNSWire", "MDNSCore", "ResolverCore",
     ]
 
     @Test func foundationsAndCoresImportNothingFromTheWorld() {
