@@ -149,6 +149,12 @@ let services: [Target] = [
             "LinkCore", "TokenCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
         ]),
     module(
+        "GossipService", "Services/Gossip/Service",
+        nio + [
+            "MDNSCore", "DNSWire", "AspenMachine", "NetClient", "AspenWire", "AspenBytes",
+            "AspenTypes", "ServiceKit", "CAspenSystem", logging,
+        ]),
+    module(
         "RaftStorage", "Services/Raft/Storage",
         [
             "RaftCore", "KVCore", "AspenDisk", "SQLiteKit", "CAspenVFS", "AspenMachine",
@@ -214,6 +220,7 @@ let simulation: [Target] = [
 let executables: [Target] = [
     program("aspend-net", ["NetService", "ServiceKit"]),
     program("aspend-raft", ["RaftService", "ServiceKit"]),
+    program("aspend-gossip", ["GossipService", "ServiceKit"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
     program("aspen-token", ["AspenCLI"]),
@@ -273,6 +280,12 @@ let checks: [Target] = [
             "NetService", "NetClient", "TokenCore", "QUIC", "AspenBytes", "AspenMachine",
             "LinkCore",
             "CAspenSystem", "ServiceKit", "aspend-net", logging,
+        ]),
+    tests(
+        "GossipServiceTests",
+        nio + [
+            "GossipService", "MDNSCore", "DNSWire", "AspenWire", "AspenTypes", "ServiceKit",
+            "CAspenSystem", "aspend-gossip", logging,
         ]),
     tests(
         "SimulationTests",

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import AspenWire
 import DNSWire
 import MDNSCore
 import ResolverCore
@@ -83,6 +84,30 @@ extension Decoder {
         absent.questions = message.questions
         absent.authorities = [DNSRecord(.root, ttl: 9, .other(type: DNSType.soa, bytes(22)))]
         return [message.encoded(), absent.encoded()]
+    }
+}
+
+extension Decoder {
+    // MARK: gossip.sock
+
+    static let gossipRequest = Decoder(name: "gossip-request") { bytes in
+        guard let value = try? GossipRequest(decoding: bytes) else { return false }
+        check(value.encoded() == bytes)
+        return true
+    } examples: {
+        [GossipRequest.listDiscovered.encoded()]
+    }
+
+    static let gossipReply = Decoder(name: "gossip-reply") { bytes in
+        guard let value = try? GossipReply(decoding: bytes) else { return false }
+        check((try? GossipReply(decoding: value.encoded())) == value)
+        return true
+    } examples: {
+        let found = DiscoveredPeer(
+            source: .mdns, node: NodeID(2), endpoint: endpoint, addresses: peer.addresses)
+        return [
+            GossipReply.discovered([found, found]), .failed(code: .unavailable, message: "no"),
+        ].map { $0.encoded() }
     }
 }
 

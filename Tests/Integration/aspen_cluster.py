@@ -138,7 +138,7 @@ class Node:
             os.kill(self.process.pid, signal.SIGSTOP)
         except ProcessLookupError:
             pass
-        pids = [self.process.pid] + [p for p in map(self.daemon, ("net", "raft")) if p]
+        pids = [self.process.pid] + [p for p in map(self.daemon, ("net", "raft", "gossip")) if p]
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -13,9 +13,10 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-DAEMONS = ("aspend-net", "aspend-raft")
+DAEMONS = ("aspend-net", "aspend-raft", "aspend-gossip")
 SOCKETS = ("aspend-net.socket", "aspend-net-quic.socket", "aspend-raft.socket",
-           "aspend-raft-peer.socket")
+           "aspend-raft-peer.socket", "aspend-gossip.socket", "aspend-gossip-mdns.socket",
+           "aspend-gossip-routes.socket")
 # Where the program of each unit lies.
 PROGRAMS = {daemon: f"/usr/libexec/aspen/{daemon}" for daemon in DAEMONS}
 PROGRAMS["aspen-config-check"] = "/usr/bin/aspen-cli"

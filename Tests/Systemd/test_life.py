@@ -63,6 +63,30 @@ def a_stranger_with_a_ticket_hears_why_not(cluster):
     return answer.err.strip()[:160]
 
 
+def nodes_on_the_link_find_each_other(cluster):
+    """By multicast DNS, with sockets that are systemd's, from a network namespace without interfaces."""
+    def found(machine, count):
+        text = f"{count} node{'s' if count != 1 else ''} found on the local link"
+        return wait_for(f"n{machine.number}: {text}", lambda: (
+            machine.status_text("aspend-gossip") == text), 20, 0.05)
+
+    for machine in cluster.machines:
+        found(machine, 2)
+    # A program of the same user may have the port, too, though it allows for no more than that.
+    cluster[1].run("python3", "-c", "import socket; s = socket.socket(socket.AF_INET, "
+                   "socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); "
+                   "s.bind(('', 5353))")
+    began = time.monotonic()
+    cluster[3].systemctl("stop", "aspend-gossip.service")
+    found(cluster[1], 1)
+    gone = time.monotonic() - began
+    cluster[3].systemctl("start", "aspend-gossip.service")
+    began = time.monotonic()
+    found(cluster[1], 2)
+    found(cluster[3], 2)
+    return f"goodbye heard in {gone:.1f} s, found again in {time.monotonic() - began:.1f} s"
+
+
 def stopping_the_target_stops_everything(cluster):
     machine = cluster[2]
     machine.systemctl("stop", "aspen.target")
@@ -217,6 +241,7 @@ TESTS = (
     what_one_writes_another_reads,
     the_quic_socket_takes_every_address_and_large_bursts,
     a_stranger_with_a_ticket_hears_why_not,
+    nodes_on_the_link_find_each_other,
     stopping_the_target_stops_everything,
     a_daemon_starts_on_first_use,
     restarting_net_is_not_noticed,

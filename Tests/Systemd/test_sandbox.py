@@ -174,12 +174,13 @@ def only_members_reach_the_sockets(cluster):
         return machine.run("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups",
                            "python3", "-c", script, path, check=None).code == 0
 
-    sockets = [f"/run/aspen/{name}" for name in ("net.sock", "raft.sock", "raft.peer.sock")]
+    sockets = [f"/run/aspen/{name}"
+               for name in ("net.sock", "raft.sock", "raft.peer.sock", "gossip.sock")]
     matrix = {}
-    for user in ("stranger", "user", "admin", "aspend-net", "aspend-raft"):
+    for user in ("stranger", "user", "admin", "aspend-net", "aspend-raft", "aspend-gossip"):
         matrix[user] = "".join("y" if connects(user, path) else "n" for path in sockets)
-    assert matrix == {"stranger": "nnn", "user": "yyn", "admin": "yyn", "aspend-net": "yyy",
-                      "aspend-raft": "yyn"}, matrix
+    assert matrix == {"stranger": "nnnn", "user": "yyny", "admin": "yyny", "aspend-net": "yyyy",
+                      "aspend-raft": "yyny", "aspend-gossip": "yyny"}, matrix
     assert as_user("stranger", "kv", "get", "x").code != 0
     for user in ("user", "admin"):
         assert as_user(user, "kv", "set", f"by-{user}", "1").code == 0
@@ -290,6 +291,8 @@ PROVED_BY = {
     "ListenStream": only_members_reach_the_sockets,
     "ListenDatagram": test_life.the_quic_socket_takes_every_address_and_large_bursts,
     "BindIPv6Only": test_life.the_quic_socket_takes_every_address_and_large_bursts,
+    "ListenNetlink": test_life.nodes_on_the_link_find_each_other,
+    "ReusePort": test_life.nodes_on_the_link_find_each_other,
     "ReceiveBuffer": test_life.the_quic_socket_takes_every_address_and_large_bursts,
     "SendBuffer": test_life.the_quic_socket_takes_every_address_and_large_bursts,
     "PassPacketInfo": test_life.what_one_writes_another_reads,

@@ -4,9 +4,9 @@ import AspenTypes
 
 /// Everything that can be set. The order is that of the default file and of the documentation.
 package enum SettingsCatalogue {
-    package static let all: [Setting] = node + storage + raft + security + log
+    package static let all: [Setting] = node + storage + raft + discovery + security + log
 
-    package static let tables = ["node", "storage", "raft", "security", "log"]
+    package static let tables = ["node", "storage", "raft", "discovery", "security", "log"]
 
     package static func setting(named name: String) -> Setting? { all.first { $0.name == name } }
 
@@ -15,6 +15,7 @@ package enum SettingsCatalogue {
     }
 
     private static let daemons = ["aspend-net", "aspend-raft"]
+    private static let allDaemons = daemons + ["aspend-gossip"]
 
     /// aspend-net serves one UDP socket so far; another would be bound and never read.
     private static let listenAddressesMax = 1
@@ -24,7 +25,7 @@ package enum SettingsCatalogue {
             name: "node-id", table: "node", key: "id", kind: .integer(1...Int.max), standard: nil,
             standardNote: "none: it must be set",
             summary: "This node's number, which no other node of the cluster has.", example: "1",
-            users: daemons),
+            users: allDaemons),
         Setting(
             name: "listen", table: "node", key: "listen",
             kind: .list(.listenAddress, countMax: listenAddressesMax), standard: nil,
@@ -46,6 +47,14 @@ package enum SettingsCatalogue {
             name: "ticket", table: "node", key: "ticket", kind: .text(.ticket), standard: nil,
             standardNote: "none", summary: "A ticket of the cluster, in place of peers.",
             example: "\"aspen…\"", users: ["aspend-net"]),
+    ]
+
+    private static let discovery: [Setting] = [
+        Setting(
+            name: "disable-mdns", table: "discovery", key: "disable_mdns", kind: .boolean,
+            standard: "false", standardNote: nil,
+            summary: "`true`: neither looks for nodes on the local link nor tells it of this one.",
+            example: nil, users: ["aspend-gossip"])
     ]
 
     private static let storage: [Setting] = [
@@ -108,6 +117,6 @@ package enum SettingsCatalogue {
             name: "log-level", table: "log", key: "level",
             kind: .word(["trace", "debug", "info", "notice", "warning", "error", "critical"]),
             standard: "\"info\"", standardNote: nil, summary: "The least that is logged.",
-            example: nil, users: daemons)
+            example: nil, users: allDaemons)
     ]
 }

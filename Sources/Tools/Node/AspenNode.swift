@@ -13,7 +13,7 @@ package struct AspenNode: ParsableCommand {
         commandName: "aspen-node",
         abstract: "Run one Aspen node in the foreground: its daemons, supervised, without systemd.",
         discussion: """
-            Starts aspend-net and aspend-raft with the sockets they need, restarts what dies, and \
+            Starts aspend-net, aspend-raft and aspend-gossip with the sockets they need, restarts what dies, and \
             prefixes their logs. SIGTERM or Ctrl-C stops all of it in order. Every option may also \
             come from the environment: --data-dir is ASPEN_DATA_DIR.
 
@@ -49,6 +49,10 @@ package struct AspenNode: ParsableCommand {
     var electionTimeoutMinMs: Int?
     @Option(help: "Longest election timeout in milliseconds (3000).")
     var electionTimeoutMaxMs: Int?
+    @Flag(
+        name: .customLong("disable-mdns"),
+        help: "Neither looks for nodes on the local link nor tells it of this one.")
+    var disableMDNS = false
     @Option(help: "Directory with aspen.toml and aspen.toml.d; without it no file is read.")
     var config: String?
     @Flag(help: "Print this node's endpoint id (made on first use), then exit.")

@@ -16,6 +16,7 @@ struct NodeOptions {
     var cookie: [UInt8]
     var listenHost: String
     var listenPort: UInt16
+    var isMDNSDisabled: Bool
     /// Passed on to the daemons as environment.
     var settings: [String: String]
 }
@@ -51,13 +52,28 @@ extension AspenNode {
             electionTimeoutMinMs.map(String.init) ?? setting("election-timeout-min-ms")
         settings["ASPEN_ELECTION_TIMEOUT_MAX_MS"] =
             electionTimeoutMaxMs.map(String.init) ?? setting("election-timeout-max-ms")
+        let isMDNSDisabled = try isMDNSDisabled(setting("disable-mdns"))
+        settings["ASPEN_DISABLE_MDNS"] = isMDNSDisabled ? "true" : "false"
         settings["ASPEN_LOG_LEVEL"] = setting("log-level")
         settings["ASPEN_LOG_TAIL_ENTRIES"] = setting("log-tail-entries")
         settings["ASPEN_HISTORY_REVISIONS"] = setting("history-revisions")
         settings["ASPEN_HISTORY_BYTES_MAX"] = setting("history-bytes-max")
         return NodeOptions(
             nodeID: id, dataDirectory: dataDir ?? setting("data-dir") ?? "./data/node-\(id)",
-            cookie: try readCookie(), listenHost: host, listenPort: port, settings: settings)
+            cookie: try readCookie(), listenHost: host, listenPort: port,
+            isMDNSDisabled: isMDNSDisabled, settings: settings)
+    }
+
+    private func isMDNSDisabled(_ text: String?) throws(AspenError) -> Bool {
+        if disableMDNS { return true }
+        switch text {
+        case nil, "false", "0", "no", "off": return false
+        case "true", "1", "yes", "on": return true
+        case let text?:
+            throw AspenError(
+                .invalidArgument,
+                "--disable-mdns (ASPEN_DISABLE_MDNS) is true or false, not '\(text)'")
+        }
     }
 
     private func setting(_ name: String) -> String? {

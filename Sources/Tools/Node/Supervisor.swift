@@ -66,6 +66,7 @@ struct Supervisor {
         for name in ["PATH", "LANG", "TZ", "HOME", "LD_LIBRARY_PATH"] {
             shared[name] = shared[name] ?? Environment[name]
         }
+        let gossip = try Self.check(aspen_listen_unix("\(runtime)/gossip.sock"), "gossip.sock")
         func variables(_ part: String) -> [String] {
             var all = shared
             all["ASPEN_STATE_DIR"] = "\(data)/\(part)"
@@ -82,7 +83,33 @@ struct Supervisor {
                 name: "raft", program: "\(programs)/aspend-raft",
                 descriptors: [("raft.sock", raft), ("raft.peer", pair[1])],
                 environment: variables("raft")),
+            Child(
+                name: "gossip", program: "\(programs)/aspend-gossip",
+                descriptors: [("gossip.sock", gossip)]
+                    + (options.isMDNSDisabled ? [] : Self.discoverySockets()),
+                environment: variables("gossip")),
         ]
+    }
+
+    /// Discovery on the local link is a convenience: without it the node runs all the same.
+    private static func discoverySockets() -> [(name: String, descriptor: CInt)] {
+        let routes = aspen_open_route_socket()
+        guard routes >= 0 else {
+            Terminal.error("aspen-node: no multicast DNS: \(String(cString: strerror(-routes)))")
+            return []
+        }
+        var sockets = [("routes", routes)]
+        for six: CInt in [0, 1] {
+            let socket = aspen_bind_shared_datagram(six, 5353)
+            if socket >= 0 {
+                sockets.append(("mdns", socket))
+            } else if socket != -EAFNOSUPPORT {
+                Terminal.error(
+                    "aspen-node: no multicast DNS over IPv\(six == 0 ? 4 : 6): UDP port 5353 cannot be bound: "
+                        + String(cString: strerror(-socket)))
+            }
+        }
+        return sockets
     }
 
     private static func check(_ descriptor: CInt, _ what: String) throws(AspenError) -> CInt {
@@ -211,7 +238,9 @@ struct Supervisor {
 
     private mutating func finish() -> CInt {
         for index in children.indices { children[index].forwardOutput() }
-        for name in ["net.sock", "raft.sock", "notify.sock"] { unlink("\(runtime)/\(name)") }
+        for name in ["net.sock", "raft.sock", "gossip.sock", "notify.sock"] {
+            unlink("\(runtime)/\(name)")
+        }
         return exitCode
     }
 

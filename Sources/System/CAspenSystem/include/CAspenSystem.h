@@ -51,6 +51,26 @@ void aspen_wipe_argument(char **arguments, int index);
 void aspen_wipe_environment(const char *name);
 /* Binds a UDP socket to "host" (numeric) and port, with packet info and large buffers. */
 int aspen_bind_datagram(const char *host, uint16_t port);
+/* Binds a UDP socket to every address of IPv4, or of IPv6 if `six`, and to a port that others may
+ * have bound in the same way (SO_REUSEADDR, SO_REUSEPORT). */
+int aspen_bind_shared_datagram(int six, uint16_t port);
+/* Makes a UDP socket fit for multicast DNS (RFC 6762 section 11): it tells by which interface a packet
+ * comes, hears its own machine, sends with TTL 255, and hears only the groups that it has joined
+ * itself. 1 for IPv6, 0 for IPv4, or -errno. */
+int aspen_prepare_multicast(int fd);
+/* Joins or leaves 224.0.0.251 or ff02::fb on an interface; either may be repeated. 0, or -errno. */
+int aspen_change_group(int fd, uint32_t interface, int join);
+/* Sends one datagram by an interface. Addresses are in network order, 4 bytes for a socket of IPv4, 16
+ * for IPv6; `source` may be NULL: the kernel chooses. Never waits. 0, or -errno. */
+int aspen_send_by_interface(int fd, const void *bytes, size_t count, const uint8_t *address,
+                            uint16_t port, uint32_t interface, const uint8_t *source);
+/* A netlink socket that hears of changes of interfaces and of their addresses. */
+int aspen_open_route_socket(void);
+/* Asks the kernel for all interfaces, or all addresses. One at a time. 0, or -errno. */
+int aspen_request_routes(int fd, int addresses, uint32_t sequence);
+/* Waits for what the kernel says next on such a socket: the length; -EAGAIN if the socket does not block; -ENOBUFS when
+ * something was lost. */
+ssize_t aspen_receive_routes(int fd, void *buffer, size_t size);
 /* Binds a listening Unix stream socket (0600 before anybody can connect), replacing a dead one. */
 int aspen_listen_unix(const char *path);
 /* Binds a Unix datagram socket that tells who sends. The descriptor, or -errno. */
