@@ -252,6 +252,69 @@ import Testing
         #expect(bench.machine.peers.isEmpty)
     }
 
+    @Test func bytesAreCountedToo() {
+        var bench = Bench.established(endpoint(1))
+        bench.run(.seconds(1))
+        var large = DNSMessage()
+        large.questions = [browse]
+        large.answers = [
+            DNSRecord(MDNS.service, ttl: 1, .other(type: 999, [UInt8](repeating: 0, count: 8900)))
+        ]
+        let bytes = large.encoded().count
+        let before = bench.machine.ignoredCount
+        let ofOne = MDNSLimits.bytesPerSourceMax / bytes
+        for _ in 0..<(ofOne + 3) { bench.receive(large) }
+        #expect(bench.machine.ignoredCount == before + 3)
+        let left = (MDNSLimits.bytesPerSecondMax - ofOne * bytes) / bytes
+        for number in 0..<(left + 4) { bench.receive(large, from: "10.0.0.\(number + 20)") }
+        #expect(bench.machine.ignoredCount == before + 7)
+        bench.run(.seconds(1))
+        bench.receive(large)
+        #expect(bench.machine.ignoredCount == before + 7)
+    }
+
+    /// The dearest packets that somebody on the link could think of, as many as are looked at. What each
+    /// costs is printed, not judged: the machine may be busy.
+    @Test func theDearestPacketsAreCheap() {
+        var bench = Bench.established(endpoint(1))
+        flood(&bench, 0..<(2 * MDNSLimits.instancesMax)) { "10.0.0.\($0 % 200 + 20)" }
+        var strangers = DNSMessage(flags: .response)
+        var moving = DNSMessage(flags: .response)
+        for number in 0..<60 {
+            strangers.answers +=
+                announcement(
+                    endpoint(9), label: "x\(number)", host: "y\(number).local"
+                ).answers
+            moving.answers.append(
+                announcement(
+                    endpoint(9), label: label(number), host: "z\(number).local"
+                ).answers[1])
+        }
+        var asking = query(known: bench.machine.peers.prefix(150).map { _ in strangers.answers[0] })
+        asking.questions = Array(repeating: browse, count: 300)
+        for (what, message) in [
+            ("new instances", strangers), ("other hosts", moving), ("questions", asking),
+        ] {
+            let bytes = message.encoded()
+            #expect(bytes.count <= DNSMessage.bytesMax)
+            let before = bench.machine.ignoredCount
+            let clock = ContinuousClock()
+            var took = Duration.zero
+            let count = 500
+            for number in 0..<count {
+                if number % 50 == 0 { bench.run(.seconds(1)) }
+                let packet = MDNSPacket(
+                    bytes: bytes, interface: 1, source: address("10.0.0.\(number % 200 + 20)"),
+                    sourcePort: MDNS.port)
+                let start = clock.now
+                bench.stepUnchecked(.received(packet))
+                took += clock.now - start
+            }
+            #expect(bench.machine.ignoredCount == before)
+            print("\(what): \(bytes.count) bytes, \(took / count) a packet")
+        }
+    }
+
     /// A flood costs little: beyond the limit no packet is even decoded, and who says no more than his share
     /// is still heard.
     @Test func aFloodIsNotLookedAt() {

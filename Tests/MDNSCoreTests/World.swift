@@ -56,6 +56,11 @@ struct Bench {
         return effects
     }
 
+    mutating func stepUnchecked(_ input: MDNSInput) {
+        effects.removeAll()
+        machine.step(input, now: now, random: &random, into: &effects)
+    }
+
     /// Lets time pass; gives what was done meanwhile, and when.
     @discardableResult
     mutating func run(_ duration: Duration) -> [(at: MonotonicInstant, effect: MDNSEffect)] {

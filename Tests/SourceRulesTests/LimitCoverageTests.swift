@@ -90,6 +90,8 @@ import Testing
         "DNSMessage.entriesMax": "DNSWireTests.moreEntriesThanAllowedAreRefused",
         "packetsPerSecondMax": "MDNSCoreTests.aFloodIsNotLookedAt",
         "packetsPerSourceMax": "MDNSCoreTests.aFloodIsNotLookedAt",
+        "bytesPerSecondMax": "MDNSCoreTests.bytesAreCountedToo",
+        "bytesPerSourceMax": "MDNSCoreTests.bytesAreCountedToo",
         "instancesMax": "MDNSCoreTests.instancesAreBoundedInAllAndForOneSource",
         "instancesPerSourceMax": "MDNSCoreTests.instancesAreBoundedInAllAndForOneSource",
         "newInstancesMax": "MDNSCoreTests.ofOnePacketOnlySomeNewInstancesAreTaken",

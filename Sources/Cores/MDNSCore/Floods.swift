@@ -3,25 +3,36 @@
 import AspenMachine
 import DNSWire
 
-/// How many packets are looked at: so many in a second, and a part of them from one address. Beyond
-/// that a packet is not even decoded.
+/// How much is looked at: so many packets and bytes in a second, and a part of them from one address.
+/// Beyond that a packet is not even decoded.
 struct PacketBudget: Sendable {
-    private var windowEnds = MonotonicInstant.zero
-    private var total = 0
-    /// Never walked through: only asked for one address, and emptied.
-    private var counts: [IPAddress: Int] = [:]
+    private struct Use: Sendable {
+        var packets = 0
+        var bytes = 0
+    }
 
-    mutating func admits(_ source: IPAddress, _ now: MonotonicInstant) -> Bool {
+    private var windowEnds = MonotonicInstant.zero
+    private var total = Use()
+    /// Never walked through: only asked for one address, and emptied.
+    private var sources: [IPAddress: Use] = [:]
+
+    mutating func admits(_ source: IPAddress, byteCount: Int, _ now: MonotonicInstant) -> Bool {
         if now >= windowEnds {
             windowEnds = now + .seconds(1)
-            total = 0
-            counts.removeAll(keepingCapacity: true)
+            total = Use()
+            sources.removeAll(keepingCapacity: true)
         }
-        guard total < MDNSLimits.packetsPerSecondMax,
-            counts[source, default: 0] < MDNSLimits.packetsPerSourceMax
+        var own = sources[source] ?? Use()
+        guard total.packets < MDNSLimits.packetsPerSecondMax,
+            own.packets < MDNSLimits.packetsPerSourceMax,
+            total.bytes + byteCount <= MDNSLimits.bytesPerSecondMax,
+            own.bytes + byteCount <= MDNSLimits.bytesPerSourceMax
         else { return false }
-        total += 1
-        counts[source, default: 0] += 1
+        total.packets += 1
+        total.bytes += byteCount
+        own.packets += 1
+        own.bytes += byteCount
+        sources[source] = own
         return true
     }
 }

@@ -30,6 +30,9 @@ package enum MDNSLimits {
     /// Packets looked at in one second, of all interfaces together, and from one address.
     package static let packetsPerSecondMax = 1000
     package static let packetsPerSourceMax = 100
+    /// The same in bytes: what a packet costs goes by its length, at worst 0.2 µs a byte.
+    package static let bytesPerSecondMax = 500_000
+    package static let bytesPerSourceMax = 100_000
     /// Answers to one asker alone that wait to be sent on one link.
     package static let unicastsMax = 32
     /// Longest time for which a record is believed, in seconds: 75 minutes (RFC 6762 section 10).

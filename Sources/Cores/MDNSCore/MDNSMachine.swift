@@ -143,7 +143,8 @@ package struct MDNSMachine: Machine {
         _ effects: inout [MDNSEffect]
     ) {
         guard let place = links.firstIndex(where: { $0.interface.index == packet.interface }),
-            isOnLink(packet.source, links[place].interface), budget.admits(packet.source, now)
+            isOnLink(packet.source, links[place].interface),
+            budget.admits(packet.source, byteCount: packet.bytes.count, now)
         else {
             ignoredCount += 1
             return
