@@ -99,6 +99,7 @@ let cores: [Target] = [
     module(
         "ResolverCore", "Cores/ResolverCore",
         ["AspenMachine", "DNSWire", "AspenBytes", "AspenTypes"], settings: pure),
+    module("GossipCore", "Cores/GossipCore", ["AspenMachine", "AspenBytes"], settings: pure),
 ]
 
 let wire: [Target] = [
@@ -234,7 +235,7 @@ let isUnderLibFuzzer = Context.environment["ASPEN_LIBFUZZER"] != nil
 let fuzzed: [Target.Dependency] =
     nio + [
         "NetService", "RaftService", "RaftStorage", "RaftCore", "KVCore", "LinkCore", "TokenCore",
-        "DNSWire", "MDNSCore", "ResolverCore",
+        "DNSWire", "MDNSCore", "ResolverCore", "GossipCore",
         "Configuration", "AspenDisk", "AspenWire", "AspenBytes", "AspenMachine", "AspenTypes",
         protobuf,
     ]
@@ -274,6 +275,9 @@ let checks: [Target] = [
         "ResolverCoreTests", ["ResolverCore", "DNSWire", "AspenTypes", "AspenMachine"],
         settings: pureTests),
     tests("LinkCoreTests", ["LinkCore", "AspenTypes", "AspenMachine"], settings: pureTests),
+    tests(
+        "GossipCoreTests", ["GossipCore", "AspenTypes", "AspenBytes", "AspenMachine"],
+        settings: pureTests),
     tests(
         "NetServiceTests",
         nio + [

@@ -49,7 +49,7 @@ import Testing
     static let foundations = ["AspenTypes", "AspenBytes"]
     static let cores = [
         "AspenMachine", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "TokenCore",
-        "DNSWire", "MDNSCore", "ResolverCore",
+        "DNSWire", "MDNSCore", "ResolverCore", "GossipCore",
     ]
 
     @Test func foundationsAndCoresImportNothingFromTheWorld() {
