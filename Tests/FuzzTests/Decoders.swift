@@ -27,7 +27,7 @@ struct Decoder: Sendable {
         controlMessage, streamHeader, netRequest, netReply, principal, ticket, peerFrame,
         raftMessage, membership, command, result, scanToken, clientRequest, clientResponse,
         tokenChain, entry, configuration, logRecovery, snapshot, dnsMessage, multicastDNS, resolver,
-        gossipRequest, gossipReply,
+        gossipRequest, gossipReply, gossipMessage, gossipAnnouncement,
     ]
 
     static func named(_ name: String) -> Decoder? { all.first { $0.name == name } }
