@@ -328,7 +328,7 @@ def a_machine_without_ipv6_is_reached_by_ipv4(cluster):
         wait_for("all units to stop", lambda: not any(
             machine.is_active(u) for u in (*SOCKETS, *DAEMONS)), 20, 0.1)
         mended(machine)
-        return machine.sh("ss -H -u -l -n").out.split()[3]
+        return machine.sh("ss -H -u -l -n sport = 7700").out.split()[3]
 
     set_ipv6(1)
     # What a kernel without IPv6 lacks is how systemd knows one.
