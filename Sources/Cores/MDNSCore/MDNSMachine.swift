@@ -33,6 +33,8 @@ package struct MDNSMachine: Machine {
     private var budget = PacketBudget()
     private var sent = SentPackets()
     private var told: [MDNSPeer] = []
+    /// What was heard on an interface that is gone is gone with it.
+    private var hasLostLink = false
     private var isStopped = false
     /// Packets that were not looked at, for the limit or for where they came from.
     package private(set) var ignoredCount: UInt64 = 0
@@ -108,16 +110,10 @@ package struct MDNSMachine: Machine {
             link.browser.payloadBytesMax = interface.payloadBytesMax
             return link
         }
-        // What was heard on an interface that is gone is gone with it.
-        if former.contains(where: { old in
-            !links.contains { $0.interface.index == old.interface.index }
-        }) {
-            hasLostLink = true
-        }
+        let present = Set(links.map(\.interface.index))
+        if former.contains(where: { !present.contains($0.interface.index) }) { hasLostLink = true }
         announceAnew(now, &random, &effects)
     }
-
-    private var hasLostLink = false
 
     private mutating func announceAnew(
         _ now: MonotonicInstant, _ random: inout RandomSource, _ effects: inout [MDNSEffect],
