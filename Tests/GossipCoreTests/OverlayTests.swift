@@ -39,6 +39,16 @@ import Testing
         #expect((20...60).contains(dials), "\(dials)")
     }
 
+    @Test func aLinkLostBeforeTheAnswerIsMadeAgainSoon() {
+        var bench = Bench.started(1)
+        bench.step(.contact(endpoint(2)))
+        bench.pass(.seconds(1))
+        bench.step(.linkUp(endpoint(2)))
+        bench.step(.linkDown(endpoint(2)))
+        let effects = bench.pass(.milliseconds(500))
+        #expect(effects.contains(.connect(to: endpoint(2))))
+    }
+
     @Test func aJoinIsAnsweredAndWalksOn() {
         var bench = Bench.started(1)
         for number in 2...6 { bench.befriend(number) }
