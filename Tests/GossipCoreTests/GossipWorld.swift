@@ -344,8 +344,9 @@ struct GossipWorld {
         for link in newestLink(place, peer) { linkTable[link].isCut = true }
         linkTable.append(Link(ends: (place, peer), lastArrival: (now, now + .milliseconds(3))))
         let link = linkTable.count - 1
-        handle(.up(place, peer: peer, link: link))
+        // In this order: what is sent at once arrives behind it.
         queue.add(.up(peer, peer: place, link: link), at: now + .milliseconds(3))
+        handle(.up(place, peer: peer, link: link))
     }
 
     /// The one that is not cut, if any.

@@ -172,9 +172,10 @@ extension GossipMachine {
 
     // MARK: - Repair
 
-    /// After an attempt that failed: at the time it has, or after the next wait.
+    /// After an attempt that failed: after the next wait.
     mutating func retryRepair(_ turn: GossipTurn) {
-        repairAt = repairAt ?? turn.now + repairDelay
+        let next = turn.now + repairDelay
+        repairAt = min(repairAt ?? next, next)
     }
 
     mutating func wakeRepair(_ turn: GossipTurn) {
