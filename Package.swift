@@ -152,8 +152,9 @@ let services: [Target] = [
     module(
         "GossipService", "Services/Gossip/Service",
         nio + [
-            "MDNSCore", "DNSWire", "AspenMachine", "NetClient", "AspenWire", "AspenBytes",
-            "AspenTypes", "ServiceKit", "CAspenSystem", logging,
+            "GossipCore", "MDNSCore", "DNSWire", "AspenMachine", "NetClient", "AspenWire",
+            "AspenBytes",
+            "AspenTypes", "ServiceKit", "CAspenSystem", "CSodium", logging,
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",

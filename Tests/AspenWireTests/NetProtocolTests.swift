@@ -17,7 +17,8 @@ import Testing
         .openStream(endpoint: endpoint(1), alpn: .raft, service: .raft), .identify,
         .setPeers(peers: [peer], isClosed: true), .setPeers(peers: [], isClosed: false),
         .subscribe, .sign(context: "gossip", bytes: [1, 2, 3]),
-        .learned(peers: [peer]), .learned(peers: []),
+        .learned(peers: [ConfiguredPeer(node: NodeID(7), peer: peer)]), .learned(peers: []),
+        .listLearned, .gossipSetup, .located(addresses: ["192.0.2.1:7001", "[2001:db8::1]:7001"]),
     ]
 
     static let replies: [NetReply] = [
@@ -30,6 +31,9 @@ import Testing
         .signature([9]), .failed(code: .unavailable, message: "no"),
         .event(.peerUp(endpoint(3))), .event(.peerDown(endpoint(3), reason: "gone")),
         .event(.serviceGone(endpoint(3), .raft)),
+        .learned(peers: [ConfiguredPeer(node: nil, peer: peer)]),
+        .gossipSetup(
+            topic: [UInt8](repeating: 3, count: 32), port: 7001, advertised: ["[::1]:7001"]),
     ]
 
     @Test func framesRoundTrip() throws {

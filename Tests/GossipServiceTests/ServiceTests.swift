@@ -101,7 +101,7 @@ private final class Bench {
     @Test func connectionsAreBounded() throws {
         let bench = try Bench()
         let request = GossipRequest.listDiscovered.encoded()
-        for _ in 0..<GossipLimits.localConnectionsMax {
+        for _ in 0..<GossipSocketLimits.localConnectionsMax {
             #expect(try bench.ask(request, on: try bench.connect()) == .discovered([]))
         }
         #expect(try bench.ask(request, on: try bench.connect()) == nil)

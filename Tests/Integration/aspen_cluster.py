@@ -90,7 +90,9 @@ class Node:
         log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
             arguments + list(extra), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, env={**os.environ, **self.cluster.settings, **(env or {})})
+            # Clusters of other tests have nothing to do with this one.
+            start_new_session=True, env={**os.environ, "ASPEN_DISABLE_MDNS": "true",
+                                         **self.cluster.settings, **(env or {})})
         log.close()
         wait_for(f"node {self.number} up (log {self.log_path})",
                  lambda: self.log().count("is up; its sockets") > before

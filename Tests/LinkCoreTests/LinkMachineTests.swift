@@ -323,6 +323,19 @@ func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else
         }
     }
 
+    @Test func aDialThatIsUnderWayDoesNotKeepANewAddressWaiting() {
+        var bench = Bench(own: 1)
+        #expect(bench.step(.members([peer(2)], isClosed: true)).contains(where: isDial))
+        let dial = LinkEffect.dial(endpoint(2), addresses: Self.elsewhere.addresses)
+        #expect(bench.step(.learned([Self.elsewhere])) == [dial])
+        #expect(bench.step(.learned([Self.elsewhere])) == [])
+        let effects = bench.prove(1, 2, isInbound: false)
+        #expect(effects.contains(.peerUp(endpoint(2))))
+        // The first one ends when its time is over, and changes nothing.
+        #expect(bench.step(.dialFailed(endpoint(2), .unreachable("no answer in time"))) == [])
+        #expect(bench.pass(.seconds(60)) == [])
+    }
+
     @Test func aMemberWithoutAnAddressIsDialledOnceItHasSaidWhereItIs() {
         var bench = Bench(own: 1)
         let silent = LinkPeer(endpoint: endpoint(2), addresses: [])

@@ -39,7 +39,12 @@ enum Garbage {
             .openStream(endpoint: endpoint, alpn: .raft, service: .raft), .identify, .subscribe,
             .sign(context: "raft", bytes: bytes(40, &random)),
             .openStream(endpoint: endpoint, alpn: .gossip, service: .gossip),
-            .learned(peers: [NetPeer(endpoint: endpoint, addresses: ["192.0.2.1:1", "x"])]),
+            .learned(
+                peers: [
+                    ConfiguredPeer(
+                        node: NodeID(3),
+                        peer: NetPeer(endpoint: endpoint, addresses: ["192.0.2.1:1", "x"]))
+                ]), .located(addresses: ["192.0.2.1:1"]), .listLearned, .gossipSetup,
         ]
         var content = requests[random.uniform(0..<requests.count)].encoded()
         switch random.uniform(0..<4) {

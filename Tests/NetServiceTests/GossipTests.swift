@@ -39,7 +39,7 @@ extension NetServiceTests {
             let control = try await node.loop.submit {
                 let control = NetControl(eventLoop: node.loop, socketPath: node.netSocket)
                 control.onConnected = { _ in isConnected.withLock { $0 = true } }
-                control.setLearned(peers)
+                control.setLearned(peers.map { ConfiguredPeer(node: nil, peer: $0) })
                 control.start()
                 return NIOLoopBound(control, eventLoop: node.loop)
             }.get()
@@ -112,6 +112,49 @@ extension NetServiceTests {
             #expect(await eventually { one.has(.peerUp(two.endpoint)) })
             try await stop(control, one)
             for node in [one, two] { try await node.stop() }
+        }
+
+        @Test func whatGossipSaysIsThereForTheOtherDaemons() async throws {
+            let node = TestNode()
+            try await node.start {
+                $0.advertised = []
+                $0.port = 7123
+            }
+            let control = try await learn([], node)
+            let found = [
+                ConfiguredPeer(
+                    node: NodeID(5),
+                    peer: NetPeer(
+                        endpoint: NodeKey.generate().endpoint, addresses: ["192.0.2.5:7001"]))
+            ]
+            @Sendable func ask(_ request: NetRequest) async throws -> NetReply? {
+                try await node.loop.flatSubmit {
+                    let promise = node.loop.makePromise(of: NetReply?.self)
+                    control.value.ask(request) { promise.succeed($0) }
+                    return promise.futureResult
+                }.get()
+            }
+            #expect(try await ask(.listLearned) == .learned(peers: []))
+            try await node.loop.submit {
+                control.value.setLearned(found)
+                control.value.setLocated(["192.0.2.1:7123", "nonsense"])
+            }.get()
+            #expect(try await ask(.listLearned) == .learned(peers: found))
+            #expect(
+                try await ask(.identify)
+                    == .identity(
+                        endpoint: node.endpoint, addresses: ["192.0.2.1:7123"], configuredPeers: []
+                    ))
+            let setup = try await ask(.gossipSetup)
+            #expect(
+                setup
+                    == .gossipSetup(
+                        topic: Cookies.right.gossipTopic, port: 7123, advertised: []))
+            #expect(Cookies.right.gossipTopic != Cookies.wrong.gossipTopic)
+            // A question that nobody can answer any more is answered with nothing.
+            try await stop(control, node)
+            #expect(try await ask(.listLearned) == nil)
+            try await node.stop()
         }
 
         @Test func connectionsForGossipAreCounted() async throws {

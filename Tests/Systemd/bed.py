@@ -15,7 +15,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 DAEMONS = ("aspend-net", "aspend-raft", "aspend-gossip")
 SOCKETS = ("aspend-net.socket", "aspend-net-quic.socket", "aspend-raft.socket",
-           "aspend-raft-peer.socket", "aspend-gossip.socket", "aspend-gossip-mdns.socket",
+           "aspend-raft-peer.socket", "aspend-gossip.socket", "aspend-gossip-peer.socket",
+           "aspend-gossip-mdns.socket",
            "aspend-gossip-routes.socket")
 # Where the program of each unit lies.
 PROGRAMS = {daemon: f"/usr/libexec/aspen/{daemon}" for daemon in DAEMONS}

@@ -12,9 +12,19 @@ package struct GossipTopic: Equatable, Sendable {
 
     /// - Parameter cookieKey: the stretched cookie.
     package init(cookieKey: some Collection<UInt8>) {
-        bytes = BLAKE3.deriveKey(context: "aspen gossip topic v1", material: cookieKey)
+        let bytes = BLAKE3.deriveKey(context: "aspen gossip topic v1", material: cookieKey)
+        (self.bytes, tag) = (bytes, Self.tag(of: bytes))
+    }
+
+    /// As somebody else has derived it; nil unless it has its length.
+    package init?(bytes: [UInt8]) {
+        guard bytes.count == Self.byteCount else { return nil }
+        (self.bytes, tag) = (bytes, Self.tag(of: bytes))
+    }
+
+    private static func tag(of bytes: [UInt8]) -> UInt32 {
         let digest = BLAKE3.deriveKey(context: "aspen gossip topic tag v1", material: bytes)
-        tag = digest.prefix(4).reversed().reduce(0) { $0 << 8 | UInt32($1) }
+        return digest.prefix(4).reversed().reduce(0) { $0 << 8 | UInt32($1) }
     }
 }
 

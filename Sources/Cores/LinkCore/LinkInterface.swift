@@ -122,7 +122,8 @@ package enum LinkClose: Equatable, Sendable {
 }
 
 package enum LinkEffect: Equatable, Sendable {
-    /// Make a connection. Answered by `proved` or `dialFailed`, once.
+    /// Make a connection, if need be beside one that is being made to other addresses. Each is answered by
+    /// `proved` or `dialFailed`, once.
     case dial(EndpointID, addresses: [String])
     /// `closed` need not be reported for it.
     case close(LinkID, LinkClose)

@@ -37,7 +37,7 @@ package struct LinkMachine: Machine {
         case .timeout: break
         case .configured(let list): configure(list, now, &effects)
         case .members(let list, let isClosed): setMembers(list, isClosed, now, &effects)
-        case .learned(let list): learn(list, now)
+        case .learned(let list): learn(list, now, &effects)
         case .wanted(let endpoint): want(endpoint, now)
         case .proved(let id, let endpoint, let isInbound, let incarnation, let service):
             let link = Link(
@@ -137,7 +137,9 @@ package struct LinkMachine: Machine {
         dropUnnamed(&effects)
     }
 
-    private mutating func learn(_ list: [LinkPeer], _ now: MonotonicInstant) {
+    private mutating func learn(
+        _ list: [LinkPeer], _ now: MonotonicInstant, _ effects: inout [LinkEffect]
+    ) {
         learned.removeAll(keepingCapacity: true)
         for peer in list.prefix(configuration.learnedMax) where peer.endpoint != configuration.own {
             learned[peer.endpoint] = Array(peer.addresses.prefix(Limits.addressesMax))
@@ -146,10 +148,15 @@ package struct LinkMachine: Machine {
             let addresses = learned[endpoint] ?? []
             guard var peer = peers[endpoint], peer.learnedAddresses != addresses else { continue }
             // Only what is new is a reason not to wait.
-            let isNew = addresses.contains { !peer.addresses.contains($0) }
+            let new = addresses.filter { !peer.addresses.contains($0) }
             peer.learnedAddresses = addresses
             peers[endpoint] = peer
-            if isNew, peer.isNamed { named(endpoint, now) }
+            guard !new.isEmpty, peer.isNamed else { continue }
+            named(endpoint, now)
+            // Nor for a dial that may last until its time is over: there is nobody any more.
+            if peer.isDialling, peer.links.isEmpty, peer.isWanted(isClosed: isClosed) {
+                effects.append(.dial(endpoint, addresses: new))
+            }
         }
     }
 

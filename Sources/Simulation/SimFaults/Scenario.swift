@@ -95,7 +95,7 @@ package struct Scenario: Sendable {
     package var syncLatencyMax = Duration.microseconds(500)
     package var applyLatencyMax = Duration.microseconds(300)
     package var applyBatchMax = 64
-    package var segmentBytes = 16_384
+    package var segmentBytes = 20_480
     /// Entries between two checkpoints of the state.
     package var checkpointInterval: UInt64 = 200
     /// Entries kept in the log behind a checkpoint.
@@ -274,7 +274,7 @@ extension Scenario {
 
     private mutating func drawStorage(_ random: inout RandomSource) {
         if random.chance(1, in: 3) { syncLatencyMax = .milliseconds(random.uniform(1..<30)) }
-        segmentBytes = 16_384 << random.uniform(0..<2)
+        segmentBytes = (16_384 << random.uniform(0..<2)) + 4096
         checkpointInterval = UInt64(random.uniform(5..<300))
         logTail = UInt64(random.uniform(0..<60))
         applyBatchMax = random.uniform(1..<64)

@@ -95,7 +95,8 @@ extension World {
             } else {
                 reply(net, .failed(code: .unavailable, message: "not expected"), request)
             }
-        case .openStream, .identify, .sign, .learned: break
+        case .openStream, .identify, .sign, .learned, .listLearned, .gossipSetup, .located:
+            break
         }
     }
 
@@ -152,7 +153,7 @@ extension World {
             guard let peer = position(endpoint) else { return }
             note("n\(shell.node.id) hears SERVICE_GONE of n\(nodes[peer].id)")
             try feed(shell, .serviceGone(nodes[peer].id))
-        case .identity, .signature: break
+        case .identity, .signature, .learned, .gossipSetup: break
         }
     }
 

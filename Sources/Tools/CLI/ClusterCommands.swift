@@ -194,7 +194,8 @@ struct ClusterAddLearner: ClientCommand {
             """,
         discussion: """
             `cluster endpoint` on the new node prints the one word that names it. Without it and \
-            without --endpoint, the node is the one that the leader's --peers name with this number.
+            without --endpoint, the node is the one that the leader's --peers name with this number, or \
+            that was found and calls itself so (`aspen-cli peers list`).
 
             EXAMPLES
               aspen-cli cluster add-learner 2@ENDPOINT@192.0.2.2:7700

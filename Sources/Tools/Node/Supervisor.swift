@@ -52,11 +52,8 @@ struct Supervisor {
             "UDP \(options.listenHost):\(options.listenPort)")
         let net = try Self.check(aspen_listen_unix("\(runtime)/net.sock"), "net.sock")
         let raft = try Self.check(aspen_listen_unix("\(runtime)/raft.sock"), "raft.sock")
-        var pair: [CInt] = [-1, -1]
-        let kind = CInt(SOCK_SEQPACKET.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
-        guard socketpair(AF_UNIX, kind, 0, &pair) == 0 else {
-            throw AspenError(.internal, "no socket pair for raft.peer")
-        }
+        let raftPair = try Self.pair()
+        let gossipPair = try Self.pair()
         let cookie = try Self.check(
             aspen_memory_file("cookie", options.cookie, options.cookie.count), "memory file")
 
@@ -76,19 +73,30 @@ struct Supervisor {
             Child(
                 name: "net", program: "\(programs)/aspend-net",
                 descriptors: [
-                    ("net.sock", net), ("quic", quic), ("raft.peer", pair[0]), ("cookie", cookie),
+                    ("net.sock", net), ("quic", quic), ("raft.peer", raftPair[0]),
+                    ("gossip.peer", gossipPair[0]), ("cookie", cookie),
                 ],
                 environment: variables("net")),
             Child(
                 name: "raft", program: "\(programs)/aspend-raft",
-                descriptors: [("raft.sock", raft), ("raft.peer", pair[1])],
+                descriptors: [("raft.sock", raft), ("raft.peer", raftPair[1])],
                 environment: variables("raft")),
             Child(
                 name: "gossip", program: "\(programs)/aspend-gossip",
-                descriptors: [("gossip.sock", gossip)]
+                descriptors: [("gossip.sock", gossip), ("gossip.peer", gossipPair[1])]
                     + (options.isMDNSDisabled ? [] : Self.discoverySockets()),
                 environment: variables("gossip")),
         ]
+    }
+
+    /// Over one end a net passes connections, which come out of the other.
+    private static func pair() throws(AspenError) -> [CInt] {
+        var pair: [CInt] = [-1, -1]
+        let kind = CInt(SOCK_SEQPACKET.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
+        guard socketpair(AF_UNIX, kind, 0, &pair) == 0 else {
+            throw AspenError(.internal, "no socket pair: \(String(cString: strerror(errno)))")
+        }
+        return pair
     }
 
     /// Discovery on the local link is a convenience: without it the node runs all the same.

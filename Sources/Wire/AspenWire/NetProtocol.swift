@@ -23,7 +23,14 @@ package enum NetRequest: Equatable, Sendable {
     case subscribe
     /// Where peers are said to be (gossip's uid only): whoever is dialled for another reason, or by a
     /// stream to him, is dialled there first. Replaces the former list. Answers `done`.
-    case learned(peers: [NetPeer])
+    case learned(peers: [ConfiguredPeer])
+    /// What was last `learned`, for who adds nodes to the cluster. Answers `learned`.
+    case listLearned
+    /// What gossip's daemon has to know (its uid only). Answers `gossipSetup`.
+    case gossipSetup
+    /// Where this node can be reached by the addresses of its interfaces (gossip's uid only): what it
+    /// tells others while the settings name none. Answers `done`.
+    case located(addresses: [String])
     /// Ed25519 over context and bytes; the context is fixed by the caller's uid. Answers `signature`.
     case sign(context: String, bytes: [UInt8])
 }
@@ -44,11 +51,17 @@ package enum NetReply: Equatable, Sendable {
     case done
     case identity(endpoint: EndpointID, addresses: [String], configuredPeers: [ConfiguredPeer])
     case signature([UInt8])
+    case learned(peers: [ConfiguredPeer])
+    /// The topic of this cluster's gossip, derived from the stretched cookie (32 bytes, secret to those
+    /// who have the cookie), the port of the QUIC socket, and where the settings say that this node is
+    /// to be dialled: none leaves it to the interfaces.
+    case gossipSetup(topic: [UInt8], port: UInt16, advertised: [String])
     case failed(code: AspenErrorCode, message: String)
     case event(NetEvent)
 }
 
-/// A peer named by `--peers` or a ticket; `node` is known in the first case only.
+/// A peer with its number, if that is known: named by `--peers`, by a ticket (which has no numbers), or
+/// found.
 package struct ConfiguredPeer: Equatable, Sendable {
     package var node: NodeID?
     package var peer: NetPeer
@@ -123,8 +136,13 @@ extension NetRequest {
             writer.blob(bytes)
         case .learned(let peers):
             writer.byte(6)
-            writer.integer(UInt32(peers.count))
-            for peer in peers { peer.encode(into: &writer) }
+            writer.configured(peers)
+        case .listLearned: writer.byte(7)
+        case .gossipSetup: writer.byte(8)
+        case .located(let addresses):
+            writer.byte(9)
+            writer.integer(UInt32(addresses.count))
+            for address in addresses { writer.string(address) }
         }
         return writer.bytes
     }
@@ -148,10 +166,23 @@ extension NetRequest {
             self = .sign(
                 context: try reader.string("context", max: 64),
                 bytes: try reader.blob("bytes", max: signBytesMax))
-        case 6: self = .learned(peers: try reader.peers())
+        case 6: self = .learned(peers: try reader.configured())
+        case 7: self = .listLearned
+        case 8: self = .gossipSetup
+        case 9: self = .located(addresses: try reader.addresses())
         default: throw .unknown(field: "request")
         }
         try reader.end()
+    }
+}
+
+extension ByteWriter {
+    mutating func configured(_ peers: [ConfiguredPeer]) {
+        integer(UInt32(peers.count))
+        for peer in peers {
+            integer(peer.node?.rawValue ?? 0)
+            peer.peer.encode(into: &self)
+        }
     }
 }
 
@@ -190,6 +221,17 @@ extension ByteReader {
         return result
     }
 
+    mutating func configured() throws(DecodeError) -> [ConfiguredPeer] {
+        let count = try count("peers", max: 1000, elementBytesMin: 44)
+        var result: [ConfiguredPeer] = []
+        for _ in 0..<count {
+            let node: UInt64 = try integer("node")
+            let peer = try NetPeer(from: &self)
+            result.append(ConfiguredPeer(node: node == 0 ? nil : NodeID(node), peer: peer))
+        }
+        return result
+    }
+
     mutating func alpn() throws(DecodeError) -> ALPN {
         guard let alpn = ALPN(rawValue: try string("alpn", max: 32)) else {
             throw .unknown(field: "alpn")
@@ -214,11 +256,7 @@ extension NetReply {
         case .identity(let endpoint, let addresses, let peers):
             writer.byte(3)
             NetPeer(endpoint: endpoint, addresses: addresses).encode(into: &writer)
-            writer.integer(UInt32(peers.count))
-            for peer in peers {
-                writer.integer(peer.node?.rawValue ?? 0)
-                peer.peer.encode(into: &writer)
-            }
+            writer.configured(peers)
         case .signature(let bytes):
             writer.byte(4)
             writer.blob(bytes)
@@ -237,6 +275,15 @@ extension NetReply {
             writer.byte(8)
             writer.raw(endpoint.bytes)
             writer.byte(service.rawValue)
+        case .learned(let peers):
+            writer.byte(9)
+            writer.configured(peers)
+        case .gossipSetup(let topic, let port, let advertised):
+            writer.byte(10)
+            writer.blob(topic)
+            writer.integer(port)
+            writer.integer(UInt32(advertised.count))
+            for address in advertised { writer.string(address) }
         }
         return writer.bytes
     }
@@ -248,15 +295,9 @@ extension NetReply {
         case 2: self = .done
         case 3:
             let own = try NetPeer(from: &reader)
-            let count = try reader.count("peers", max: 1000, elementBytesMin: 44)
-            var peers: [ConfiguredPeer] = []
-            for _ in 0..<count {
-                let node: UInt64 = try reader.integer("node")
-                let peer = try NetPeer(from: &reader)
-                peers.append(ConfiguredPeer(node: node == 0 ? nil : NodeID(node), peer: peer))
-            }
             self = .identity(
-                endpoint: own.endpoint, addresses: own.addresses, configuredPeers: peers)
+                endpoint: own.endpoint, addresses: own.addresses,
+                configuredPeers: try reader.configured())
         case 4: self = .signature(try reader.blob("signature", max: 64))
         case 5:
             let raw: UInt16 = try reader.integer("code")
@@ -268,6 +309,11 @@ extension NetReply {
             let reason = try reader.string("reason", max: messageBytesMax)
             self = .event(.peerDown(endpoint, reason: reason))
         case 8: self = .event(.serviceGone(try reader.endpoint(), try reader.service()))
+        case 9: self = .learned(peers: try reader.configured())
+        case 10:
+            self = .gossipSetup(
+                topic: try reader.blob("topic", max: 32), port: try reader.integer("port"),
+                advertised: try reader.addresses())
         default: throw .unknown(field: "reply")
         }
         try reader.end()

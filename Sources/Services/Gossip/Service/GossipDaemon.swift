@@ -47,7 +47,9 @@ package enum GossipDaemon {
                 service.use($0)
             }.start()
         }
-        return service.start(gossipSocket: gossipSocket).map {
+        return service.start(
+            gossipSocket: gossipSocket, peerSocket: sockets.take("gossip.peer").first
+        ).map {
             context.logger.info(
                 "aspend-gossip serves", metadata: ["mdns": "\(multicast.isEmpty ? "off" : "on")"])
             return RunningDaemon { service.stop() }

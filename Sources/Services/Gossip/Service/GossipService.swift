@@ -3,6 +3,7 @@
 import AspenBytes
 import AspenTypes
 import AspenWire
+import GossipCore
 import Logging
 import MDNSCore
 import NIOCore
@@ -15,22 +16,25 @@ import ServiceKit
 /// whatever happens to net.
 // SAFETY: confined to `loop`; futures and the drain closure only carry the reference.
 package final class GossipService: @unchecked Sendable {
-    /// Told of everybody who is found and lost, on the event loop.
-    package var onNews: (DiscoveryNews) -> Void = { _ in }
-
     private let loop: any EventLoop
     private let logger: Logger
     private let node: NodeID
     private let access: LocalAccess
     private let sockets: [MulticastSocket]
+    private let netSocketPath: String
     private let net: NetControl
     private var identity: NetIdentity?
     private var interfaces: [RouteInterface]?
     private var choice: InterfaceChoice?
     private var discovery: MDNSDiscovery?
+    private(set) var overlay: GossipOverlay?
+    /// What aspend-net says of this node.
+    private var setup: (port: UInt16, advertised: [String])?
     private var listeners: [any RunningListener] = []
     private var connections: [ObjectIdentifier: FrameChannel] = [:]
     private var hasComplained = false
+    private var located: [String]?
+    private var shownStatus = ""
 
     package init(
         loop: any EventLoop, logger: Logger, node: NodeID, access: LocalAccess,
@@ -41,6 +45,7 @@ package final class GossipService: @unchecked Sendable {
         self.node = node
         self.access = access
         self.sockets = sockets
+        self.netSocketPath = netSocketPath
         net = NetControl(eventLoop: loop, socketPath: netSocketPath)
     }
 
@@ -53,7 +58,10 @@ package final class GossipService: @unchecked Sendable {
 
     // MARK: - Start and end
 
-    package func start(gossipSocket: CInt) -> EventLoopFuture<Void> {
+    /// - Parameter peerSocket: where aspend-net hands over streams of other nodes; nil: nowhere.
+    package func start(
+        gossipSocket: CInt, peerSocket: CInt? = nil
+    ) -> EventLoopFuture<Void> {
         net.onConnected = { [unowned self] in identified($0) }
         net.onEvent = { [unowned self] event in
             if case .peerDown(let endpoint, _) = event { discovery?.step(.doubted(endpoint)) }
@@ -66,16 +74,26 @@ package final class GossipService: @unchecked Sendable {
         let listening = Listener.start(descriptor: gossipSocket, on: loop) { [unowned self] in
             try accept($0)
         }.map { self.listeners.append($0) }
+        let peers = peerSocket.map { descriptor in
+            Listener.start(descriptor: descriptor, on: loop) { [unowned self] channel in
+                guard let overlay else {
+                    throw AspenError(.unavailable, "aspend-net has not said yet who this is")
+                }
+                try overlay.accept(channel)
+            }.map { self.listeners.append($0) }
+        }
         let receiving = sockets.map { socket in
             socket.start { [unowned self] in discovery?.step(.received($0)) }
         }
-        return EventLoopFuture.andAllSucceed(receiving + [listening], on: loop)
+        return EventLoopFuture.andAllSucceed(
+            receiving + [listening] + (peers.map { [$0] } ?? []), on: loop)
     }
 
     package func stop() -> EventLoopFuture<Void> {
         for listener in listeners { listener.close() }
         for frames in connections.values { frames.close() }
         discovery?.stop()
+        overlay?.stop()
         net.stop()
         for socket in sockets { socket.close() }
         return loop.makeSucceededVoidFuture()
@@ -86,15 +104,65 @@ package final class GossipService: @unchecked Sendable {
     /// All interfaces of the machine, at first and whenever one of them changes.
     package func use(_ interfaces: [RouteInterface]) {
         self.interfaces = interfaces
-        choose()
+        describe()
     }
 
     private func identified(_ identity: NetIdentity) {
         hasComplained = false
         let former = self.identity
         self.identity = identity
-        if former?.endpoint != identity.endpoint { begin(as: identity.endpoint) }
-        choose()
+        if former?.endpoint != identity.endpoint {
+            overlay?.stop()
+            overlay = nil
+            begin(as: identity.endpoint)
+        }
+        askForSetup(as: identity)
+    }
+
+    /// Each time: the cookie, and the topic with it, may be another one.
+    private func askForSetup(as identity: NetIdentity) {
+        net.ask(.gossipSetup) { [weak self] reply in
+            guard let self, case .gossipSetup(let bytes, let port, let advertised) = reply,
+                let topic = GossipTopic(bytes: bytes), self.identity == identity
+            else { return }
+            setup = (port, advertised)
+            if overlay?.topic != topic { beginGossip(as: identity.endpoint, topic) }
+            for peer in identity.configuredPeers {
+                overlay?.found(
+                    peer.peer.endpoint, node: peer.node, addresses: peer.peer.addresses,
+                    by: peer.node == nil ? .ticket : .manual)
+            }
+            describe()
+        }
+    }
+
+    private func beginGossip(as endpoint: EndpointID, _ topic: GossipTopic) {
+        overlay?.stop()
+        let fresh = GossipOverlay(
+            own: endpoint, topic: topic, loop: loop, logger: logger, net: net,
+            netSocketPath: netSocketPath)
+        fresh.onChange = { [unowned self] in status() }
+        overlay = fresh
+        fresh.start()
+        for peer in discovery?.peers ?? [] { heard(.found(DiscoveredNode(peer))) }
+    }
+
+    /// What this node says of itself. Where it may be dialled: as the settings say, else as its
+    /// interfaces are.
+    private func describe() {
+        guard let setup, let overlay else { return }
+        let located = InterfaceChoice.located(interfaces ?? [], port: setup.port)
+        if located != self.located {
+            self.located = located
+            net.setLocated(located)
+        }
+        let addresses = setup.advertised.isEmpty ? located : setup.advertised
+        choose(addresses)
+        overlay.describe(
+            NodeDescription(
+                node: node, addresses: addresses,
+                services: [ServiceName.raft.rawValue, ServiceName.gossip.rawValue],
+                programVersion: ProtocolVersion.program))
     }
 
     private func begin(as endpoint: EndpointID) {
@@ -110,9 +178,9 @@ package final class GossipService: @unchecked Sendable {
         discovery = fresh
     }
 
-    private func choose() {
-        guard let identity, let interfaces, let discovery else { return }
-        let next = InterfaceChoice(interfaces, advertised: identity.addresses)
+    private func choose(_ addresses: [String]) {
+        guard let interfaces, let discovery else { return }
+        let next = InterfaceChoice(interfaces, advertised: addresses)
         guard next != choice else { return }
         choice = next
         discovery.use(next)
@@ -140,19 +208,26 @@ package final class GossipService: @unchecked Sendable {
         case .lost(let endpoint):
             logger.debug("lost a node", metadata: ["peer": "\(endpoint)"])
         }
-        onNews(news)
+        if case .found(let found) = news {
+            overlay?.found(
+                found.endpoint, node: found.node, addresses: found.addresses, by: .mdns)
+        }
         status()
     }
 
     private func status() {
-        let count = discovery?.peers.count ?? 0
-        Notifier.status("\(count) node\(count == 1 ? "" : "s") found on the local link")
+        let (near, linked) = (discovery?.peers.count ?? 0, overlay?.linkCount ?? 0)
+        let text =
+            "\(near) node\(near == 1 ? "" : "s") found on the local link, gossip with \(linked)"
+        guard text != shownStatus else { return }
+        shownStatus = text
+        Notifier.status(text)
     }
 
     // MARK: - gossip.sock
 
     private func accept(_ channel: any Channel) throws {
-        guard connections.count < GossipLimits.localConnectionsMax else {
+        guard connections.count < GossipSocketLimits.localConnectionsMax else {
             throw AspenError(.resourceExhausted, "too many connections on gossip.sock")
         }
         let frames = FrameChannel(frameBytesMax: GossipRequest.frameBytesMax)

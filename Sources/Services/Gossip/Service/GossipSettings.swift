@@ -25,7 +25,7 @@ package struct GossipSettings: Sendable {
 }
 
 /// Limits of `gossip.sock`.
-package enum GossipLimits {
+package enum GossipSocketLimits {
     /// Connections on `gossip.sock`; further ones are closed at once.
     package static let localConnectionsMax = 100
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenTypes
 import DNSWire
 import MDNSCore
 
@@ -15,6 +16,17 @@ package struct InterfaceChoice: Equatable, Sendable {
     package var interfaces: [MDNSInterface]
     /// nil: no address of the node has a meaning, so that nothing is announced.
     package var port: UInt16?
+
+    /// Where a node that is bound to every address can be dialled: the addresses of this machine that others
+    /// may know, IPv6 first, none of loopback, nor those that mean something on one link alone.
+    static func located(_ all: [RouteInterface], port: UInt16) -> [String] {
+        let addresses = all.filter { $0.isUp && !$0.isLoopback }.flatMap {
+            $0.prefixes.map(\.address)
+        }
+        let known = addresses.filter { !$0.isLinkLocal }
+        let (six, four) = (known.filter { !$0.isV4 }, known.filter(\.isV4))
+        return (six + four).prefix(Limits.addressesMax).map { $0.text(port: port) }
+    }
 
     /// - Parameter advertised: what others dial, as net tells it: "192.0.2.1:7700".
     package init(_ all: [RouteInterface], advertised: [String]) {

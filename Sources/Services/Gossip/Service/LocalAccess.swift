@@ -45,6 +45,7 @@ extension GossipRequest {
     var row: Int {
         switch self {
         case .listDiscovered: 0
+        case .listPeers: 1
         }
     }
 }
@@ -52,6 +53,7 @@ extension GossipRequest {
 extension GossipService {
     /// In the order of `GossipRequest.row`.
     static let requestTable: [GossipRule] = [
-        GossipRule(name: "ListDiscovered") { .discovered($0.discovered) }
+        GossipRule(name: "ListDiscovered") { .discovered($0.discovered) },
+        GossipRule(name: "ListPeers") { .peers($0.overlay?.lines ?? []) },
     ]
 }

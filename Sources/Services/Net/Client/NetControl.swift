@@ -43,12 +43,16 @@ package final class NetControl {
     private static let backOffMin = TimeAmount.milliseconds(20)
     private static let backOffMax = TimeAmount.seconds(1)
 
-    private enum Awaited { case peersSet, learnedSet, identity, subscribed }
+    private enum Awaited {
+        case done, identity, subscribed
+        case answer((NetReply?) -> Void)
+    }
 
     private let eventLoop: any EventLoop
     private let socketPath: String
     private var peers: (list: [NetPeer], isClosed: Bool)?
-    private var learned: [NetPeer]?
+    private var learned: [ConfiguredPeer]?
+    private var located: [String]?
     private var isStarted = false
     private var isConnecting = false
     private var frames: FrameChannel?
@@ -76,10 +80,25 @@ package final class NetControl {
 
     /// Replaces the list of where peers are said to be (see `NetRequest.learned`). Remembered, and sent
     /// again after each reconnection, before `onConnected`.
-    package func setLearned(_ peers: [NetPeer]) {
+    package func setLearned(_ peers: [ConfiguredPeer]) {
         eventLoop.preconditionInEventLoop()
         learned = peers
         if let frames { sendLearned(on: frames) }
+    }
+
+    /// Where this node's interfaces are (see `NetRequest.located`). Remembered like the others.
+    package func setLocated(_ addresses: [String]) {
+        eventLoop.preconditionInEventLoop()
+        located = addresses
+        if let frames { sendLocated(on: frames) }
+    }
+
+    /// Asks something that is answered once.
+    /// - Parameter done: with nil when there is no connection, or it is lost before the answer.
+    package func ask(_ request: NetRequest, done: @escaping (NetReply?) -> Void) {
+        eventLoop.preconditionInEventLoop()
+        guard let frames, isAnnounced else { return done(nil) }
+        send(request, expecting: .answer(done), on: frames)
     }
 
     package func start() {
@@ -99,6 +118,7 @@ package final class NetControl {
         let former = frames
         frames = nil
         former?.close()
+        giveUpQuestions()
     }
 
     // MARK: - The connection
@@ -135,10 +155,10 @@ package final class NetControl {
             return failed()
         }
         self.frames = frames
-        awaited.removeAll()
         identity = nil
         sendPeers(on: frames)
         sendLearned(on: frames)
+        sendLocated(on: frames)
         send(.identify, expecting: .identity, on: frames)
         send(.subscribe, expecting: .subscribed, on: frames)
     }
@@ -146,13 +166,18 @@ package final class NetControl {
     private func sendPeers(on frames: FrameChannel) {
         guard let peers else { return }
         send(
-            .setPeers(peers: peers.list, isClosed: peers.isClosed), expecting: .peersSet,
+            .setPeers(peers: peers.list, isClosed: peers.isClosed), expecting: .done,
             on: frames)
     }
 
     private func sendLearned(on frames: FrameChannel) {
         guard let learned else { return }
-        send(.learned(peers: learned), expecting: .learnedSet, on: frames)
+        send(.learned(peers: learned), expecting: .done, on: frames)
+    }
+
+    private func sendLocated(on frames: FrameChannel) {
+        guard let located else { return }
+        send(.located(addresses: located), expecting: .done, on: frames)
     }
 
     private func send(_ request: NetRequest, expecting: Awaited, on frames: FrameChannel) {
@@ -171,7 +196,14 @@ package final class NetControl {
         let wasAnnounced = isAnnounced
         isAnnounced = false
         scheduleRetry()
+        giveUpQuestions()
         if wasAnnounced { onLost() }
+    }
+
+    private func giveUpQuestions() {
+        let former = awaited
+        awaited.removeAll()
+        for case .answer(let done) in former { done(nil) }
     }
 
     private func scheduleRetry() {
@@ -205,7 +237,8 @@ package final class NetControl {
         case (.identity, .identity(let endpoint, let addresses, let configuredPeers)):
             identity = NetIdentity(
                 endpoint: endpoint, addresses: addresses, configuredPeers: configuredPeers)
-        case (.peersSet, .done), (.learnedSet, .done): break
+        case (.done, .done): break
+        case (.answer(let done), let reply): done(reply)
         case (.subscribed, .done): announce()
         case (_, .failed(let code, let message)): refuse(AspenError(code, message), frames)
         default: refuse(AspenError(.internal, "net.sock answered another question"), frames)

@@ -77,9 +77,15 @@ package struct AccessTable: Sendable {
         case (.daemon(.raft), .setPeers): nil
         case (.daemon(let service), .setPeers):
             "the members are aspend-raft's to tell, not aspend-\(service.name)'s"
-        case (.daemon(.gossip), .learned): nil
-        case (.daemon(let service), .learned):
-            "where peers are is aspend-gossip's to tell, not aspend-\(service.name)'s"
+        case (.daemon(.gossip), .learned), (.daemon(.gossip), .located): nil
+        case (.daemon(let service), .learned), (.daemon(let service), .located):
+            "where nodes are is aspend-gossip's to tell, not aspend-\(service.name)'s"
+        case (.daemon(.gossip), .gossipSetup): nil
+        case (.daemon(let service), .gossipSetup):
+            "the topic is for aspend-gossip, not for aspend-\(service.name)"
+        case (.daemon(.raft), .listLearned), (.daemon(.gossip), .listLearned): nil
+        case (.daemon(let service), .listLearned):
+            "who was found is for aspend-raft to ask, not for aspend-\(service.name)"
         case (.daemon, .subscribe): nil
         case (.daemon(let service), .sign(let context, _)):
             service.name == context ? nil : "aspend-\(service.name) signs as '\(service.name)' only"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenBytes
 import AspenTypes
 import CAspenSystem
 import CSodium
@@ -88,6 +89,14 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
             &tag, tag.count, text, UInt64(text.count), key, key.count)
         precondition(result == 0, "hashing cannot fail")
         return tag
+    }
+
+    // MARK: - What is derived from it
+
+    /// Of this cluster's gossip, 32 bytes: who knows it knows the cookie or was told by a daemon here;
+    /// the cookie cannot be had from it sooner than by guessing.
+    var gossipTopic: [UInt8] {
+        BLAKE3.deriveKey(context: "aspen gossip topic v1", material: key)
     }
 
     // MARK: - Proofs

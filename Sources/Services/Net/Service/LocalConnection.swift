@@ -138,7 +138,7 @@ extension NetService {
         case .identify:
             connection.send(
                 .identity(
-                    endpoint: configuration.key.endpoint, addresses: configuration.advertised,
+                    endpoint: configuration.key.endpoint, addresses: ownAddresses,
                     configuredPeers: configuration.configuredPeers))
         case .setPeers(let peers, let isClosed):
             connection.isRaft = true
@@ -149,9 +149,21 @@ extension NetService {
             setRaftState(.serving)
             connection.send(.done)
         case .learned(let peers):
+            learned = Array(peers.prefix(configuration.link.learnedMax))
             drive(
                 .learned(
-                    peers.map { LinkPeer(endpoint: $0.endpoint, addresses: $0.addresses) }))
+                    learned.map {
+                        LinkPeer(endpoint: $0.peer.endpoint, addresses: $0.peer.addresses)
+                    }))
+            connection.send(.done)
+        case .listLearned: connection.send(.learned(peers: learned))
+        case .gossipSetup:
+            connection.send(
+                .gossipSetup(
+                    topic: configuration.cookie.gossipTopic, port: configuration.port,
+                    advertised: configuration.advertised))
+        case .located(let addresses):
+            located = addresses.filter { NetAddress.parse($0) != nil }
             connection.send(.done)
         case .subscribe:
             connection.send(.done)

@@ -11,8 +11,11 @@ import ServiceKit
 package struct NetConfiguration: Sendable {
     package var key: NodeKey
     package var cookie: CookieKey
-    /// What others are told to dial.
+    /// What others are told to dial, as the settings say; empty where the socket is bound to every
+    /// address and nobody has said which: then the addresses of the interfaces are.
     package var advertised: [String]
+    /// Of the QUIC socket.
+    package var port: UInt16 = 0
     package var configuredPeers: [ConfiguredPeer] = []
     /// Without tokens, clients are accepted whoever they are: on loopback only.
     package var areTokensRequired = true
@@ -97,9 +100,9 @@ package struct NetSettings: Sendable {
         }
     }
 
-    /// What to tell others, given where the socket is bound.
-    /// - Throws: `invalidArgument` when that cannot be told from the socket, or when a node without
-    ///   tokens would be open to the world.
+    /// What to tell others, given where the socket is bound; none where that is every address: then the
+    /// interfaces say, by way of `aspend-gossip`.
+    /// - Throws: `invalidArgument` when a node without tokens would be open to the world.
     package func addresses(boundTo bound: SocketAddress) throws(AspenError) -> [String] {
         if !areTokensRequired, !NetAddress.isLoopback(bound) {
             throw AspenError(
@@ -109,12 +112,6 @@ package struct NetSettings: Sendable {
                     + "Bind 127.0.0.1 or [::1], or require tokens")
         }
         if !advertised.isEmpty { return advertised }
-        guard !NetAddress.isWildcard(bound) else {
-            throw AspenError(
-                .invalidArgument,
-                "the QUIC socket is bound to every address (\(NetAddress.text(bound))): "
-                    + "say with --advertise ADDRESS:PORT which of them others shall dial")
-        }
-        return [NetAddress.text(bound)]
+        return NetAddress.isWildcard(bound) ? [] : [NetAddress.text(bound)]
     }
 }

@@ -84,6 +84,9 @@ package enum NetDaemon {
         } else {
             raft = .path("\(settings.runtimeDirectory)/raft.peer.sock")
         }
+        let gossip =
+            sockets.take("gossip.peer").first.map { PeerConnector.passing(descriptor: $0) }
+            ?? .path("\(settings.runtimeDirectory)/gossip.peer.sock")
         let peers = settings.peers.filter { $0.peer.endpoint != key.endpoint }
         let kept = sockets.take(CookieKey.keptName)
         return stretch(cookie ?? Secret([]), kept, context).flatMap { cookieKey in
@@ -91,7 +94,8 @@ package enum NetDaemon {
                 key: key, cookie: cookieKey, advertised: advertised, access: .ofSystem())
             configuration.configuredPeers = peers
             configuration.areTokensRequired = settings.areTokensRequired
-            configuration.connectors = [.raft: raft]
+            configuration.connectors = [.raft: raft, .gossip: gossip]
+            configuration.port = UInt16(bound.port ?? 0)
             let service = NetService(
                 eventLoop: context.eventLoop, configuration: configuration, logger: context.logger)
             return service.start(datagramSocket: datagramSocket, netSocket: netSocket).map {

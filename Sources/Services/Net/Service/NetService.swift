@@ -42,6 +42,9 @@ package final class NetService: @unchecked Sendable {
     var localConnections: [ObjectIdentifier: LocalConnection] = [:]
     /// Those that have not said anything yet included.
     var localCount = 0
+    /// Who was found, and where this node's interfaces are, as gossip's daemon says.
+    var learned: [ConfiguredPeer] = []
+    var located: [String] = []
     /// What is said of this node's own raft daemon, to peers and in deciding whether to join.
     var raftState = ServiceState.unknown
 
@@ -79,11 +82,13 @@ package final class NetService: @unchecked Sendable {
             session.proofTimeout = configuration.proofTimeout
             return session
         }
-        gossip.onStream = { [unowned self] session, stream, service, rest, carried in
+        // Connections that the endpoint closes at the end may outlive this service.
+        gossip.onStream = { [weak self] session, stream, service, rest, carried in
+            guard let self else { return carried() }
             join(
                 stream, to: service, rest: rest, for: .gossip(session), carried: carried)
         }
-        gossip.onUnproved = { [unowned self] in unproved($0, $1) }
+        gossip.onUnproved = { [weak self] in self?.unproved($0, $1) }
     }
 
     /// Takes over both sockets and begins to serve and to dial.
@@ -363,6 +368,11 @@ package final class NetService: @unchecked Sendable {
             return gossip.refusal
         default: return "nobody here speaks \(alpn)"
         }
+    }
+
+    /// What others are told to dial: as the settings say, else as the interfaces are.
+    var ownAddresses: [String] {
+        configuration.advertised.isEmpty ? located : configuration.advertised
     }
 
     private var unprovedCount: Int {

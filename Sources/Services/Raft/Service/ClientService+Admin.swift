@@ -177,13 +177,41 @@ extension ClientService {
             return origin.fail(AspenError(.invalidArgument, "a node id is 1 or more"))
         }
         let id = NodeID(body.nodeID)
-        let peer: NetPeer
         do {
-            peer = try candidate(id, body)
+            if let peer = try candidate(id, body) { return probe(id, peer, origin) }
         } catch {
             return origin.fail(error)
         }
-        probe(id, peer, origin)
+        links.findPeers { [self] found in
+            do throws(AspenError) {
+                probe(id, try Self.candidate(id, among: found), origin)
+            } catch {
+                origin.fail(error)
+            }
+        }
+    }
+
+    /// The only one that calls itself by that number. Whether it has the cookie, and the number, is seen when
+    /// it is asked.
+    private static func candidate(
+        _ id: NodeID, among found: [ConfiguredPeer]
+    ) throws(AspenError) -> NetPeer {
+        let named = found.filter { $0.node == id }.map(\.peer)
+        guard let peer = named.first else {
+            throw AspenError(
+                .notFound,
+                "node \(id) is neither among the peers that this node was started with nor was it "
+                    + "found: `aspen-cli peers list` shows who was; name its endpoint id and addresses"
+            )
+        }
+        guard named.count == 1 else {
+            let names = named.map { "\($0.endpoint)" }.sorted().joined(separator: ", ")
+            throw AspenError(
+                .preconditionFailed,
+                "\(named.count) nodes call themselves \(id) (\(names)): say which one by its endpoint id"
+            )
+        }
+        return peer
     }
 
     private func probe(_ id: NodeID, _ peer: NetPeer, _ origin: RequestOrigin) {
@@ -225,10 +253,11 @@ extension ClientService {
         }
     }
 
-    /// Where the node is that is to be added: as the request says, else as `--peers` says.
+    /// Where the node is that is to be added: as the request says, else as `--peers` says; nil where
+    /// neither does.
     private func candidate(
         _ id: NodeID, _ body: Aspen_Client_V1_AddLearnerRequest
-    ) throws(AspenError) -> NetPeer {
+    ) throws(AspenError) -> NetPeer? {
         if !body.endpointID.isEmpty {
             guard let endpoint = EndpointID(body.endpointID) else {
                 throw AspenError(
@@ -240,15 +269,7 @@ extension ClientService {
             else { throw AspenError(.invalidArgument, "too many or too long addresses") }
             return NetPeer(endpoint: endpoint, addresses: body.addresses)
         }
-        guard
-            let known = links.netIdentity?.configuredPeers.first(where: { $0.node == id })?.peer
-        else {
-            throw AspenError(
-                .notFound,
-                "node \(id) is not among the peers that this node was started with: name its "
-                    + "endpoint id and addresses, or start the nodes with --peers")
-        }
-        return known
+        return links.netIdentity?.configuredPeers.first { $0.node == id }?.peer
     }
 
     private func add(_ member: Membership.Member, _ origin: RequestOrigin) {

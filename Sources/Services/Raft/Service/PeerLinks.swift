@@ -402,6 +402,9 @@ final class PeerLinks {
     // MARK: - Candidates
 
     /// Says hello to a node that is no member yet, to learn its replica id.
+    /// See `PeerTransport.findPeers`.
+    func findPeers(done: @escaping ([ConfiguredPeer]) -> Void) { transport.findPeers(done: done) }
+
     func probe(
         _ peer: NetPeer, _ node: NodeID, until end: MonotonicInstant,
         completion: @escaping (Result<PeerHello, AspenError>) -> Void

@@ -17,7 +17,14 @@ package protocol PeerTransport: AnyObject {
     func open(
         _ endpoint: EndpointID, initialize: @escaping @Sendable (any Channel) throws -> Void
     ) -> EventLoopFuture<any Channel>
+    /// Who was found by gossip or on the link. Nothing of it is proved.
+    /// - Parameter done: on the event loop, once; with nothing where nobody can say.
+    func findPeers(done: @escaping ([ConfiguredPeer]) -> Void)
     func stop()
+}
+
+extension PeerTransport {
+    package func findPeers(done: @escaping ([ConfiguredPeer]) -> Void) { done([]) }
 }
 
 package enum TransportEvent: Sendable {
@@ -58,6 +65,12 @@ package final class NetTransport: PeerTransport {
         NetStream.open(
             eventLoop: eventLoop, socketPath: socketPath, endpoint: endpoint, alpn: .raft,
             service: .raft, initialize: initialize)
+    }
+
+    package func findPeers(done: @escaping ([ConfiguredPeer]) -> Void) {
+        control.ask(.listLearned) { reply in
+            if case .learned(let peers) = reply { done(peers) } else { done([]) }
+        }
     }
 
     package func stop() { control.stop() }

@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenMachine
+import AspenTypes
+import AspenWire
+import CSodium
+import Glibc
+import GossipCore
+import Logging
+import NIOCore
+import NetClient
+import ServiceKit
+
+/// Runs `GossipMachine`: carries out what it wants by way of aspend-net, which holds the key, the
+/// cookie and the connections, keeps its time, and keeps the book of peers. Confined to its event
+/// loop.
+///
+/// A link is one stream to the gossip daemon of a peer, whoever opened it, on which each message is
+/// a frame. Two that were opened at once are one too many: the one that the smaller endpoint opened
+/// stays.
+final class GossipOverlay {
+    /// Something about a peer has changed.
+    var onChange: () -> Void = {}
+
+    private let loop: any EventLoop
+    private let logger: Logger
+    private let net: NetControl
+    private let netSocketPath: String
+    private let own: EndpointID
+    let topic: GossipTopic
+    private var machine: GossipMachine
+    private var random: RandomSource
+    private(set) var book = PeerBook()
+    private var standings: [EndpointID: PeerStanding] = [:]
+    private var links: [EndpointID: Link] = [:]
+    private var dialling: Set<EndpointID> = []
+    private var inputs: [GossipInput] = []
+    private var isStepping = false
+    private var isStopped = false
+    private var timer: (at: MonotonicInstant, task: Scheduled<Void>)?
+    private var clock: RepeatedTask?
+    private var telling: Scheduled<Void>?
+
+    private struct Link {
+        var frames: FrameChannel
+        var isOurs: Bool
+    }
+
+    /// The wall clock is looked at this often.
+    private static let clockInterval = TimeAmount.seconds(10)
+    /// How long changes of addresses are gathered before aspend-net is told.
+    private static let tellingDelay = TimeAmount.milliseconds(20)
+    /// Bytes on their way to one peer that do not read, from which on its link is cut.
+    private static let pendingBytesMax = 256 * 1024
+
+    init(
+        own: EndpointID, topic: GossipTopic, loop: any EventLoop, logger: Logger, net: NetControl,
+        netSocketPath: String
+    ) {
+        self.own = own
+        self.topic = topic
+        self.loop = loop
+        self.logger = logger
+        self.net = net
+        self.netSocketPath = netSocketPath
+        random = RandomSource(seed: .random(in: .min ... .max))
+        // Greater than at an earlier start unless the clock went back: then peers say so, and the machine
+        // takes a greater one.
+        let configuration = GossipConfiguration(
+            own: own, topic: topic, epoch: max(1, Self.wallMilliseconds()))
+        machine = GossipMachine(configuration: configuration) { signature, text, key in
+            Self.isSignature(signature, of: text, by: key)
+        }
+    }
+
+    func start() {
+        let box = NIOLoopBound(self, eventLoop: loop)
+        clock = loop.scheduleRepeatedTask(initialDelay: .zero, delay: Self.clockInterval) { _ in
+            box.value.step(.wallClock(milliseconds: Self.wallMilliseconds()))
+        }
+    }
+
+    func stop() {
+        isStopped = true
+        clock?.cancel()
+        timer?.task.cancel()
+        telling?.cancel()
+        for link in links.values { link.frames.close() }
+        links = [:]
+    }
+
+    // MARK: - What it is told
+
+    func describe(_ description: NodeDescription) { step(.described(description)) }
+
+    /// Somebody says that there is a node; nothing of it is proved.
+    func found(
+        _ endpoint: EndpointID, node: NodeID?, addresses: [String], by source: PeerSources
+    ) {
+        guard endpoint != own else { return }
+        book.found(endpoint, addresses: addresses, by: source, node: node, now: now())
+        tellNet()
+        if !addresses.isEmpty { step(.contact(endpoint)) }
+        onChange()
+    }
+
+    /// A stream that a peer has opened; its first frame says whose it is.
+    func accept(_ channel: any Channel) throws {
+        let frames = FrameChannel(frameBytesMax: GossipLimits.messageBytesMax)
+        frames.onFrame = { [weak self] frames, frame in
+            guard let self, !isStopped,
+                let principal = try? Principal(decoding: Array(buffer: frame)),
+                principal.alpn == .gossip, principal.hasProvedCookie, principal.endpoint != own
+            else { return frames.close() }
+            adopt(
+                frames, of: principal.endpoint, isOurs: false, address: principal.remoteAddress)
+        }
+        try channel.pipeline.syncOperations.addHandler(frames)
+    }
+
+    // MARK: - The machine
+
+    private func step(_ input: GossipInput) {
+        inputs.append(input)
+        guard !isStepping, !isStopped else { return }
+        isStepping = true
+        var effects: [GossipEffect] = []
+        while !inputs.isEmpty {
+            let next = inputs.removeFirst()
+            effects.removeAll(keepingCapacity: true)
+            machine.step(next, now: now(), random: &random, into: &effects)
+            for effect in effects { carryOut(effect) }
+        }
+        isStepping = false
+        setTimer()
+    }
+
+    private func carryOut(_ effect: GossipEffect) {
+        switch effect {
+        case .send(let bytes, let peer): send(bytes, to: peer)
+        case .connect(let peer): dial(peer)
+        case .disconnect(let peer):
+            let link = links.removeValue(forKey: peer)
+            link?.frames.close()
+            noteDisconnection(of: peer, nil)
+        case .sign(let bytes, let ticket):
+            net.ask(.sign(context: ServiceName.gossip.name, bytes: bytes)) { [weak self] reply in
+                guard case .signature(let signature) = reply else {
+                    self?.step(.signed(ticket, signature: nil))
+                    return
+                }
+                self?.step(.signed(ticket, signature: signature))
+            }
+        case .epochRaised(let epoch):
+            logger.notice(
+                "this node was started before with a clock that was ahead of today's",
+                metadata: ["epoch": "\(epoch)"])
+        case .learned(let announcement, _):
+            book.announced(announcement, now: now())
+            tellNet()
+            onChange()
+        case .standing(let peer, let standing): stands(peer, standing)
+        case .conflict(let node, let holder, let claimant):
+            logger.warning(
+                "two nodes call themselves \(node): the second one is not believed",
+                metadata: ["holder": "\(holder)", "claimant": "\(claimant)"])
+        case .refused(let refusal, let about, let from):
+            logger.debug(
+                "refused an announcement: \(refusal)",
+                metadata: ["about": "\(about.map { "\($0)" } ?? "")", "peer": "\(from)"])
+        }
+    }
+
+    private func stands(_ peer: EndpointID, _ standing: PeerStanding) {
+        standings[peer] = standing == .gone ? nil : standing
+        if standing == .gone { book.isGone(peer) }
+        logger.debug("a peer is \(standing)", metadata: ["peer": "\(peer)"])
+        onChange()
+    }
+
+    private func setTimer() {
+        let deadline = machine.deadline
+        guard deadline != timer?.at, !isStopped else { return }
+        timer?.task.cancel()
+        let box = NIOLoopBound(self, eventLoop: loop)
+        timer = deadline.map { at in
+            let task = loop.scheduleTask(deadline: .uptimeNanoseconds(at.nanoseconds)) {
+                box.value.timer = nil
+                box.value.step(.timeout)
+            }
+            return (at, task)
+        }
+    }
+
+    // MARK: - Links
+
+    private func dial(_ peer: EndpointID) {
+        dialling.insert(peer)
+        telling?.cancel()
+        tellNetNow()
+        let frames = FrameChannel(frameBytesMax: GossipLimits.messageBytesMax)
+        let box = NIOLoopBound((self, frames), eventLoop: loop)
+        // Net knows the addresses before it is asked for the stream, on another connection.
+        net.ask(.identify) { [netSocketPath, loop] _ in
+            NetStream.open(
+                eventLoop: loop, socketPath: netSocketPath, endpoint: peer, alpn: .gossip,
+                service: .gossip
+            ) { try $0.pipeline.syncOperations.addHandler(box.value.1) }
+            .whenComplete { result in
+                let (overlay, frames) = box.value
+                switch result {
+                case .success: overlay.opened(frames, to: peer)
+                case .failure(let error): overlay.dialFailed(peer, error)
+                }
+            }
+        }
+    }
+
+    private func opened(_ frames: FrameChannel, to peer: EndpointID) {
+        guard !isStopped, frames.channel?.isActive == true else {
+            frames.close()
+            return dialFailed(peer, AspenError(.unavailable, "the stream was closed at once"))
+        }
+        adopt(frames, of: peer, isOurs: true, address: nil)
+    }
+
+    private func dialFailed(_ peer: EndpointID, _ error: any Error) {
+        let error = (error as? AspenError) ?? AspenError(.unavailable, "\(error)")
+        logger.debug("cannot reach a peer: \(error.message)", metadata: ["peer": "\(peer)"])
+        // Answered, if the peer came instead.
+        guard dialling.remove(peer) != nil else { return }
+        let address = book[peer]?.addresses.first?.text
+        let reason: DisconnectionReason =
+            switch (error.code, address) {
+            case (.unauthenticated, _): .wrongCookie
+            case (_, nil): .noAddress
+            case (.permissionDenied, let address?): .refusedKey(address: address)
+            case (_, let address?): .unreachable(address: address)
+            }
+        book.disconnected(peer, address: address, reason: reason, now: now())
+        step(.connectFailed(peer))
+        onChange()
+    }
+
+    private func adopt(
+        _ frames: FrameChannel, of peer: EndpointID, isOurs: Bool, address: String?
+    ) {
+        if let existing = links[peer] {
+            if existing.isOurs == (own < peer), existing.isOurs != isOurs {
+                dialling.remove(peer)
+                return frames.close()
+            }
+            links[peer] = nil
+            existing.frames.close()
+        }
+        links[peer] = Link(frames: frames, isOurs: isOurs)
+        dialling.remove(peer)
+        try? frames.channel?.syncOptions?.setOption(
+            .writeBufferWaterMark,
+            value: ChannelOptions.Types.WriteBufferWaterMark(
+                low: Self.pendingBytesMax / 2, high: Self.pendingBytesMax))
+        frames.onFrame = { [weak self] frames, frame in
+            guard let self, links[peer]?.frames === frames else { return }
+            step(.received(Array(buffer: frame), from: peer))
+        }
+        frames.onClosed = { [weak self] frames, _ in
+            guard let self, links[peer]?.frames === frames else { return }
+            links[peer] = nil
+            noteDisconnection(of: peer, .gone)
+            step(.linkDown(peer))
+            onChange()
+        }
+        book.found(peer, addresses: [], by: [], now: now())
+        book.connected(peer, address: address, roundTrip: nil, now: now())
+        step(.linkUp(peer))
+        onChange()
+    }
+
+    /// - Parameter reason: nil: nothing is wrong with it, there is only no use for a link.
+    private func noteDisconnection(of peer: EndpointID, _ reason: DisconnectionReason?) {
+        guard let reason else { return }
+        book.disconnected(peer, address: nil, reason: reason, now: now())
+    }
+
+    private func send(_ bytes: [UInt8], to peer: EndpointID) {
+        guard let link = links[peer] else { return }
+        link.frames.send { $0.writeBytes(bytes) }
+        // Who does not read for so long is no neighbour.
+        if !link.frames.isWritable { link.frames.close() }
+    }
+
+    // MARK: - What others hear of it
+
+    /// Everybody with the addresses where they may be, the best first.
+    private var known: [ConfiguredPeer] {
+        book.all.filter { !$0.addresses.isEmpty }.map {
+            ConfiguredPeer(
+                node: $0.node,
+                peer: NetPeer(endpoint: $0.endpoint, addresses: $0.addresses.map(\.text)))
+        }
+    }
+
+    private func tellNet() {
+        guard telling == nil, !isStopped else { return }
+        let box = NIOLoopBound(self, eventLoop: loop)
+        telling = loop.scheduleTask(in: Self.tellingDelay) { box.value.tellNetNow() }
+    }
+
+    private func tellNetNow() {
+        telling = nil
+        net.setLearned(known)
+    }
+
+    var linkCount: Int { links.count }
+
+    /// What `aspen-cli peers list` shows, ascending by endpoint.
+    var lines: [PeerLine] {
+        let now = now()
+        return book.all.map { entry in
+            let standing =
+                switch standings[entry.endpoint] {
+                case .alive: "alive"
+                case .suspected: "suspected"
+                case .gone, nil: "unknown"
+                }
+            let roundTrip = entry.addresses.first?.roundTrip ?? .zero
+            return PeerLine(
+                endpoint: entry.endpoint, node: entry.node, sources: entry.sources.names,
+                addresses: entry.addresses.map(\.text), isConnected: entry.isConnected,
+                standing: standing,
+                roundTripMicroseconds: UInt64(roundTrip / .microseconds(1)),
+                lastSeenMilliseconds: entry.lastSeen.map {
+                    UInt64(max(.zero, now - $0) / .milliseconds(1))
+                }, version: entry.version ?? "", reason: entry.reason?.text ?? "")
+        }
+    }
+
+    // MARK: - Outside
+
+    private func now() -> MonotonicInstant {
+        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
+    }
+
+    private static func wallMilliseconds() -> UInt64 {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        return UInt64(max(0, time.tv_sec)) * 1000 + UInt64(time.tv_nsec / 1_000_000)
+    }
+
+    /// What aspend-net signs for this daemon (see Protocols.md); strict, as RFC 8032 allows.
+    private static func isSignature(
+        _ signature: [UInt8], of text: [UInt8], by key: EndpointID
+    ) -> Bool {
+        guard signature.count == 64, sodium_init() >= 0 else { return false }
+        let signed = Array("aspen signature v1\n\(ServiceName.gossip.name)\n".utf8) + text
+        return crypto_sign_verify_detached(
+            signature, signed, UInt64(signed.count), key.bytes) == 0
+    }
+}
