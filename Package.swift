@@ -150,6 +150,8 @@ let services: [Target] = [
             "LinkCore", "TokenCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
         ]),
     module(
+        "GossipClient", "Services/Gossip/Client", nio + ["AspenWire", "AspenTypes", "ServiceKit"]),
+    module(
         "GossipService", "Services/Gossip/Service",
         nio + [
             "GossipCore", "MDNSCore", "DNSWire", "AspenMachine", "NetClient", "AspenWire",

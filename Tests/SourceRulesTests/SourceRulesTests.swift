@@ -105,7 +105,8 @@ import Testing
     }
 
     @Test func clientsDoNotImportServices() {
-        for folder in ["Sources/Services/Net/Client", "Sources/Services/Raft/Client"] {
+        for service in ["Gossip", "Net", "Raft"] {
+            let folder = "Sources/Services/\(service)/Client"
             for source in Self.sources(under: folder) {
                 for name in Self.imports(of: source) {
                     #expect(!name.hasSuffix("Service"), "\(source.path) imports \(name)")
