@@ -188,8 +188,8 @@ let tools: [Target] = [
     module(
         "AspenCLI", "Tools/CLI",
         [
-            "AspenClient", "TokenCore", "AspenWire", "AspenTypes", "AspenBytes", "Configuration",
-            arguments,
+            "AspenClient", "GossipClient", "TokenCore", "AspenWire", "AspenTypes", "AspenBytes",
+            "Configuration", arguments,
         ]),
     module("GeneratorTool", "Tools/Generator", ["Configuration", "AspenTypes"]),
     module(
@@ -305,7 +305,10 @@ let checks: [Target] = [
         dependencies: nio + ["AspenWire", "ServiceKit", "AspenTypes", protobuf],
         path: "Tests/FakeRaftServer", swiftSettings: strict),
     tests(
-        "CommandTests", nio + ["AspenCLI", "AspenWire", "AspenTypes", "FakeRaftServer"],
+        "CommandTests",
+        nio + [
+            "AspenCLI", "GossipCore", "AspenWire", "AspenTypes", "AspenBytes", "FakeRaftServer",
+        ],
         exclude: ["Manual"]),
     tests(
         "RaftServiceTests",

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenWire
 import FakeRaftServer
 import Glibc
 import Testing
@@ -29,6 +30,9 @@ import Testing
     func page(name: String) async throws {
         let server = FakeRaftServer()
         try await server.start()
+        let gossip = FakeGossipServer(
+            beside: server.path, answer: .reply(.peers(PeerLine.examples)))
+        try await gossip.start()
         let shell = Shell(socket: server.path)
         let path = Self.directory + "/" + name
         let page = ManualPage(try #require(Self.read(path)))
@@ -57,6 +61,7 @@ import Testing
         }
         if isRewriting, result.parts != page.parts { Self.write(result.text, to: path) }
         try await shell.remove()
+        await gossip.stop()
         await server.stop()
     }
 

@@ -71,6 +71,14 @@ package enum CommandLineProgram {
             return finishParsing(error, output, root, arguments)
         }
         if let verb = command as? any LocalCommand { return runLocally(verb, output, root) }
+        if let verb = command as? any NodeCommand {
+            do {
+                return try await verb.run(
+                    NodeContext(output: output, verb.global, environment: environment))
+            } catch {
+                return end(error, asJSON: verb.global.isJSON, output, root, verb: type(of: verb))
+            }
+        }
         guard let verb = command as? any ClientCommand else {
             return runWithoutCluster(&command, output, root)
         }
@@ -78,12 +86,23 @@ package enum CommandLineProgram {
         do {
             return try await run(verb, output)
         } catch {
-            let failure = CommandFailure(error)
-            // Half a page may stand there already; what went wrong comes after it.
-            try? output.flush()
-            report(failure, asJSON: verb.global.isJSON, root, verb: type(of: verb))
-            return failure.status
+            return end(error, asJSON: verb.global.isJSON, output, root, verb: type(of: verb))
         }
+    }
+
+    private static func end(
+        _ error: any Error, asJSON: Bool, _ output: Output, _ root: any ParsableCommand.Type,
+        verb: any ParsableCommand.Type
+    ) -> ExitStatus {
+        let failure = CommandFailure(error)
+        // Half a page may stand there already; what went wrong comes after it.
+        try? output.flush()
+        report(failure, asJSON: asJSON, root, verb: verb)
+        return failure.status
+    }
+
+    private static func environment(_ name: String) -> String? {
+        getenv(name).map { String(cString: $0) }
     }
 
     private static func runLocally(
@@ -92,16 +111,12 @@ package enum CommandLineProgram {
         do {
             return try verb.run(output)
         } catch {
-            let failure = CommandFailure(error)
-            try? output.flush()
-            report(failure, asJSON: verb.isJSON, root, verb: type(of: verb))
-            return failure.status
+            return end(error, asJSON: verb.isJSON, output, root, verb: type(of: verb))
         }
     }
 
     private static func run(_ verb: any ClientCommand, _ output: Output) async throws -> ExitStatus
     {
-        let environment = { (name: String) in getenv(name).map { String(cString: $0) } }
         let target = try verb.global.target(environment: environment)
         try verb.prepare()
         var options = AspenClient.Options()
@@ -264,8 +279,8 @@ struct AspenCommand: ParsableCommand, CommandArea {
                 """,
             version: version,
             subcommands: [
-                ClusterArea.self, KVArea.self, LeaseArea.self, WhyArea.self, ConfigArea.self,
-                SetupVerb.self,
+                ClusterArea.self, KVArea.self, LeaseArea.self, PeersArea.self, WhyArea.self,
+                ConfigArea.self, SetupVerb.self,
             ])
     }
 }

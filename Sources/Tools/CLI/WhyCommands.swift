@@ -8,7 +8,7 @@ import Glibc
 struct WhyArea: ParsableCommand, CommandArea {
     static let configuration = CommandConfiguration(
         commandName: "why", abstract: "Explain what happened, from what the nodes have recorded.",
-        subcommands: [WhyLeader.self, WhySlow.self, WhyMember.self])
+        subcommands: [WhyLeader.self, WhySlow.self, WhyMember.self, WhyPeer.self])
 }
 
 struct WhyLeader: ClientCommand {
