@@ -33,6 +33,16 @@ import Testing
         book.checkInvariants()
     }
 
+    @Test func aConnectionThatIsOfNoUseAnyMoreIsNoFault() {
+        var book = PeerBook()
+        book.found(endpoint(1), addresses: ["a:1"], by: .mdns, now: Self.at(1))
+        book.connected(endpoint(1), address: "a:1", roundTrip: nil, now: Self.at(2))
+        book.released(endpoint(1))
+        #expect(book[endpoint(1)]?.isConnected == false && book[endpoint(1)]?.reason == nil)
+        #expect(book[endpoint(1)]?.addresses.first?.isFailing == false)
+        book.checkInvariants()
+    }
+
     @Test func sourcesAddUpAndTakeBackWhatTheyNameNoMore() {
         var book = PeerBook()
         book.found(endpoint(1), addresses: ["a:1", "b:1"], by: .mdns, now: Self.at(1))

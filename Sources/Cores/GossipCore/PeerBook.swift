@@ -220,6 +220,11 @@ package struct PeerBook: Sendable {
         entries[endpoint]?.candidates[place].lastFailure = now
     }
 
+    /// There is no use for a connection any more; nothing is wrong with the peer.
+    package mutating func released(_ endpoint: EndpointID) {
+        entries[endpoint]?.isConnected = false
+    }
+
     package mutating func isGone(_ endpoint: EndpointID) {
         guard entries[endpoint]?.isConnected == false else { return }
         entries[endpoint]?.reason = .gone

@@ -40,6 +40,8 @@ final class GossipOverlay {
     private var timer: (at: MonotonicInstant, task: Scheduled<Void>)?
     private var clock: RepeatedTask?
     private var telling: Scheduled<Void>?
+    /// At those who were found and have not answered.
+    private var looks = 0
 
     private struct Link {
         var frames: FrameChannel
@@ -48,6 +50,7 @@ final class GossipOverlay {
 
     /// The wall clock is looked at this often.
     private static let clockInterval = TimeAmount.seconds(10)
+    private static let looksPerWrongCookie = 30
     /// How long changes of addresses are gathered before aspend-net is told.
     private static let tellingDelay = TimeAmount.milliseconds(20)
     /// Bytes on their way to one peer that do not read, from which on its link is cut.
@@ -77,6 +80,19 @@ final class GossipOverlay {
         let box = NIOLoopBound(self, eventLoop: loop)
         clock = loop.scheduleRepeatedTask(initialDelay: .zero, delay: Self.clockInterval) { _ in
             box.value.step(.wallClock(milliseconds: Self.wallMilliseconds()))
+            box.value.tryAgain()
+        }
+    }
+
+    /// Whom others have named and nothing was heard of yet may have become reachable. One whose cookie is
+    /// another is asked less often: somebody has to change it first.
+    private func tryAgain() {
+        looks += 1
+        for entry in book.all where !entry.isConnected && standings[entry.endpoint] == nil {
+            guard !entry.addresses.isEmpty, entry.reason != .gone,
+                entry.reason != .wrongCookie || looks % Self.looksPerWrongCookie == 0
+            else { continue }
+            step(.contact(entry.endpoint))
         }
     }
 
@@ -142,7 +158,8 @@ final class GossipOverlay {
         case .disconnect(let peer):
             let link = links.removeValue(forKey: peer)
             link?.frames.close()
-            noteDisconnection(of: peer, nil)
+            book.released(peer)
+            onChange()
         case .sign(let bytes, let ticket):
             net.ask(.sign(context: ServiceName.gossip.name, bytes: bytes)) { [weak self] reply in
                 guard case .signature(let signature) = reply else {
@@ -266,7 +283,7 @@ final class GossipOverlay {
         frames.onClosed = { [weak self] frames, _ in
             guard let self, links[peer]?.frames === frames else { return }
             links[peer] = nil
-            noteDisconnection(of: peer, .gone)
+            book.released(peer)
             step(.linkDown(peer))
             onChange()
         }
@@ -274,12 +291,6 @@ final class GossipOverlay {
         book.connected(peer, address: address, roundTrip: nil, now: now())
         step(.linkUp(peer))
         onChange()
-    }
-
-    /// - Parameter reason: nil: nothing is wrong with it, there is only no use for a link.
-    private func noteDisconnection(of peer: EndpointID, _ reason: DisconnectionReason?) {
-        guard let reason else { return }
-        book.disconnected(peer, address: nil, reason: reason, now: now())
     }
 
     private func send(_ bytes: [UInt8], to peer: EndpointID) {
