@@ -26,8 +26,7 @@ package struct DiscoveredNode: Equatable, Sendable {
     }
 }
 
-/// What discovery tells whoever does something about it: the one seam between finding nodes and
-/// knowing, announcing or dialling them.
+/// What discovery on the link tells the service.
 package enum DiscoveryNews: Equatable, Sendable {
     /// New, or something about it is.
     case found(DiscoveredNode)
