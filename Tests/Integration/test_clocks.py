@@ -48,7 +48,7 @@ class Clocks:
             os.link(f"{self.cluster.bin}/aspen-node", f"{directory}/aspen-node")
         except OSError:
             shutil.copy(f"{self.cluster.bin}/aspen-node", directory)
-        for name in ("aspend-net", "aspend-raft"):
+        for name in ("aspend-net", "aspend-raft", "aspend-gossip"):
             with open(f"{directory}/{name}", "w") as f:
                 f.write(f"#!/bin/sh\nexport LD_PRELOAD='{self.library}'"
                         f" WALL_CLOCK_SHIFT='{self.path(node)}'\n"

@@ -136,7 +136,7 @@ def the_cookie_is_not_shown():
                 next(line for line in process.stderr if "is up; its sockets" in line)
                 with open(f"/proc/{process.pid}/task/{process.pid}/children") as f:
                     pids = [process.pid] + [int(pid) for pid in f.read().split()]
-                assert len(pids) == 3, pids
+                assert len(pids) == 4, pids
                 for pid in pids:
                     for name in ("environ", "cmdline"):
                         with open(f"/proc/{pid}/{name}", "rb") as f:

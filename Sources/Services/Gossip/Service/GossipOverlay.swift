@@ -335,12 +335,15 @@ final class GossipOverlay {
                 case .gone, nil: "unknown"
                 }
             let roundTrip = entry.addresses.first?.roundTrip ?? .zero
+            // Each announcement counts, not only those that say something new.
+            let heard = [entry.lastSeen, machine.record(of: entry.endpoint)?.heardAt]
+            let lastSeen = heard.compactMap { $0 }.max()
             return PeerLine(
                 endpoint: entry.endpoint, node: entry.node, sources: entry.sources.names,
                 addresses: entry.addresses.map(\.text), isConnected: entry.isConnected,
                 standing: standing,
                 roundTripMicroseconds: UInt64(roundTrip / .microseconds(1)),
-                lastSeenMilliseconds: entry.lastSeen.map {
+                lastSeenMilliseconds: lastSeen.map {
                     UInt64(max(.zero, now - $0) / .milliseconds(1))
                 }, version: entry.version ?? "", reason: entry.reason?.text ?? "")
         }
