@@ -11,6 +11,7 @@ import RaftCore
 extension ClientService {
     /// How often a leader that hands over looks whether it has succeeded.
     static let transferPollInterval = TimeAmount.milliseconds(5)
+    private static let transferPatience = Duration.seconds(1)
 
     // MARK: - The rule of safe change
 
@@ -127,8 +128,17 @@ extension ClientService {
 
     // MARK: - Leadership
 
+    /// A leader that has only just taken over has not heard of everybody yet: it is asked again for a while
+    /// before it refuses.
     func transferLeadership(
         _ body: Aspen_Client_V1_TransferLeadershipRequest, _ origin: RequestOrigin
+    ) {
+        transferLeadership(body, origin, until: RaftNode.now + Self.transferPatience)
+    }
+
+    private func transferLeadership(
+        _ body: Aspen_Client_V1_TransferLeadershipRequest, _ origin: RequestOrigin,
+        until end: MonotonicInstant
     ) {
         guard let membership = node.membership else { return origin.fail(outsideCluster) }
         guard body.nodeID != options.raft.node.rawValue else {
@@ -144,6 +154,15 @@ extension ClientService {
             }
         } else {
             target = voters.first { $0.node.rawValue == body.nodeID }
+        }
+        let mayCome = body.nodeID == 0 || membership.voters.contains(NodeID(body.nodeID))
+        if target?.isCaughtUp != true, mayCome, isLeader, RaftNode.now < min(end, origin.deadline) {
+            let box = NIOLoopBound((self, body, origin), eventLoop: node.loop)
+            node.loop.scheduleTask(in: Self.transferPollInterval) {
+                let (service, body, origin) = box.value
+                service.transferLeadership(body, origin, until: end)
+            }
+            return
         }
         guard let target else { return origin.fail(noTarget(body.nodeID, membership)) }
         guard target.isCaughtUp else {
