@@ -197,6 +197,10 @@ class Cluster:
             if self.voters > 1:
                 first.cli("cluster", "change-membership",
                           *[str(n.number) for n in self.nodes[:self.voters]], check=0)
+            # Who was added hears of it from the leader, a moment later.
+            for node in self.nodes[1:self.members]:
+                wait_for(f"node {node.number} to know that it belongs",
+                         lambda: node.cli("kv", "get", "no such key").code == 3)
         except BaseException:
             self.__exit__(None, None, None)
             raise
