@@ -79,7 +79,13 @@ def nodes_on_the_link_find_each_other(cluster):
     began = time.monotonic()
     # With its sockets: the next packet would start it again.
     units = [unit for unit in (*SOCKETS, "aspend-gossip.service") if "gossip" in unit]
-    cluster[3].systemctl("stop", *units)
+
+    def stopped():
+        # A packet that comes meanwhile has it started again, and cancels what is left to stop.
+        cluster[3].systemctl("stop", *units, check=None)
+        return not any(cluster[3].is_active(unit) for unit in units)
+
+    wait_for("aspend-gossip and its sockets to stop", stopped, 20, 0.1)
     found(cluster[1], 1)
     gone = time.monotonic() - began
     cluster[3].systemctl("start", *units)
