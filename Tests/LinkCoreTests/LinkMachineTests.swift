@@ -297,13 +297,13 @@ func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else
         #expect(bench.machine.standings.isEmpty)
     }
 
-    @Test func aMemberIsDialledWhereItSaysItIsFirst() {
+    @Test func aMemberIsDialledWhereItIsSaidToBeAsWell() {
         for isEarlier in [true, false] {
             var bench = Bench(own: 1)
             if isEarlier { _ = bench.step(.learned([Self.elsewhere])) }
             let dial = LinkEffect.dial(
                 endpoint(2),
-                addresses: (isEarlier ? Self.elsewhere.addresses : []) + peer(2).addresses)
+                addresses: peer(2).addresses + (isEarlier ? Self.elsewhere.addresses : []))
             #expect(bench.step(.members([peer(2)], isClosed: true)) == [dial])
             guard !isEarlier else { continue }
             // Far out in its back-off: a new address is no reason to wait.
@@ -312,9 +312,11 @@ func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else
                 while !bench.pass(.milliseconds(10)).contains(where: isDial) {}
             }
             _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+            // As soon as a caller who is impatient would have it.
+            #expect(bench.step(.learned([Self.elsewhere])) == [])
             #expect(
-                bench.step(.learned([Self.elsewhere])) == [
-                    .dial(endpoint(2), addresses: Self.elsewhere.addresses + peer(2).addresses)
+                bench.pass(bench.configuration.wantedSpacing) == [
+                    .dial(endpoint(2), addresses: peer(2).addresses + Self.elsewhere.addresses)
                 ])
             // The same again is.
             _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
@@ -334,6 +336,30 @@ func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else
         // The first one ends when its time is over, and changes nothing.
         #expect(bench.step(.dialFailed(endpoint(2), .unreachable("no answer in time"))) == [])
         #expect(bench.pass(.seconds(60)) == [])
+    }
+
+    /// Anybody on the link can say where a member is.
+    @Test func liesAboutAMemberNeitherHideItNorMakeItDialledWithoutEnd() {
+        var bench = Bench(own: 1)
+        let own = (1...20).map { "192.0.2.1:\($0)" }
+        let member = LinkPeer(endpoint: endpoint(2), addresses: Array(own.prefix(16)))
+        _ = bench.step(.members([member], isClosed: true))
+        var dials = 0
+        for number in 0..<1000 {
+            let lies = (0..<40).map { "198.51.100.\($0):\(number + 1)" }
+            dials += bench.step(
+                .learned([LinkPeer(endpoint: endpoint(2), addresses: lies)])
+            ).count(where: isDial)
+            let known = bench.machine.addresses(of: endpoint(2))
+            #expect(known.starts(with: own.prefix(12)) && known.count == Limits.addressesMax)
+            dials += bench.pass(.milliseconds(10)).count(where: isDial)
+            if number % 10 == 9 {
+                dials += bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+                    .count(where: isDial)
+            }
+        }
+        // In ten seconds.
+        #expect(dials <= 100, "\(dials)")
     }
 
     @Test func aMemberWithoutAnAddressIsDialledOnceItHasSaidWhereItIs() {

@@ -92,7 +92,7 @@ package enum LinkInput: Equatable, Sendable {
     /// The members; replaces the former list. While closed, nobody else is dialled or admitted.
     case members([LinkPeer], isClosed: Bool)
     /// Where peers are said to be; replaces the former list, beyond `learnedMax` ignored. It names
-    /// nobody: who is dialled for another reason is dialled there first.
+    /// nobody: who is dialled for another reason is dialled there as well.
     case learned([LinkPeer])
     /// A stream to this peer is wanted now.
     case wanted(EndpointID)

@@ -147,16 +147,23 @@ package struct LinkMachine: Machine {
         for endpoint in order {
             let addresses = learned[endpoint] ?? []
             guard var peer = peers[endpoint], peer.learnedAddresses != addresses else { continue }
-            // Only what is new is a reason not to wait.
+            // Only what is new is a reason not to wait, and not more often than an impatient caller is.
             let new = addresses.filter { !peer.addresses.contains($0) }
             peer.learnedAddresses = addresses
             peers[endpoint] = peer
             guard !new.isEmpty, peer.isNamed else { continue }
             named(endpoint, now)
-            // Nor for a dial that may last until its time is over: there is nobody any more.
-            if peer.isDialling, peer.links.isEmpty, peer.isWanted(isClosed: isClosed) {
-                effects.append(.dial(endpoint, addresses: new))
+            if let last = peer.lastDial, let next = peers[endpoint]?.nextDial {
+                peers[endpoint]?.nextDial = max(next, last + configuration.wantedSpacing)
             }
+            // Nor for a dial that may last until its time is over: there is nobody any more.
+            let isEarly = peer.lastExtraDial.map { now < $0 + configuration.wantedSpacing } ?? false
+            guard peer.dials == 1, !isEarly, peer.links.isEmpty,
+                peers[endpoint]?.isWanted(isClosed: isClosed) == true
+            else { continue }
+            peers[endpoint]?.dials = 2
+            peers[endpoint]?.lastExtraDial = now
+            effects.append(.dial(endpoint, addresses: new))
         }
     }
 
@@ -228,7 +235,9 @@ package struct LinkMachine: Machine {
         _ effects: inout [LinkEffect]
     ) {
         precondition(owners[link.id] == nil, "a connection is proved once")
-        if !link.isInbound { peers[endpoint]?.isDialling = false }
+        if !link.isInbound, let dials = peers[endpoint]?.dials {
+            peers[endpoint]?.dials = max(0, dials - 1)
+        }
         guard admits(endpoint) else {
             effects.append(.close(link.id, isClosed ? .notMember : .tooManyPeers))
             return
@@ -262,10 +271,10 @@ package struct LinkMachine: Machine {
         _ random: inout RandomSource
     ) {
         guard var peer = peers[endpoint] else { return }
-        peer.isDialling = false
+        peer.dials = max(0, peer.dials - 1)
         peer.lastFailure = failure.reason
         if case .unreachable = failure { peer.isRefused = false } else { peer.isRefused = true }
-        if peer.links.isEmpty {
+        if peer.links.isEmpty, !peer.isDialling {
             let (least, most) = configuration.backOff(after: failure)
             peer.nextDial = now + peer.nextDelay(from: least, to: most, &random)
         }
@@ -319,7 +328,7 @@ package struct LinkMachine: Machine {
         }
         if peer.links.isEmpty, !peer.isDialling, peer.isWanted(isClosed: isClosed) {
             if let next = peer.nextDial, next <= now {
-                peer.isDialling = true
+                peer.dials = 1
                 peer.nextDial = nil
                 peer.lastDial = now
                 effects.append(.dial(endpoint, addresses: peer.addresses))
@@ -378,6 +387,7 @@ package struct LinkMachine: Machine {
                 "connections of one incarnation")
             precondition(
                 peer.links.isEmpty || peer.isMember || !isClosed, "strangers are cut off")
+            precondition((0...2).contains(peer.dials), "dials are bounded")
             precondition(
                 !(peer.isDialling && peer.nextDial != nil), "a dial is running or waits, not both")
             if case .up = peer.standing {

@@ -33,7 +33,10 @@ struct PeerLink: Sendable {
     /// Proved connections of one incarnation, the one to use first.
     var links: [Link] = []
     var announcedPrimary: LinkID?
-    var isDialling = false
+    /// That are running: more than one when new addresses were learned meanwhile.
+    var dials = 0
+    /// When a dial was last begun beside another.
+    var lastExtraDial: MonotonicInstant?
     var nextDial: MonotonicInstant?
     var lastDial: MonotonicInstant?
     var failures = 0
@@ -45,17 +48,22 @@ struct PeerLink: Sendable {
 
     init(graceEnds: MonotonicInstant) { self.graceEnds = graceEnds }
 
+    var isDialling: Bool { dials > 0 }
     var isMember: Bool { memberAddresses != nil }
     var isNamed: Bool { memberAddresses != nil || configuredAddresses != nil }
 
-    /// What the peer itself says is newer than a membership, and that than a setting.
+    /// A membership is newer than a setting: its addresses come first. What was learned comes after both, for
+    /// anybody on the link may have said it: it takes the place of none of them, but for a few that it
+    /// has for itself.
     var addresses: [String] {
-        var all = learnedAddresses
-        for list in [memberAddresses ?? [], configuredAddresses ?? []] {
-            all += list.filter { !all.contains($0) }
-        }
-        return Array(all.prefix(Limits.addressesMax))
+        var all = memberAddresses ?? []
+        all += (configuredAddresses ?? []).filter { !all.contains($0) }
+        let learned = learnedAddresses.filter { !all.contains($0) }
+        let room = Limits.addressesMax - min(learned.count, Self.learnedPlaces)
+        return Array((all.prefix(room) + learned).prefix(Limits.addressesMax))
     }
+
+    private static let learnedPlaces = 4
 
     /// Whether this node dials it.
     func isWanted(isClosed: Bool) -> Bool {

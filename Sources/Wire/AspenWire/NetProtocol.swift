@@ -22,7 +22,7 @@ package enum NetRequest: Equatable, Sendable {
     /// with the present state of each peer.
     case subscribe
     /// Where peers are said to be (gossip's uid only): whoever is dialled for another reason, or by a
-    /// stream to him, is dialled there first. Replaces the former list. Answers `done`.
+    /// stream to him, is dialled there as well. Replaces the former list. Answers `done`.
     case learned(peers: [ConfiguredPeer])
     /// What was last `learned`, for who adds nodes to the cluster. Answers `learned`.
     case listLearned
