@@ -43,6 +43,19 @@ import Testing
         book.checkInvariants()
     }
 
+    /// Anybody on the link can say where a node is; what it has signed itself comes first and stays.
+    @Test func whatSomebodyVouchesForIsNotCrowdedOut() {
+        var book = PeerBook()
+        book.found(endpoint(1), addresses: ["192.0.2.1:1"], by: .gossip, now: Self.at(1))
+        let lies = (1...40).map { "[2001:db8::\($0)]:1" }
+        book.found(endpoint(1), addresses: lies, by: .mdns, now: Self.at(2))
+        #expect(Self.texts(book).first == "192.0.2.1:1")
+        #expect(Self.texts(book).count == Limits.addressesMax)
+        book.found(endpoint(1), addresses: [], by: .mdns, now: Self.at(3))
+        #expect(Self.texts(book) == ["192.0.2.1:1"])
+        book.checkInvariants()
+    }
+
     @Test func sourcesAddUpAndTakeBackWhatTheyNameNoMore() {
         var book = PeerBook()
         book.found(endpoint(1), addresses: ["a:1", "b:1"], by: .mdns, now: Self.at(1))

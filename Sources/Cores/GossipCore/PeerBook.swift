@@ -40,8 +40,11 @@ package struct CandidateAddress: Equatable, Sendable {
 
     package var isIPv6: Bool { text.hasPrefix("[") }
 
-    /// What worked comes first, the faster one before the slower one; then what was not tried, IPv6
-    /// first (RFC 8305); then what failed, the longest ago first.
+    /// A person has named it, or the peer itself in what it has signed; not only somebody on the link.
+    private var isVouchedFor: Bool { !sources.isDisjoint(with: [.gossip, .manual, .ticket]) }
+
+    /// What worked comes first, the faster one before the slower one; then what was not tried: first what
+    /// somebody vouches for, then IPv6 (RFC 8305); then what failed, the longest ago first.
     fileprivate func isBetter(than other: CandidateAddress) -> Bool {
         func rank(_ address: CandidateAddress) -> Int {
             address.isFailing ? 2 : address.lastSuccess == nil ? 1 : 0
@@ -54,6 +57,7 @@ package struct CandidateAddress: Equatable, Sendable {
         if mine == 2, lastFailure != other.lastFailure {
             return (lastFailure ?? .zero) < (other.lastFailure ?? .zero)
         }
+        if isVouchedFor != other.isVouchedFor { return isVouchedFor }
         if isIPv6 != other.isIPv6 { return isIPv6 }
         return text < other.text
     }

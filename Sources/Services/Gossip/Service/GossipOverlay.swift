@@ -120,6 +120,14 @@ final class GossipOverlay {
         onChange()
     }
 
+    /// Who named it before does so no more.
+    func lost(_ endpoint: EndpointID, by source: PeerSources) {
+        guard book[endpoint] != nil else { return }
+        book.found(endpoint, addresses: [], by: source, now: now())
+        tellNet()
+        onChange()
+    }
+
     /// A stream that a peer has opened; its first frame says whose it is.
     func accept(_ channel: any Channel) throws {
         let frames = FrameChannel(frameBytesMax: GossipLimits.messageBytesMax)
@@ -245,7 +253,7 @@ final class GossipOverlay {
         let error = (error as? AspenError) ?? AspenError(.unavailable, "\(error)")
         logger.debug("cannot reach a peer: \(error.message)", metadata: ["peer": "\(peer)"])
         // Answered, if the peer came instead.
-        guard dialling.remove(peer) != nil else { return }
+        guard dialling.remove(peer) != nil, !isStopped else { return }
         let address = book[peer]?.addresses.first?.text
         let reason: DisconnectionReason =
             switch (error.code, address) {
@@ -302,9 +310,14 @@ final class GossipOverlay {
 
     // MARK: - What others hear of it
 
-    /// Everybody with the addresses where they may be, the best first.
+    /// Everybody with the addresses where they may be, the best first. Those who have proved themselves
+    /// come before those of whom somebody on the link has told: net keeps a bounded number.
     private var known: [ConfiguredPeer] {
-        book.all.filter { !$0.addresses.isEmpty }.map {
+        let all = book.all.filter { !$0.addresses.isEmpty && $0.reason != .gone }
+        let isProved = { [self] (entry: PeerBook.Entry) in
+            entry.isConnected || standings[entry.endpoint] != nil
+        }
+        return (all.filter(isProved) + all.filter { !isProved($0) }).map {
             ConfiguredPeer(
                 node: $0.node,
                 peer: NetPeer(endpoint: $0.endpoint, addresses: $0.addresses.map(\.text)))

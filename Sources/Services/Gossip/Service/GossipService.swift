@@ -141,7 +141,7 @@ package final class GossipService: @unchecked Sendable {
         let fresh = GossipOverlay(
             own: endpoint, topic: topic, loop: loop, logger: logger, net: net,
             netSocketPath: netSocketPath)
-        fresh.onChange = { [unowned self] in status() }
+        fresh.onChange = { [weak self] in self?.status() }
         overlay = fresh
         fresh.start()
         for peer in discovery?.peers ?? [] { heard(.found(DiscoveredNode(peer))) }
@@ -205,12 +205,11 @@ package final class GossipService: @unchecked Sendable {
                     "peer": "\(found.endpoint)", "number": "\(found.node)",
                     "addresses": "\(found.addresses.joined(separator: " "))",
                 ])
-        case .lost(let endpoint):
-            logger.debug("lost a node", metadata: ["peer": "\(endpoint)"])
-        }
-        if case .found(let found) = news {
             overlay?.found(
                 found.endpoint, node: found.node, addresses: found.addresses, by: .mdns)
+        case .lost(let endpoint):
+            logger.debug("lost a node", metadata: ["peer": "\(endpoint)"])
+            overlay?.lost(endpoint, by: .mdns)
         }
         status()
     }
