@@ -30,7 +30,8 @@ import Testing
             ]),
         .signature([9]), .failed(code: .unavailable, message: "no"),
         .event(.peerUp(endpoint(3))), .event(.peerDown(endpoint(3), reason: "gone")),
-        .event(.serviceGone(endpoint(3), .raft)),
+        .event(.serviceGone(endpoint(3), .raft)), .event(.located(["192.0.2.1:7001"])),
+        .event(.located([])),
         .learned(peers: [ConfiguredPeer(node: nil, peer: peer)]),
         .gossipSetup(
             topic: [UInt8](repeating: 3, count: 32), port: 7001, advertised: ["[::1]:7001"]),

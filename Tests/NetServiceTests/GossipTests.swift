@@ -120,6 +120,10 @@ extension NetServiceTests {
                 $0.advertised = []
                 $0.port = 7123
             }
+            // As aspend-raft is.
+            try await node.startControl([], isClosed: false)
+            #expect(await eventually { node.connects.withLock { $0 } == 1 })
+            #expect(node.identity.withLock { $0?.addresses } == [])
             let control = try await learn([], node)
             let found = [
                 ConfiguredPeer(
@@ -145,6 +149,7 @@ extension NetServiceTests {
                     == .identity(
                         endpoint: node.endpoint, addresses: ["192.0.2.1:7123"], configuredPeers: []
                     ))
+            #expect(await eventually { node.has(.located(["192.0.2.1:7123"])) })
             let setup = try await ask(.gossipSetup)
             #expect(
                 setup

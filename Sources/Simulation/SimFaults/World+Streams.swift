@@ -148,7 +148,7 @@ extension World {
         case .failed: openFailed(shell, request)
         case .event(.peerUp(let endpoint)):
             if let peer = position(endpoint) { dialAgain(shell, peer) }
-        case .event(.peerDown): break
+        case .event(.peerDown), .event(.located): break
         case .event(.serviceGone(let endpoint, _)):
             guard let peer = position(endpoint) else { return }
             note("n\(shell.node.id) hears SERVICE_GONE of n\(nodes[peer].id)")

@@ -79,6 +79,8 @@ package enum NetEvent: Equatable, Sendable {
     case peerDown(EndpointID, reason: String)
     /// The peer's net is alive and says that its service is gone.
     case serviceGone(EndpointID, ServiceName)
+    /// What this node tells others to dial is now this: `identity` said something else before.
+    case located([String])
 }
 
 /// The first frame on NAME.peer.sock: on whose behalf the bytes that follow come.
@@ -141,8 +143,7 @@ extension NetRequest {
         case .gossipSetup: writer.byte(8)
         case .located(let addresses):
             writer.byte(9)
-            writer.integer(UInt32(addresses.count))
-            for address in addresses { writer.string(address) }
+            writer.addresses(addresses)
         }
         return writer.bytes
     }
@@ -177,6 +178,11 @@ extension NetRequest {
 }
 
 extension ByteWriter {
+    mutating func addresses(_ list: [String]) {
+        integer(UInt32(list.count))
+        for address in list { string(address) }
+    }
+
     mutating func configured(_ peers: [ConfiguredPeer]) {
         integer(UInt32(peers.count))
         for peer in peers {
@@ -189,8 +195,7 @@ extension ByteWriter {
 extension NetPeer {
     func encode(into writer: inout ByteWriter) {
         writer.raw(endpoint.bytes)
-        writer.integer(UInt32(addresses.count))
-        for address in addresses { writer.string(address) }
+        writer.addresses(addresses)
     }
 
     init(from reader: inout ByteReader) throws(DecodeError) {
@@ -275,6 +280,9 @@ extension NetReply {
             writer.byte(8)
             writer.raw(endpoint.bytes)
             writer.byte(service.rawValue)
+        case .event(.located(let addresses)):
+            writer.byte(11)
+            writer.addresses(addresses)
         case .learned(let peers):
             writer.byte(9)
             writer.configured(peers)
@@ -282,8 +290,7 @@ extension NetReply {
             writer.byte(10)
             writer.blob(topic)
             writer.integer(port)
-            writer.integer(UInt32(advertised.count))
-            for address in advertised { writer.string(address) }
+            writer.addresses(advertised)
         }
         return writer.bytes
     }
@@ -314,6 +321,7 @@ extension NetReply {
             self = .gossipSetup(
                 topic: try reader.blob("topic", max: 32), port: try reader.integer("port"),
                 advertised: try reader.addresses())
+        case 11: self = .event(.located(try reader.addresses()))
         default: throw .unknown(field: "reply")
         }
         try reader.end()

@@ -163,8 +163,10 @@ extension NetService {
                     topic: configuration.cookie.gossipTopic, port: configuration.port,
                     advertised: configuration.advertised))
         case .located(let addresses):
+            let former = ownAddresses
             located = addresses.filter { NetAddress.parse($0) != nil }
             connection.send(.done)
+            if ownAddresses != former { publish(.located(ownAddresses)) }
         case .subscribe:
             connection.send(.done)
             connection.isSubscribed = true

@@ -218,7 +218,7 @@ package final class NetService: @unchecked Sendable {
         Notifier.status(status)
     }
 
-    private func publish(_ event: NetEvent) {
+    func publish(_ event: NetEvent) {
         for connection in localConnections.values where connection.isSubscribed {
             connection.send(.event(event))
         }

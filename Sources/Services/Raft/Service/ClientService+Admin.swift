@@ -162,6 +162,14 @@ extension ClientService {
                     "aspend-net cannot be reached, and without it this node has no address: is it "
                         + "running?", retry: .safe))
         }
+        guard !identity.addresses.isEmpty else {
+            return origin.fail(
+                AspenError(
+                    .preconditionFailed,
+                    "nobody has said where this node can be dialled, and the members would not find "
+                        + "it: start it with --advertise ADDRESS:PORT, or let aspend-gossip find out "
+                        + "(it needs this machine's interfaces to have addresses)", retry: .safe))
+        }
         let own = options.raft.node
         let cluster = ClusterID(UInt128.random(in: 1...UInt128.max))
         let member = Membership.Member(

@@ -244,6 +244,7 @@ final class PeerLinks {
             guard let link = link(endpoint) else { return }
             delegate?.serviceGone(link.node)
         case .net(.serviceGone): break
+        case .net(.located(let addresses)): netIdentity?.addresses = addresses
         }
     }
 
