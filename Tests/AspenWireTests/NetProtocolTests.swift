@@ -34,7 +34,11 @@ import Testing
         .event(.located([])),
         .learned(peers: [ConfiguredPeer(node: nil, peer: peer)]),
         .gossipSetup(
-            topic: [UInt8](repeating: 3, count: 32), port: 7001, advertised: ["[::1]:7001"]),
+            topics: [[UInt8](repeating: 3, count: 32)], port: 7001, advertised: ["[::1]:7001"]),
+        .gossipSetup(
+            topics: [[UInt8](repeating: 3, count: 32), [UInt8](repeating: 4, count: 32)],
+            port: 7001,
+            advertised: []),
     ]
 
     @Test func framesRoundTrip() throws {

@@ -135,7 +135,6 @@ import Testing
     @Test func whatNoHonestNodeSendsEndsTheLink() {
         for (number, bytes) in [
             [1, 6], [],
-            GossipMessage.gossip(fresh(announced(3, topic: otherTopic)), round: 0).encoded(),
             GossipMessage.gossip(fresh(announced(3, signer: 4)), round: 0).encoded(),
             GossipMessage.join(announced(3)).encoded(),
         ].enumerated() {
@@ -150,6 +149,30 @@ import Testing
             bench.pass(.seconds(61))
             let later = bench.step(.linkUp(endpoint(2)))
             #expect(later != again)
+        }
+    }
+
+    /// A cluster goes over to another cookie: what is said under either is believed by who accepts both, and
+    /// who has forgotten the former one takes what comes of it for no attack.
+    @Test func anotherTopicIsBelievedOnlyWhereItIsAccepted() {
+        for isAccepted in [true, false] {
+            var bench = Bench(own: 1) {
+                if isAccepted { $0.acceptedTopics = [otherTopic] }
+            }
+            _ = bench.step(.wallClock(milliseconds: wallStart))
+            _ = bench.step(.described(description(1)))
+            bench.befriend(2)
+            let told = bench.receive(
+                .gossip(fresh(announced(3, topic: otherTopic)), round: 0), from: 2)
+            #expect(refusals(told) == (isAccepted ? [] : [.wrongTopic]))
+            #expect(bench.machine.endpoints.contains(endpoint(3)) == isAccepted)
+            #expect(bench.machine.activeView == [endpoint(2)])
+            // Under whatever topic it says that it is for, it has to be signed for that.
+            let mixed = SignedAnnouncement(
+                announced(4, topic: otherTopic).announcement,
+                signature: Array(announced(4).signature))
+            let lied = bench.receive(.gossip(fresh(mixed), round: 0), from: 2)
+            #expect(refusals(lied) == [isAccepted ? .forged : .wrongTopic])
         }
     }
 

@@ -85,15 +85,18 @@ class Link:
         return sh("ip", "netns", "exec", self.name(number), *arguments, **more)
 
     def start(self, number, log, *arguments, env=None):
-        with open(os.path.join(self.directory, f"{log}.log"), "ab") as f:
+        with open(self.log_path(log), "ab") as f:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self.name(number), *arguments], stdin=subprocess.DEVNULL,
                 stdout=f, stderr=f, start_new_session=True, env={**os.environ, **(env or {})})
         self.processes.append(process)
         return process
 
+    def log_path(self, log):
+        return os.path.join(self.directory, f"{log}.log")
+
     def read(self, log):
-        with open(os.path.join(self.directory, f"{log}.log"), errors="replace") as f:
+        with open(self.log_path(log), errors="replace") as f:
             return f.read()
 
 
@@ -101,18 +104,21 @@ class Node:
     def __init__(self, link, number, *options, address=None, env=None):
         self.link, self.number = link, number
         self.data = os.path.join(link.directory, f"data-{number}")
+        self.log_name = f"node-{number}"
         self.address = address or f"10.99.0.{number}:7700"
+        up = "is up; its sockets"
+        before = self.log().count(up) if os.path.exists(link.log_path(self.log_name)) else 0
         # A state directory of its own, whichever network it is in.
         self.process = link.start(
-            number, f"node-{number}", f"{bin_dir()}/aspen-node", "--node-id", str(number),
+            number, self.log_name, f"{bin_dir()}/aspen-node", "--node-id", str(number),
             "--cookie-file", link.cookie, "--data-dir", self.data, "--listen", self.address,
             *options, env=env)
-        wait_for(f"node {number} up", lambda: "is up; its sockets" in self.log()
+        wait_for(f"node {number} up", lambda: self.log().count(up) > before
                  or self.process.poll() is not None)
         assert self.process.poll() is None, self.log()
 
     def log(self):
-        return self.link.read(f"node-{self.number}")
+        return self.link.read(self.log_name)
 
     def discovered(self):
         """{node: [address]} as gossip.sock has it."""

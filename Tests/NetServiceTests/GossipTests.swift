@@ -87,6 +87,40 @@ extension NetServiceTests {
             for node in [one, two] { try await node.stop() }
         }
 
+        /// While a cluster goes over from one cookie to the next: who accepts both is reached by those who
+        /// show either, and shows his own.
+        @Test func anotherCookieIsAcceptedAsWell() async throws {
+            @Sendable func node(_ own: CookieKey, _ accepted: CookieKey?) async throws -> TestNode {
+                try await started(cookie: own) { $0.cookies.accepted = accepted }
+            }
+            let (old, new) = (Cookies.right, Cookies.wrong)
+            let oldOnly = try await node(old, nil)
+            let oldFirst = try await node(old, new)
+            let newFirst = try await node(new, old)
+            let newOnly = try await node(new, nil)
+            let all = [oldOnly, oldFirst, newFirst, newOnly]
+            let pairs: [(from: TestNode, to: TestNode, isOpened: Bool)] = [
+                (newFirst, oldOnly, false), (oldOnly, newOnly, false), (newOnly, oldOnly, false),
+                (oldOnly, oldFirst, true), (oldFirst, newFirst, true), (newOnly, newFirst, true),
+                (newOnly, oldFirst, true), (oldOnly, newFirst, true),
+            ]
+            for (from, to, isOpened) in pairs {
+                let control = try await learn([to.peer], from)
+                do throws(any Error) {
+                    let stream = try await from.open(
+                        to: to.endpoint, alpn: .gossip, service: .gossip)
+                    #expect(isOpened)
+                    try await stream.write([1, 2, 3])
+                    #expect(await eventually { stream.count == 3 })
+                } catch {
+                    #expect(!isOpened, "\(error)")
+                    #expect((error as? AspenError)?.code == .unauthenticated)
+                }
+                try await stop(control, from)
+            }
+            for node in all { try await node.stop() }
+        }
+
         @Test func whereNobodyIsKnownToBeNobodyIsDialled() async throws {
             let one = try await started()
             let peer = NodeKey.generate().endpoint
@@ -154,7 +188,7 @@ extension NetServiceTests {
             #expect(
                 setup
                     == .gossipSetup(
-                        topic: Cookies.right.gossipTopic, port: 7123, advertised: []))
+                        topics: [Cookies.right.gossipTopic], port: 7123, advertised: []))
             #expect(Cookies.right.gossipTopic != Cookies.wrong.gossipTopic)
             // A question that nobody can answer any more is answered with nothing.
             try await stop(control, node)

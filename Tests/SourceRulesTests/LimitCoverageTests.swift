@@ -21,6 +21,8 @@ import Testing
         "partialKept": "RaftServiceTests.whatNobodyGoesOnWithIsRemoved",
         "backups under way": "RaftServiceTests.backupsAndPiecesOfARestoreAreBounded",
         "events kept for `why`": "RaftServiceTests.eventsSurviveTheDaemon",
+        "autoVotersMax": "RaftServiceTests.votersAreOddAndNotTooMany",
+        "removedEndpointsMax": "RaftServiceTests.whoIsNotAdmittedIsToldWhy",
         "votersMax": "RaftServiceTests.membershipsAreBounded",
         "learnersMax": "RaftCoreTests.membershipsAreBounded",
         "learnerLagThreshold": "RaftServiceTests.aLearnerIsPromotedAndReplacesAVoter",

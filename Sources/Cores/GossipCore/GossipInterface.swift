@@ -63,6 +63,8 @@ package enum Suspicion: Equatable, Sendable {
 package enum GossipRefusal: Hashable, Sendable {
     /// Bytes that are no message.
     case malformed
+    /// Not hostile: somebody who goes over to another cookie may not have forgotten yet what was said
+    /// under the former one.
     case wrongTopic
     /// The signature is not the announced endpoint's.
     case forged
@@ -77,7 +79,7 @@ package enum GossipRefusal: Hashable, Sendable {
     case flooding
 
     /// Whether no honest node sends this, whatever it was told and whatever its clock says.
-    var isHostile: Bool { self == .malformed || self == .wrongTopic || self == .forged }
+    var isHostile: Bool { self == .malformed || self == .forged }
 }
 
 package enum GossipEffect: Equatable, Sendable {

@@ -66,6 +66,8 @@ package struct GossipConfiguration: Sendable {
     /// This node's endpoint.
     package var own: EndpointID
     package var topic: GossipTopic
+    /// Announcements for these are believed as well: while a cluster goes over to another cookie.
+    package var acceptedTopics: [GossipTopic] = []
     /// Greater than at every earlier start of this node: a number that is kept, or the wall clock.
     package var epoch: UInt64
     /// Time between two announcements; each wait is drawn between 95 and 105 % of it.

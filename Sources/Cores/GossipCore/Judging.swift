@@ -19,7 +19,7 @@ extension GossipMachine {
     ) -> Verdict {
         let announcement = carried.signed.announcement
         let endpoint = announcement.endpoint
-        guard announcement.topicTag == configuration.topic.tag else {
+        guard topic(of: announcement) != nil else {
             return refused(.wrongTopic, announcement, link, &turn)
         }
         if endpoint == configuration.own { return judgeOwn(carried.signed, link, &turn) }
@@ -78,10 +78,17 @@ extension GossipMachine {
     }
 
     private mutating func verifies(_ signed: SignedAnnouncement) -> Bool {
+        guard let topic = topic(of: signed.announcement) else { return false }
         counters.verifications += 1
         return checkSignature(
-            Array(signed.signature), Announcement.signedText(signed.body, configuration.topic),
+            Array(signed.signature), Announcement.signedText(signed.body, topic),
             signed.announcement.endpoint)
+    }
+
+    private func topic(of announcement: Announcement) -> GossipTopic? {
+        ([configuration.topic] + configuration.acceptedTopics).first {
+            $0.tag == announcement.topicTag
+        }
     }
 
     private mutating func judgeOwn(

@@ -21,6 +21,10 @@ public enum Limits {
     public static let votersMax = 100
     /// Most learners in a membership.
     public static let learnersMax = 100
+    /// Most voters that `auto-join` makes: more of them agree more slowly, and bear no likely failure more.
+    public static let autoVotersMax = 7
+    /// Nodes removed from a cluster that it remembers, before `auto-join` admits nobody any more.
+    public static let removedEndpointsMax = 10_000
     /// Most addresses of one endpoint in a ticket or a membership.
     public static let addressesMax = 16
     /// Most bootstrap endpoints in a ticket.

@@ -4,9 +4,11 @@ import AspenTypes
 
 /// Everything that can be set. The order is that of the default file and of the documentation.
 package enum SettingsCatalogue {
-    package static let all: [Setting] = node + storage + raft + discovery + security + log
+    package static let all: [Setting] = node + cluster + storage + raft + discovery + security + log
 
-    package static let tables = ["node", "storage", "raft", "discovery", "security", "log"]
+    package static let tables = [
+        "node", "cluster", "storage", "raft", "discovery", "security", "log",
+    ]
 
     package static func setting(named name: String) -> Setting? { all.first { $0.name == name } }
 
@@ -47,6 +49,15 @@ package enum SettingsCatalogue {
             name: "ticket", table: "node", key: "ticket", kind: .text(.ticket), standard: nil,
             standardNote: "none", summary: "A ticket of the cluster, in place of peers.",
             example: "\"aspen…\"", users: ["aspend-net"]),
+    ]
+
+    private static let cluster: [Setting] = [
+        Setting(
+            name: "auto-join", table: "cluster", key: "auto_join", kind: .boolean,
+            standard: "false", standardNote: nil,
+            summary:
+                "`true`: while this node leads, nodes with the same cookie become members by themselves.",
+            example: nil, users: ["aspend-raft"])
     ]
 
     private static let discovery: [Setting] = [

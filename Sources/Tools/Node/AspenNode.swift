@@ -29,6 +29,9 @@ package struct AspenNode: ParsableCommand {
     var cookie: String?
     @Option(help: "A file that holds the cookie.")
     var cookieFile: String?
+    @Option(
+        help: "A file with another cookie that others may show, while the cluster changes its own.")
+    var cookieAcceptedFile: String?
     @Option(help: "Where keys, log and state live (default: ./data/node-ID).")
     var dataDir: String?
     @Option(help: "'persistent' (default) or 'inmemory'.")
@@ -53,6 +56,8 @@ package struct AspenNode: ParsableCommand {
         name: .customLong("disable-mdns"),
         help: "Neither looks for nodes on the local link nor tells it of this one.")
     var disableMDNS = false
+    @Flag(help: "While this node leads, nodes with the same cookie become members by themselves.")
+    var autoJoin = false
     @Option(help: "Directory with aspen.toml and aspen.toml.d; without it no file is read.")
     var config: String?
     @Flag(help: "Print this node's endpoint id (made on first use), then exit.")

@@ -14,6 +14,8 @@ struct NodeOptions {
     var nodeID: UInt64
     var dataDirectory: String
     var cookie: [UInt8]
+    /// Empty: none besides `cookie`.
+    var acceptedCookie: [UInt8]
     var listenHost: String
     var listenPort: UInt16
     var isMDNSDisabled: Bool
@@ -52,27 +54,36 @@ extension AspenNode {
             electionTimeoutMinMs.map(String.init) ?? setting("election-timeout-min-ms")
         settings["ASPEN_ELECTION_TIMEOUT_MAX_MS"] =
             electionTimeoutMaxMs.map(String.init) ?? setting("election-timeout-max-ms")
-        let isMDNSDisabled = try isMDNSDisabled(setting("disable-mdns"))
+        let isMDNSDisabled = try Self.flag("disable-mdns", disableMDNS, setting)
         settings["ASPEN_DISABLE_MDNS"] = isMDNSDisabled ? "true" : "false"
+        settings["ASPEN_AUTO_JOIN"] =
+            try Self.flag("auto-join", autoJoin, setting) ? "true" : "false"
         settings["ASPEN_LOG_LEVEL"] = setting("log-level")
         settings["ASPEN_LOG_TAIL_ENTRIES"] = setting("log-tail-entries")
         settings["ASPEN_HISTORY_REVISIONS"] = setting("history-revisions")
         settings["ASPEN_HISTORY_BYTES_MAX"] = setting("history-bytes-max")
         return NodeOptions(
             nodeID: id, dataDirectory: dataDir ?? setting("data-dir") ?? "./data/node-\(id)",
-            cookie: try readCookie(), listenHost: host, listenPort: port,
+            cookie: try readCookie(),
+            acceptedCookie: try (cookieAcceptedFile ?? setting("cookie-accepted-file")).map {
+                path throws(AspenError) in try Self.readSecret(path)
+            } ?? [], listenHost: host, listenPort: port,
             isMDNSDisabled: isMDNSDisabled, settings: settings)
     }
 
-    private func isMDNSDisabled(_ text: String?) throws(AspenError) -> Bool {
-        if disableMDNS { return true }
-        switch text {
+    /// A flag that is also a setting of two words.
+    private static func flag(
+        _ name: String, _ isGiven: Bool, _ setting: (String) -> String?
+    ) throws(AspenError) -> Bool {
+        if isGiven { return true }
+        switch setting(name) {
         case nil, "false", "0", "no", "off": return false
         case "true", "1", "yes", "on": return true
         case let text?:
             throw AspenError(
                 .invalidArgument,
-                "--disable-mdns (ASPEN_DISABLE_MDNS) is true or false, not '\(text)'")
+                "--\(name) (\(ServiceSettings.variable(for: name))) is true or false, not '\(text)'"
+            )
         }
     }
 

@@ -57,6 +57,13 @@ struct Supervisor {
         let cookie = try Self.check(
             aspen_memory_file("cookie", options.cookie, options.cookie.count), "memory file")
 
+        var secrets = [("cookie", cookie)]
+        if !options.acceptedCookie.isEmpty {
+            let accepted = aspen_memory_file(
+                "cookie-accepted", options.acceptedCookie, options.acceptedCookie.count)
+            secrets.append(("cookie-accepted", try Self.check(accepted, "memory file")))
+        }
+
         var shared = options.settings
         shared["ASPEN_RUNTIME_DIR"] = runtime
         shared["NOTIFY_SOCKET"] = notifyPath
@@ -74,8 +81,8 @@ struct Supervisor {
                 name: "net", program: "\(programs)/aspend-net",
                 descriptors: [
                     ("net.sock", net), ("quic", quic), ("raft.peer", raftPair[0]),
-                    ("gossip.peer", gossipPair[0]), ("cookie", cookie),
-                ],
+                    ("gossip.peer", gossipPair[0]),
+                ] + secrets,
                 environment: variables("net")),
             Child(
                 name: "raft", program: "\(programs)/aspend-raft",

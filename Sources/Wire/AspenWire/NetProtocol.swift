@@ -53,9 +53,9 @@ package enum NetReply: Equatable, Sendable {
     case signature([UInt8])
     case learned(peers: [ConfiguredPeer])
     /// The topic of this cluster's gossip, derived from the stretched cookie (32 bytes, secret to those
-    /// who have the cookie), the port of the QUIC socket, and where the settings say that this node is
+    /// who have the cookie), and behind it that of the cookie that is also accepted, if there is one; the port of the QUIC socket, and where the settings say that this node is
     /// to be dialled: none leaves it to the interfaces.
-    case gossipSetup(topic: [UInt8], port: UInt16, advertised: [String])
+    case gossipSetup(topics: [[UInt8]], port: UInt16, advertised: [String])
     case failed(code: AspenErrorCode, message: String)
     case event(NetEvent)
 }
@@ -286,9 +286,10 @@ extension NetReply {
         case .learned(let peers):
             writer.byte(9)
             writer.configured(peers)
-        case .gossipSetup(let topic, let port, let advertised):
+        case .gossipSetup(let topics, let port, let advertised):
             writer.byte(10)
-            writer.blob(topic)
+            writer.integer(UInt32(topics.count))
+            for topic in topics { writer.blob(topic) }
             writer.integer(port)
             writer.addresses(advertised)
         }
@@ -318,8 +319,12 @@ extension NetReply {
         case 8: self = .event(.serviceGone(try reader.endpoint(), try reader.service()))
         case 9: self = .learned(peers: try reader.configured())
         case 10:
+            var topics: [[UInt8]] = []
+            for _ in 0..<(try reader.count("topics", max: 2, elementBytesMin: 4)) {
+                topics.append(try reader.blob("topic", max: 32))
+            }
             self = .gossipSetup(
-                topic: try reader.blob("topic", max: 32), port: try reader.integer("port"),
+                topics: topics, port: try reader.integer("port"),
                 advertised: try reader.addresses())
         case 11: self = .event(.located(try reader.addresses()))
         default: throw .unknown(field: "reply")

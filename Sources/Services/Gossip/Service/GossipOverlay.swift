@@ -27,7 +27,8 @@ final class GossipOverlay {
     private let net: NetControl
     private let netSocketPath: String
     private let own: EndpointID
-    let topic: GossipTopic
+    /// What this node says is for the first of them.
+    let topics: [GossipTopic]
     private var machine: GossipMachine
     private var random: RandomSource
     private(set) var book = PeerBook()
@@ -57,11 +58,12 @@ final class GossipOverlay {
     private static let pendingBytesMax = 256 * 1024
 
     init(
-        own: EndpointID, topic: GossipTopic, loop: any EventLoop, logger: Logger, net: NetControl,
+        own: EndpointID, topics: [GossipTopic], loop: any EventLoop, logger: Logger,
+        net: NetControl,
         netSocketPath: String
     ) {
         self.own = own
-        self.topic = topic
+        self.topics = topics
         self.loop = loop
         self.logger = logger
         self.net = net
@@ -69,8 +71,9 @@ final class GossipOverlay {
         random = RandomSource(seed: .random(in: .min ... .max))
         // Greater than at an earlier start unless the clock went back: then peers say so, and the machine
         // takes a greater one.
-        let configuration = GossipConfiguration(
-            own: own, topic: topic, epoch: max(1, Self.wallMilliseconds()))
+        var configuration = GossipConfiguration(
+            own: own, topic: topics[0], epoch: max(1, Self.wallMilliseconds()))
+        configuration.acceptedTopics = Array(topics.dropFirst())
         machine = GossipMachine(configuration: configuration) { signature, text, key in
             Self.isSignature(signature, of: text, by: key)
         }

@@ -122,11 +122,13 @@ package final class GossipService: @unchecked Sendable {
     /// Each time: the cookie, and the topic with it, may be another one.
     private func askForSetup(as identity: NetIdentity) {
         net.ask(.gossipSetup) { [weak self] reply in
-            guard let self, case .gossipSetup(let bytes, let port, let advertised) = reply,
-                let topic = GossipTopic(bytes: bytes), self.identity == identity
+            guard let self, case .gossipSetup(let encoded, let port, let advertised) = reply,
+                self.identity == identity
             else { return }
+            let topics = encoded.compactMap { GossipTopic(bytes: $0) }
+            guard !topics.isEmpty else { return }
             setup = (port, advertised)
-            if overlay?.topic != topic { beginGossip(as: identity.endpoint, topic) }
+            if overlay?.topics != topics { beginGossip(as: identity.endpoint, topics) }
             for peer in identity.configuredPeers {
                 overlay?.found(
                     peer.peer.endpoint, node: peer.node, addresses: peer.peer.addresses,
@@ -136,10 +138,10 @@ package final class GossipService: @unchecked Sendable {
         }
     }
 
-    private func beginGossip(as endpoint: EndpointID, _ topic: GossipTopic) {
+    private func beginGossip(as endpoint: EndpointID, _ topics: [GossipTopic]) {
         overlay?.stop()
         let fresh = GossipOverlay(
-            own: endpoint, topic: topic, loop: loop, logger: logger, net: net,
+            own: endpoint, topics: topics, loop: loop, logger: logger, net: net,
             netSocketPath: netSocketPath)
         fresh.onChange = { [weak self] in self?.status() }
         overlay = fresh

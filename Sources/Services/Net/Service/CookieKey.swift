@@ -51,6 +51,8 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
 
     /// The name under which a supervisor keeps the memory file.
     package static let keptName = "cookie-key"
+    /// That of the other cookie, which is accepted.
+    package static let keptAcceptedName = "cookie-key-accepted"
     private static let keptHeading = Array("aspen cookie key v1\n".utf8)
 
     /// What an earlier process has left in a sealed memory file, if it was made from this cookie.
@@ -75,9 +77,9 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
     /// can change it, and only who is handed the descriptor gets at it. It holds the key and not the
     /// cookie; whoever reads it can do all that the cookie is good for.
     /// - Returns: nil when the system gives none.
-    package func kept(for cookie: Secret) -> CInt? {
+    package func kept(for cookie: Secret, name: String = keptName) -> CInt? {
         let bytes = Self.keptHeading + key + Self.tag(of: cookie, under: key)
-        let descriptor = aspen_memory_file(Self.keptName, bytes, bytes.count)
+        let descriptor = aspen_memory_file(name, bytes, bytes.count)
         return descriptor < 0 ? nil : descriptor
     }
 
@@ -117,6 +119,20 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
         guard shown.count == expected.count else { return false }
         return sodium_memcmp(shown, expected, expected.count) == 0
     }
+}
+
+/// The key that a node shows, and another one that it takes from others besides: while the nodes of a
+/// cluster go over from one cookie to the next, one after the other.
+package struct CookieKeys: Sendable {
+    package var own: CookieKey
+    package var accepted: CookieKey?
+
+    package init(own: CookieKey, accepted: CookieKey? = nil) {
+        self.own = own
+        self.accepted = accepted
+    }
+
+    var all: [CookieKey] { [own] + (accepted.map { [$0] } ?? []) }
 }
 
 /// Whether a cookie may be used at all.

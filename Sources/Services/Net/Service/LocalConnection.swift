@@ -160,8 +160,8 @@ extension NetService {
         case .gossipSetup:
             connection.send(
                 .gossipSetup(
-                    topic: configuration.cookie.gossipTopic, port: configuration.port,
-                    advertised: configuration.advertised))
+                    topics: configuration.cookies.all.map(\.gossipTopic),
+                    port: configuration.port, advertised: configuration.advertised))
         case .located(let addresses):
             let former = ownAddresses
             located = addresses.filter { NetAddress.parse($0) != nil }

@@ -10,7 +10,7 @@ import ServiceKit
 /// All that a `NetService` is told at its start.
 package struct NetConfiguration: Sendable {
     package var key: NodeKey
-    package var cookie: CookieKey
+    package var cookies: CookieKeys
     /// What others are told to dial, as the settings say; empty where the socket is bound to every
     /// address and nobody has said which: then the addresses of the interfaces are.
     package var advertised: [String]
@@ -36,7 +36,7 @@ package struct NetConfiguration: Sendable {
         key: NodeKey, cookie: CookieKey, advertised: [String], access: AccessTable
     ) {
         self.key = key
-        self.cookie = cookie
+        cookies = CookieKeys(own: cookie)
         self.advertised = advertised
         self.access = access
         link = LinkConfiguration(own: key.endpoint)

@@ -71,6 +71,7 @@ package enum NetDaemon {
         }
         let cookie = try Secret.take("cookie", from: &sockets)
         if let warning = try CookieRule.check(cookie) { context.logger.warning("\(warning)") }
+        let accepted = try acceptedCookie(&sockets, besides: cookie, context)
         let key = try identity(settings, &sockets, context)
         let datagramSocket = try take("quic", &sockets)
         let netSocket = try take("net.sock", &sockets)
@@ -89,9 +90,16 @@ package enum NetDaemon {
             ?? .path("\(settings.runtimeDirectory)/gossip.peer.sock")
         let peers = settings.peers.filter { $0.peer.endpoint != key.endpoint }
         let kept = sockets.take(CookieKey.keptName)
-        return stretch(cookie ?? Secret([]), kept, context).flatMap { cookieKey in
+        let keptAccepted = sockets.take(CookieKey.keptAcceptedName)
+        let stretched = stretch(cookie ?? Secret([]), kept, CookieKey.keptName, context)
+        // One after the other: each takes 64 MB for a moment.
+        let both = stretched.flatMap { own in
+            stretchAccepted(accepted, keptAccepted, context).map { (own, $0) }
+        }
+        return both.flatMap { own, accepted in
             var configuration = NetConfiguration(
-                key: key, cookie: cookieKey, advertised: advertised, access: .ofSystem())
+                key: key, cookie: own, advertised: advertised, access: .ofSystem())
+            configuration.cookies.accepted = accepted
             configuration.configuredPeers = peers
             configuration.areTokensRequired = settings.areTokensRequired
             configuration.connectors = [.raft: raft, .gossip: gossip]
@@ -109,6 +117,26 @@ package enum NetDaemon {
                 return RunningDaemon { service.stop() }
             }
         }
+    }
+
+    /// Another cookie that is taken from others, while the cluster's is being replaced. It must be as good as
+    /// the cookie itself.
+    private static func acceptedCookie(
+        _ sockets: inout ActivatedSockets, besides cookie: Secret?, _ context: DaemonContext
+    ) throws(AspenError) -> Secret? {
+        guard let secret = try Secret.take("cookie-accepted", from: &sockets),
+            !secret.bytes.isEmpty, secret.bytes != cookie?.bytes
+        else { return nil }
+        do {
+            _ = try CookieRule.check(secret)
+        } catch {
+            throw AspenError(
+                error.code, "the cookie that is also accepted cannot be used: \(error.message)")
+        }
+        context.logger.notice(
+            "another cookie is accepted as well: once no node uses it, take credentials/cookie-accepted away"
+        )
+        return secret
     }
 
     /// The key that the supervisor hands over, else the one in the state directory.
@@ -140,10 +168,20 @@ package enum NetDaemon {
         return descriptor
     }
 
+    private static func stretchAccepted(
+        _ cookie: Secret?, _ kept: [CInt], _ context: DaemonContext
+    ) -> EventLoopFuture<CookieKey?> {
+        let name = CookieKey.keptAcceptedName
+        if let cookie { return stretch(cookie, kept, name, context).map { $0 } }
+        if !kept.isEmpty { Notifier.discard(name: name) }
+        for descriptor in kept { close(descriptor) }
+        return context.eventLoop.makeSucceededFuture(nil)
+    }
+
     /// The key of the cookie: as an earlier process left it with the supervisor, or made anew, off
     /// the event loop, on a thread that ends afterwards, and left for the next process.
     private static func stretch(
-        _ cookie: Secret, _ kept: [CInt], _ context: DaemonContext
+        _ cookie: Secret, _ kept: [CInt], _ name: String, _ context: DaemonContext
     ) -> EventLoopFuture<CookieKey> {
         defer { for descriptor in kept { close(descriptor) } }
         let loop = context.eventLoop
@@ -152,7 +190,7 @@ package enum NetDaemon {
             context.logger.debug("the key of the cookie was kept")
             return loop.makeSucceededFuture(key)
         }
-        if !kept.isEmpty { Notifier.discard(name: CookieKey.keptName) }
+        if !kept.isEmpty { Notifier.discard(name: name) }
         let promise = loop.makePromise(of: CookieKey.self)
         // A plain thread: a pool would begin libdispatch, whose workers ask for priorities that the
         // sandbox refuses, and complain.
@@ -160,8 +198,8 @@ package enum NetDaemon {
             promise.completeWith(
                 Result {
                     let key = try CookieKey(stretching: cookie)
-                    if let descriptor = key.kept(for: cookie) {
-                        Notifier.keep(descriptor, name: CookieKey.keptName)
+                    if let descriptor = key.kept(for: cookie, name: name) {
+                        Notifier.keep(descriptor, name: name)
                         close(descriptor)
                     }
                     return key

@@ -77,7 +77,7 @@ package final class NetService: @unchecked Sendable {
             links += 1
             // What raft does is nothing to strangers.
             let session = PeerSession(
-                id: LinkID(links), connection: connection, key: configuration.cookie,
+                id: LinkID(links), connection: connection, keys: configuration.cookies,
                 incarnation: incarnation, service: { .unknown })
             session.proofTimeout = configuration.proofTimeout
             return session
@@ -270,7 +270,7 @@ package final class NetService: @unchecked Sendable {
         let id = LinkID(nextLink)
         nextLink += 1
         let session = PeerSession(
-            id: id, connection: connection, key: configuration.cookie, incarnation: incarnation,
+            id: id, connection: connection, keys: configuration.cookies, incarnation: incarnation,
             service: { [self] in raftState })
         session.proofTimeout = configuration.proofTimeout
         session.onProved = { [self] in proved($0, $1, $2) }

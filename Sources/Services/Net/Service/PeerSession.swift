@@ -54,7 +54,7 @@ final class PeerSession {
     var onCarrying: (PeerSession, Bool) -> Void = { _, _ in }
 
     var proofTimeout = NetLimits.proofTimeout
-    private let key: CookieKey
+    private let keys: CookieKeys
     private let incarnation: UInt64
     private let service: () -> ServiceState
     private var control: QUICStream?
@@ -66,12 +66,12 @@ final class PeerSession {
     private var streams = 0
 
     init(
-        id: LinkID, connection: QUICConnection, key: CookieKey, incarnation: UInt64,
+        id: LinkID, connection: QUICConnection, keys: CookieKeys, incarnation: UInt64,
         service: @escaping () -> ServiceState
     ) {
         self.id = id
         self.connection = connection
-        self.key = key
+        self.keys = keys
         self.incarnation = incarnation
         self.service = service
     }
@@ -118,7 +118,7 @@ final class PeerSession {
             let stream = try connection.openStream()
             stream.write(StreamHeader.bytes(for: .cookie))
             adopt(stream)
-            try showProof()
+            try showProof(under: keys.own)
         } catch {
             end(.connection(error))
         }
@@ -141,7 +141,7 @@ final class PeerSession {
         try connection.exporter(label: CookieKey.exporterLabel, context: [], length: 32)
     }
 
-    private func showProof() throws(QUICError) {
+    private func showProof(under key: CookieKey) throws(QUICError) {
         let mac = key.proof(of: ownSide, exported: try exported())
         hasShownProof = true
         control?.write(
@@ -167,10 +167,15 @@ final class PeerSession {
         switch message {
         case .proof(let mac, let incarnation, let raft):
             guard !isProved else { throw DecodeError.unknown(field: "type") }
-            guard key.verifies(mac, of: otherSide, exported: try exported()) else {
-                return end(.cookie(foundHere: true))
-            }
-            if connection.isInbound { try showProof() }
+            let exported = try exported()
+            // Who was shown one key answers with that. Who dials shows his own: he has to know only that.
+            let possible = connection.isInbound ? keys.all : [keys.own]
+            guard
+                let shared = possible.first(where: {
+                    $0.verifies(mac, of: otherSide, exported: exported)
+                })
+            else { return end(.cookie(foundHere: true)) }
+            if connection.isInbound { try showProof(under: shared) }
             isProved = true
             timer?.cancel()
             connection.trust()

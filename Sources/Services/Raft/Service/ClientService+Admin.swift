@@ -337,7 +337,7 @@ extension ClientService {
     func change(
         _ kind: WriteKind, _ origin: RequestOrigin,
         patience: MonotonicInstant = RaftNode.now + ClientService.changePatience,
-        _ wish: @escaping (Membership) throws(AspenError) -> Wish?
+        recordsMax: Int = 3, _ wish: @escaping (Membership) throws(AspenError) -> Wish?
     ) {
         guard let membership = node.membership else { return origin.fail(outsideCluster) }
         guard isLeader else {
@@ -355,6 +355,13 @@ extension ClientService {
                     term: core.term(at: core.membershipIndex) ?? .zero, result: .done)
                 return origin.reply(
                     kind.response(answer, node: options.raft.node, membership: membership))
+            }
+            let removed = unrecordedRemovals(membership, wanted)
+            guard removed.isEmpty else {
+                guard recordsMax > 0 else { return origin.fail(Self.changeTooSlow) }
+                return record(removalOf: removed, origin) { [self] in
+                    change(kind, origin, patience: patience, recordsMax: recordsMax - 1, wish)
+                }
             }
             let id = register(origin, kind)
             node.step(

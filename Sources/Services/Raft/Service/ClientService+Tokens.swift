@@ -113,7 +113,7 @@ extension ClientService {
         _ body: @escaping (RequestOrigin) -> Void
     ) {
         bearer.requestsInDoubt += 1
-        let barrier = TrustBarrier { failure in
+        let barrier = OwnSink { failure in
             bearer.requestsInDoubt -= 1
             if let failure { return origin.fail(failure) }
             var judged = origin
@@ -132,15 +132,6 @@ extension ClientService {
         self.trust = trust
         trustGeneration += 1
         closeExpired()
-    }
-
-    /// After a start, or when a snapshot has taken the place of entries.
-    func loadTrust() {
-        let box = NIOLoopBound(self, eventLoop: node.loop)
-        node.state.perform { store in
-            let trust = try TokenTrust(reading: store)
-            return { box.value.setTrust(trust) }
-        }
     }
 
     /// Connections whose token no longer holds end; what they wait for would never be theirs.
@@ -248,17 +239,6 @@ extension ClientService {
         }
         return WireResponse(.listRevokedTokens(body))
     }
-}
-
-/// Takes the answer of a read that only waits.
-private final class TrustBarrier: ReplySink {
-    private let passed: (AspenError?) -> Void
-    init(_ passed: @escaping (AspenError?) -> Void) { self.passed = passed }
-
-    func part(_ response: WireResponse, to id: UInt64) {}
-    var isOpen: Bool { true }
-    var isWritable: Bool { true }
-    func reply(_ response: WireResponse, to id: UInt64, bytes: Int) { passed(response.failure) }
 }
 
 extension WireRequest {

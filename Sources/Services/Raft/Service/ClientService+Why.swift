@@ -125,7 +125,8 @@ extension ClientService {
     /// As the leader sees it.
     private func standing(of id: NodeID) -> String {
         guard let membership = node.membership, membership.member(id) != nil else {
-            return "node \(id) is no member: it was never added, or it has been removed"
+            return whyOutside(id)
+                ?? "node \(id) is no member: it was never added, or it has been removed"
         }
         let role = membership.isVoter(id) ? "a voter" : "a learner"
         if id == options.raft.node { return "node \(id) is \(role), and the leader" }

@@ -192,7 +192,7 @@ extension ClientService {
     func willPropose(in term: Term) { proposals.willPropose(in: term) }
 
     func applied(_ answers: [AppliedAnswer], batch: AppliedBatch) {
-        if let trust = batch.trust { setTrust(trust) }
+        if let system = batch.system { set(system) }
         var isHousekeeping = false
         for var answer in answers {
             guard let (id, proposedAt) = proposals.applied(answer.number) else { continue }
@@ -229,7 +229,7 @@ extension ClientService {
 
     /// A snapshot has skipped entries, and with them perhaps answers.
     func skipped() {
-        loadTrust()
+        loadSystemTables()
         watches.skipped()
         proposals.skipped(now: RaftNode.now, into: &proposalEffects)
         obeyProposals()

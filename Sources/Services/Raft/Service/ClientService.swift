@@ -66,6 +66,10 @@ final class ClientService: @unchecked Sendable {
     var statusText = ""
     var isStatusScheduled = false
     var housekeeping = Housekeeping()
+    // Joining: see ClientService+Joining.
+    var joining = Joining()
+    /// Nil until the state has been asked.
+    var roster: JoinRoster?
     // Tokens: see ClientService+Tokens.
     var trust: TokenTrust?
     var trustGeneration: UInt64 = 0
@@ -367,6 +371,7 @@ extension ClientService: RaftNodeClient {
     func standingChanged(_ standing: RaftStanding) {
         updateStatus()
         scheduleHousekeeping()
+        scheduleJoining()
         onStandingChange(standing)
         guard standing.leader != nil else { return }
         proposeWaiting()

@@ -223,8 +223,9 @@ final class Probe {
         return AspenError(
             .unavailable,
             "node \(node) cannot be reached, \(place) (\(reason)); nothing was changed. Is it "
-                + "running there, with this cluster's cookie, does UDP reach it, and is its endpoint "
-                + "id \(peer.endpoint)? (`aspen-cli cluster endpoint` on it)", retry: .safe)
+                + "running there, with this cluster's cookie and no cluster of its own, does UDP reach "
+                + "it, and is its endpoint id \(peer.endpoint)? (`aspen-cli cluster endpoint` on it)",
+            retry: .safe)
     }
 
     private func greet(_ frames: FrameChannel) {

@@ -211,7 +211,7 @@ package final class RaftServer: @unchecked Sendable {
 
     package func start() {
         node.start()
-        service.loadTrust()
+        service.loadSystemTables()
         service.sayStatus()
     }
 

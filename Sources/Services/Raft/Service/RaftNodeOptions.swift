@@ -19,6 +19,8 @@ package struct RaftNodeOptions: Sendable {
     package var compaction = CompactionPolicy()
     /// Whether clients from other machines have to show a token.
     package var areTokensRequired = true
+    /// Whether nodes that have the cookie are taken in without an administrator, while this one leads.
+    package var joinsByItself = false
     /// Where events are kept for `why`; nil: in memory only.
     package var eventFile: String?
     /// Where backups that come in are spooled.
@@ -80,7 +82,7 @@ package struct RaftSettings: Sendable {
     static let known: Set<String> = [
         "node-id", "state-dir", "runtime-dir", "storage-backend", "heartbeat-interval-ms",
         "election-timeout-min-ms", "election-timeout-max-ms", "tokens-required",
-        "log-tail-entries", "history-revisions", "history-bytes-max",
+        "log-tail-entries", "history-revisions", "history-bytes-max", "auto-join",
     ]
 
     package init(arguments: [String]) throws(AspenError) {
@@ -105,6 +107,7 @@ package struct RaftSettings: Sendable {
         }
         options = RaftNodeOptions(raft: try Self.raft(settings, node))
         options.areTokensRequired = try settings.flag("tokens-required") ?? true
+        options.joinsByItself = try settings.flag("auto-join") ?? false
         if let tail = try settings.integer("log-tail-entries", in: 0...10_000_000) {
             options.logTailEntries = tail
         }

@@ -60,8 +60,8 @@ struct AppliedBatch: Sendable {
     var membershipIndex: LogIndex?
     /// What it changed; nil when nobody follows that.
     var changes: ChangeRecording?
-    /// Which tokens are believed after the batch, if it may have changed that.
-    var trust: TokenTrust?
+    /// What reserved keys say after the batch, if it may have changed them.
+    var system: SystemTables?
 }
 
 enum StateJob: Sendable {
@@ -270,10 +270,10 @@ final class StateThread: @unchecked Sendable {
         precondition(results.count == entries.count, "one result an entry")
         var answers: [AppliedAnswer] = []
         var membershipIndex: LogIndex?
-        var isTrustTouched = false
+        var isSystemTouched = false
         for (entry, result) in zip(entries, results) {
             if entry.kind == .membership { membershipIndex = entry.index }
-            if TokenTrust.mayBeChanged(by: entry) { isTrustTouched = true }
+            if SystemTables.mayBeChanged(by: entry) { isSystemTouched = true }
             guard let origin = entry.origin, origin.node == node,
                 origin.incarnation == incarnation
             else { continue }
@@ -288,7 +288,7 @@ final class StateThread: @unchecked Sendable {
                     index: last.index, term: last.term, revision: store.revision, answers: answers,
                     facts: HousekeepingFacts(store, compaction), membershipIndex: membershipIndex,
                     changes: store.takeRecording(),
-                    trust: isTrustTouched ? try TokenTrust(reading: store) : nil)))
+                    system: isSystemTouched ? try SystemTables(reading: store) : nil)))
     }
 
     /// There may be room on the disk now.

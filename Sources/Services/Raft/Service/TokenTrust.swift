@@ -2,10 +2,7 @@
 
 import AspenBytes
 import AspenTypes
-import Glibc
 import KVCore
-import RaftCore
-import RaftStorage
 import TokenCore
 
 /// Which roots the cluster believes, and which links it does not: replicated as keys, and held in
@@ -35,26 +32,8 @@ struct TokenTrust: Sendable, Equatable {
         return writer.bytes
     }
 
-    /// All of it, as the state has it now.
-    init(reading store: any StateStore) throws(StorageError) {
-        var from = Self.prefix
-        while true {
-            let outcome = try store.range(
-                RangeRequest(
-                    from: from, to: KeyRange(prefix: Self.prefix).to, limit: Limits.batchCountMax))
-            guard case .page(let page) = outcome else {
-                throw .corrupt("the present state cannot be read")
-            }
-            for entry in page.entries { add(entry) }
-            guard page.more, let last = page.entries.last else { return }
-            from = last.key + [0]
-        }
-    }
-
-    init() {}
-
     /// Whatever it does not understand grants nothing.
-    private mutating func add(_ entry: KeyValue) {
+    mutating func add(_ entry: KeyValue) {
         func name(after prefix: [UInt8]) -> String? {
             guard entry.key.starts(with: prefix) else { return nil }
             return String(decoding: entry.key.dropFirst(prefix.count), as: UTF8.self)
@@ -65,30 +44,6 @@ struct TokenTrust: Sendable, Equatable {
             var reader = ByteReader(entry.value)
             revoked[id] = (try? reader.integer("expires", as: UInt64.self)) ?? 0
         }
-    }
-
-    /// Whether an entry may have changed these keys: a look for the bytes of their prefix, without
-    /// decoding the entry. A value that happens to hold them only costs a look at the state.
-    static func mayBeChanged(by entry: Entry) -> Bool {
-        guard entry.kind == .command else { return false }
-        return entry.payload.withUnsafeBytes { payload in
-            prefix.withUnsafeBytes { prefix in contains(payload, prefix) }
-        }
-    }
-
-    private static func contains(
-        _ text: UnsafeRawBufferPointer, _ word: UnsafeRawBufferPointer
-    ) -> Bool {
-        guard let start = text.baseAddress, let wanted = word.baseAddress else { return false }
-        var place = 0
-        while text.count - place >= word.count {
-            let rest = start + place
-            guard let found = memchr(rest, CInt(word[0]), text.count - place - word.count + 1)
-            else { return false }
-            if memcmp(found, wanted, word.count) == 0 { return true }
-            place = UnsafeRawPointer(found) - start + 1
-        }
-        return false
     }
 
     /// Judges a chain by what this node knows now.
