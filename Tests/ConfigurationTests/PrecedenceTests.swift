@@ -49,6 +49,38 @@ import Testing
                 == ["aspen.toml.d/10.toml", "aspen.toml.d/9.toml"])
     }
 
+    /// One peer or ticket a line, in as many files as somebody or some program likes.
+    @Test func peersInFilesOfTheirOwnAddUp() {
+        let scratch = Scratch()
+        let key = String(repeating: "y", count: 52)
+        scratch.write("aspen.toml", "node.peers = ['1@\(key)']")
+        scratch.write("peers.d/b", "\n# the cellar\n  2@\(key)@192.0.2.2:7700   # rack 2\r\naspenabc\n")
+        scratch.write("peers.d/a.peer", "3@\(key)@[2001:db8::3]:1@192.0.2.3:1")
+        scratch.write("peers.d/b~", "nonsense")
+        scratch.write("peers.d/.hidden", "nonsense")
+        let files = scratch.files
+        #expect(files.problems.isEmpty, "\(files.problems)")
+        #expect(
+            files.peers.flatMap(\.value.texts) == [
+                "3@\(key)@[2001:db8::3]:1@192.0.2.3:1", "2@\(key)@192.0.2.2:7700", "aspenabc",
+            ])
+        #expect(files.peers.last?.origin == .file(path: "\(scratch.path)/peers.d/b", line: 4))
+        #expect(files.values["peers"]?.last?.value == .list(["1@\(key)"]))
+        let before = files.fingerprint
+        scratch.write("peers.d/c", "")
+        #expect(scratch.files.fingerprint != before)
+        for (line, complaint) in [
+            ("2@abc", "has no endpoint id"), ("2@\(key)@host:1", "numeric address"),
+            ("aspenA", "is no ticket"), ("2@\(key) 3@\(key)", "a line of its own"),
+            (String(repeating: "x", count: 70_000), "over 65536 bytes"),
+        ] {
+            scratch.write("peers.d/c", line)
+            #expect(
+                scratch.files.problems.map(\.description).contains { $0.contains(complaint) },
+                "\(complaint): \(scratch.files.problems)")
+        }
+    }
+
     @Test func listsAreReplacedNotJoined() {
         let scratch = Scratch()
         scratch.write("aspen.toml", "node.advertise = ['192.0.2.1:1', '192.0.2.2:2']")

@@ -378,20 +378,23 @@ def overwrites():
     count, keys, value = scaled(5_000_000), 10_000, 256
     with three_nodes() as cluster:
         limit, wal = 4 * keys * (32 + value) + 128_000_000, 32_000_000
-        sizes = [Sampler(lambda node=node: disk_bytes(node.data), 1) for node in cluster.nodes]
+        # With what it is made of, to see what was in the way.
+        sizes = [Sampler(lambda node=node: (disk_bytes(node.data), parts(node.data)), 1, (0, []))
+                 for node in cluster.nodes]
         report = bench(cluster, "put", "--keys", keys, "--value-size", value, "--clients", 256,
                        "--connections", 24, "--count", count, timeout=3600)
         say(f"{count} overwrites of {keys} keys in {report['seconds']:.0f} s "
             f"({report['rate_per_second']:.0f}/s)")
         largest = [sampler.finish() for sampler in sizes]
         at_end = [disk_bytes(node.data) for node in cluster.nodes]
-        for node, most, end in zip(cluster.nodes, largest, at_end):
-            say(f"node {node.number}: {end / 1e6:.0f} MB at the end, at most {most / 1e6:.0f} MB; "
-                f"limit {limit / 1e6:.0f} MB; " + ", ".join(
-                    f"{name} {size / 1e6:.0f}" for name, size in parts(node.data)))
+        for node, (most, made_of), end in zip(cluster.nodes, largest, at_end):
+            for when, size, files in (("at the end", end, parts(node.data)), ("at most", most, made_of)):
+                say(f"node {node.number}: {size / 1e6:.0f} MB {when}, limit {limit / 1e6:.0f} MB; "
+                    + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in files))
         check(max(at_end) < limit, f"{max(at_end)} bytes, more than {limit}")
         # While it is written to, a transaction waits in the WAL besides.
-        check(max(largest) < limit + wal, f"at most {max(largest)} bytes, more than {limit + wal}")
+        most = max(size for size, _ in largest)
+        check(most < limit + wal, f"at most {most} bytes, more than {limit + wal}")
 
 
 def parts(directory):

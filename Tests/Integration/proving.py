@@ -163,9 +163,9 @@ def disk_bytes(directory):
 class Sampler(threading.Thread):
     """The largest of what `read` gives, once in `every` seconds."""
 
-    def __init__(self, read, every=0.25):
+    def __init__(self, read, every=0.25, least=0):
         super().__init__(daemon=True)
-        self.read, self.every, self.largest, self.stopping = read, every, 0, threading.Event()
+        self.read, self.every, self.largest, self.stopping = read, every, least, threading.Event()
         self.start()
 
     def run(self):

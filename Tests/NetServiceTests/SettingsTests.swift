@@ -123,6 +123,21 @@ import Testing
             endpoints: [Ticket.Endpoint(endpoint: key, addresses: ["127.0.0.1:1"])])
         let both = try settings("--ticket", ticket.encoded(), "--peers", "3@\(key)@127.0.0.1:2")
         #expect(both.peers.count == 1, "a peer that is named twice is one peer")
+        #expect(both.peers.first?.node == NodeID(3))
+        #expect(both.peers.first?.peer.addresses == ["127.0.0.1:2", "127.0.0.1:1"])
+        let scratch = Scratch()
+        mkdir("\(scratch.path)/peers.d", 0o700)
+        let file = "\(scratch.path)/peers.d/one"
+        defer {
+            unlink(file)
+            rmdir("\(scratch.path)/peers.d")
+        }
+        let stream = try #require(fopen(file, "w"))
+        fputs("4@\(key)\n\(ticket.encoded())\n", stream)
+        fclose(stream)
+        let inFile = try settings("--config", scratch.path)
+        #expect(inFile.peers.map(\.node) == [NodeID(4)])
+        #expect(inFile.peers.first?.peer.addresses == ["127.0.0.1:1"])
         let alone = try settings("--ticket", ticket.encoded())
         #expect(
             alone.peers == [

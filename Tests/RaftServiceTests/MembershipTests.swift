@@ -65,6 +65,11 @@ import Testing
         let running = try cluster.running(leader)
         let client = try await cluster.client(of: leader)
         let others = cluster.ids.filter { $0 != leader }.map(\.rawValue)
+        // As if it had been removed before: what is agreed upon first is applied, which nothing is here.
+        try await running.loop.submit {
+            let service = running.server.node.client as? ClientService
+            service?.roster?.removed[FakeNetwork.endpoint(leader)] = leader
+        }.get()
         async let answer = change(others, client)
         try await running.whileStateStandsStill {
             // What is done in between keeps the memberships in batches of their own.

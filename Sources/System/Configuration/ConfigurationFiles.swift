@@ -3,7 +3,8 @@
 import Glibc
 
 /// What the files of a configuration directory say: `aspen.toml`, then `aspen.toml.d/*.toml` in the
-/// order of their names' bytes. Later ones win.
+/// order of their names' bytes. Later ones win. And the peers that `peers.d/*` name, a line each:
+/// those add up.
 package struct ConfigurationFiles: Sendable {
     package struct Found: Sendable, Equatable {
         package var value: SettingValue
@@ -13,7 +14,8 @@ package struct ConfigurationFiles: Sendable {
     package static let standardDirectory = "/etc/aspen"
     package static let mainName = "aspen.toml"
     package static let dropInDirectory = "aspen.toml.d"
-    /// Most drop-ins.
+    package static let peersDirectory = "peers.d"
+    /// Most drop-ins, of either kind.
     package static let dropInsMax = 64
 
     /// Nil: there is none, which is no error.
@@ -22,6 +24,8 @@ package struct ConfigurationFiles: Sendable {
     package private(set) var paths: [String] = []
     /// By the setting's name; the last being in force.
     package private(set) var values: [String: [Found]] = [:]
+    /// Of `peers.d`, as `--peers` has them.
+    package private(set) var peers: [Found] = []
     package private(set) var problems: [ConfigurationError] = []
     /// Changes when a file is added, changed or removed (device, inode, size, time).
     package private(set) var fingerprint: [UInt64] = []
@@ -37,12 +41,15 @@ package struct ConfigurationFiles: Sendable {
             return
         }
         read("\(directory)/\(Self.mainName)", isOptional: true)
-        for name in dropIns("\(directory)/\(Self.dropInDirectory)") {
+        for name in dropIns("\(directory)/\(Self.dropInDirectory)", ".toml") {
             read("\(directory)/\(Self.dropInDirectory)/\(name)", isOptional: false)
+        }
+        for name in dropIns("\(directory)/\(Self.peersDirectory)", "") {
+            readPeers("\(directory)/\(Self.peersDirectory)/\(name)")
         }
     }
 
-    private mutating func dropIns(_ path: String) -> [String] {
+    private mutating func dropIns(_ path: String, _ suffix: String) -> [String] {
         guard let folder = opendir(path) else {
             if errno != ENOENT { unreadable(path) }
             return []
@@ -53,7 +60,9 @@ package struct ConfigurationFiles: Sendable {
             let name = withUnsafeBytes(of: entry.pointee.d_name) {
                 String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
             }
-            if name.hasSuffix(".toml"), !name.hasPrefix(".") { names.append(name) }
+            if name.hasSuffix(suffix), !name.hasPrefix("."), !name.hasSuffix("~") {
+                names.append(name)
+            }
         }
         guard names.count <= Self.dropInsMax else {
             problems.append(
@@ -66,11 +75,50 @@ package struct ConfigurationFiles: Sendable {
     }
 
     private mutating func read(_ path: String, isOptional: Bool) {
+        guard let bytes = bytes(of: path, isOptional: isOptional) else { return }
+        let file = TOMLFile(bytes, path: path)
+        problems += file.problems
+        for found in file.values {
+            values[found.setting.name, default: []].append(
+                Found(value: found.value, origin: .file(path: path, line: found.line)))
+        }
+    }
+
+    /// Empty lines, and what begins with '#', say nothing.
+    private mutating func readPeers(_ path: String) {
+        guard let bytes = bytes(of: path, isOptional: false) else { return }
+        guard bytes.count <= TOMLFile.bytesMax else {
+            problems.append(
+                ConfigurationError(
+                    .unreadable, .file(path: path, line: 0),
+                    "the file is over \(TOMLFile.bytesMax) bytes"))
+            return
+        }
+        let lines = bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false)
+        for (number, line) in lines.enumerated() {
+            let words = String(decoding: line, as: UTF8.self).split(whereSeparator: \.isWhitespace)
+            guard let text = words.first, !text.hasPrefix("#") else { continue }
+            let origin = Origin.file(path: path, line: number + 1)
+            let complaint =
+                words.count > 1 && !words[1].hasPrefix("#")
+                ? "is followed by something: a peer is one word, and has a line of its own"
+                : TextFormat.peer.complaint(about: String(text))
+            if let complaint {
+                problems.append(
+                    ConfigurationError(.outOfRange, origin, "the peer '\(text)' \(complaint)"))
+            } else {
+                peers.append(Found(value: .text(String(text)), origin: origin))
+            }
+        }
+    }
+
+    /// Up to one more than may be.
+    private mutating func bytes(of path: String, isOptional: Bool) -> [UInt8]? {
         // Not to wait for the other end of a FIFO.
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else {
             if errno != ENOENT || !isOptional { unreadable(path) }
-            return
+            return nil
         }
         defer { close(descriptor) }
         var status = stat()
@@ -78,7 +126,7 @@ package struct ConfigurationFiles: Sendable {
             problems.append(
                 ConfigurationError(
                     .unreadable, .file(path: path, line: 0), "this is not a regular file"))
-            return
+            return nil
         }
         fingerprint += [
             UInt64(status.st_dev), UInt64(status.st_ino), UInt64(bitPattern: Int64(status.st_size)),
@@ -91,17 +139,15 @@ package struct ConfigurationFiles: Sendable {
             let more = bytes.withUnsafeMutableBytes {
                 Glibc.read(descriptor, $0.baseAddress.map { $0 + count }, $0.count - count)
             }
-            guard more >= 0 else { return unreadable(path) }
+            guard more >= 0 else {
+                unreadable(path)
+                return nil
+            }
             if more == 0 { break }
             count += more
         }
         paths.append(path)
-        let file = TOMLFile(Array(bytes.prefix(count)), path: path)
-        problems += file.problems
-        for found in file.values {
-            values[found.setting.name, default: []].append(
-                Found(value: found.value, origin: .file(path: path, line: found.line)))
-        }
+        return Array(bytes.prefix(count))
     }
 
     private mutating func unreadable(_ path: String) {

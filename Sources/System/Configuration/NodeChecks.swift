@@ -12,14 +12,6 @@ extension EffectiveSettings {
                         + "that no other node of the cluster has"))
         }
         let listen = (self["listen"]?.value?.texts ?? []).compactMap { ListenAddress($0) }
-        let isWildcard = listen.isEmpty || listen.contains { $0.isWildcard }
-        if isWildcard, self["advertise"]?.value == nil {
-            found.append(
-                ConfigurationError(
-                    .missing, self["listen"]?.origin, path: "node.advertise",
-                    "node.advertise is not set, but the node listens on every address: say which "
-                        + "of them others shall dial, as \"192.0.2.1:7700\""))
-        }
         if self["tokens-required"]?.value == .boolean(false), !Self.areLoopback(listen) {
             found.append(
                 ConfigurationError(

@@ -37,13 +37,14 @@ package enum SettingsCatalogue {
         Setting(
             name: "advertise", table: "node", key: "advertise",
             kind: .list(.address, countMax: Limits.addressesMax), standard: nil,
-            standardNote: "the address listened on",
-            summary: "Addresses that others dial. Needed when the node listens on every address.",
+            standardNote: "the address listened on; where that is every one, those of the interfaces",
+            summary: "Addresses that others dial, where they are not those that the machine has itself.",
             example: "[\"192.0.2.1:7700\"]", users: ["aspend-net"]),
         Setting(
             name: "peers", table: "node", key: "peers",
             kind: .list(.peer, countMax: Limits.peersMax), standard: "[]", standardNote: nil,
-            summary: "Nodes to know from the start, each NODE@ENDPOINT@ADDRESS:PORT.",
+            summary:
+                "Nodes to know from the start, each NODE@ENDPOINT@ADDRESS:PORT; those in peers.d besides.",
             example: nil, users: ["aspend-net"]),
         Setting(
             name: "ticket", table: "node", key: "ticket", kind: .text(.ticket), standard: nil,

@@ -22,7 +22,7 @@ package enum TextFormat: Sendable, Equatable {
         switch self {
         case .listenAddress: "a text: a port (\":7700\") or a numeric address with one"
         case .address: "a text: a numeric address with a port (\"192.0.2.1:7700\")"
-        case .peer: "a text of the form \"NODE@ENDPOINT@ADDRESS:PORT\""
+        case .peer: "a text of the form \"NODE@ENDPOINT\" or \"NODE@ENDPOINT@ADDRESS:PORT\", or a ticket"
         case .ticket: "a ticket as `aspen-cli cluster ticket` prints it"
         }
     }
@@ -52,6 +52,9 @@ package enum TextFormat: Sendable, Equatable {
     }
 
     private static func complaint(aboutPeer text: String) -> String? {
+        if text.hasPrefix("aspen"), !text.contains("@") {
+            return TextFormat.ticket.complaint(about: text)
+        }
         let parts = text.split(separator: "@", omittingEmptySubsequences: false)
         guard parts.count >= 2, let node = UInt64(parts[0]), node > 0 else {
             return "does not begin with a node number and '@'"

@@ -120,6 +120,9 @@ package struct ServiceSettings: Sendable {
         return files.values[name]?.last?.value.texts ?? []
     }
 
+    /// What the files of `peers.d` name, besides the setting "peers".
+    package var peersInFiles: [String] { files.peers.flatMap(\.value.texts) }
+
     package func integer(_ name: String, in range: ClosedRange<Int>) throws(AspenError) -> Int? {
         guard let text = string(name) else { return nil }
         guard let value = Int(text), range.contains(value) else {

@@ -10,21 +10,6 @@ struct Setup {
     /// What the file is to say.
     struct Plan: Equatable {
         fileprivate var values: [String: SettingValue]
-
-        /// The node listens on every address, and nobody has said which of them others shall dial.
-        var isAdvertiseMissing: Bool {
-            guard values["advertise"] == nil else { return false }
-            return listen.isEmpty || listen.contains { $0.isWildcard }
-        }
-
-        private var listen: [ListenAddress] {
-            (values["listen"]?.texts ?? []).compactMap { ListenAddress($0) }
-        }
-
-        mutating func advertise(_ hosts: [String]) {
-            let port = listen.first?.port ?? Setup.standardPort
-            values["advertise"] = .list(hosts.map { "\($0):\(port)" })
-        }
     }
 
     struct Cookie: Equatable {
@@ -35,7 +20,6 @@ struct Setup {
         var isShort: Bool { CookieRules.judge(bytes) == .short }
     }
 
-    static let standardPort: UInt16 = 7700
     static let fileName = "50-setup.toml"
     let directory: String
 

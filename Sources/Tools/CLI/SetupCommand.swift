@@ -20,6 +20,7 @@ struct SetupVerb: LocalCommand {
               sudo aspen-cli setup --node-id 1
               sudo cat /etc/aspen/credentials/cookie | \
             ssh two sudo aspen-cli setup --node-id 2 --cookie-file - --ticket aspen…
+              sudo aspen-cli setup --auto-join
               sudo aspen-cli setup --listen 192.0.2.1:7700
             """)
 
@@ -35,7 +36,8 @@ struct SetupVerb: LocalCommand {
     @Option(help: "UDP port (':7700') or address and port to listen on.")
     var listen: [String] = []
 
-    @Option(help: "Address and port that others dial; repeatable.")
+    @Option(
+        help: "Address and port that others dial; repeatable. Without it, those of the interfaces.")
     var advertise: [String] = []
 
     @Option(help: "A peer, NODE@ENDPOINT@ADDRESS:PORT; repeatable.")
@@ -43,6 +45,9 @@ struct SetupVerb: LocalCommand {
 
     @Option(help: "A ticket of the cluster, in place of peers.")
     var ticket: String?
+
+    @Flag(help: "While this node leads, nodes with the same cookie become members by themselves.")
+    var autoJoin = false
 
     @Flag(help: "Replace a cookie that is there already by another.")
     var force = false
@@ -57,23 +62,15 @@ struct SetupVerb: LocalCommand {
         }
         var given: [String: [String]] = [:]
         given["node-id"] = nodeId.map { [$0] }
+        given["auto-join"] = autoJoin ? ["true"] : nil
         given["ticket"] = ticket.map { [$0] }
         for (name, texts) in [("listen", listen), ("advertise", advertise), ("peers", peers)]
         where !texts.isEmpty {
             given[name] = texts.flatMap { $0.split(separator: ",").map(String.init) }
         }
         let setup = Setup(directory: place.directory)
-        var plan = try setup.plan(given)
+        let plan = try setup.plan(given)
         let cookie = try setup.cookie(file: cookieFile, isForced: force)
-        if plan.isAdvertiseMissing {
-            let own = LocalAddresses.global
-            guard !own.isEmpty else {
-                throw CommandFailure.usage(
-                    "this machine has no address of its own yet: say with --advertise ADDRESS:PORT "
-                        + "where others can reach it")
-            }
-            plan.advertise(own)
-        }
         for line in try setup.write(plan, cookie) { output.write(line + "\n") }
         output.write(Self.next(isCookieNew: cookie.isMade))
         if cookie.isShort {
@@ -97,43 +94,5 @@ struct SetupVerb: LocalCommand {
         text += "  systemctl restart 'aspend-*'            if it runs already\n"
         text += "  aspen-cli cluster init                  on the first node of a new cluster\n"
         return text
-    }
-}
-
-/// Addresses of this machine that others may be able to dial.
-enum LocalAddresses {
-    static var global: [String] {
-        var first: UnsafeMutablePointer<ifaddrs>?
-        guard getifaddrs(&first) == 0 else { return [] }
-        defer { freeifaddrs(first) }
-        var found: [String] = []
-        var next = first
-        while let entry = next?.pointee {
-            next = entry.ifa_next
-            let isUp = entry.ifa_flags & UInt32(IFF_UP) != 0
-            let isLoopback = entry.ifa_flags & UInt32(IFF_LOOPBACK) != 0
-            guard isUp, !isLoopback, let address = entry.ifa_addr else { continue }
-            if let text = text(address), !found.contains(text) { found.append(text) }
-        }
-        return Array(found.prefix(Limits.addressesMax))
-    }
-
-    /// - Returns: nil for other families and for link-local addresses, which mean nothing elsewhere.
-    private static func text(_ address: UnsafeMutablePointer<sockaddr>) -> String? {
-        let family = CInt(address.pointee.sa_family)
-        let size =
-            family == AF_INET ? MemoryLayout<sockaddr_in>.size : MemoryLayout<sockaddr_in6>.size
-        guard family == AF_INET || family == AF_INET6 else { return nil }
-        var host = [CChar](repeating: 0, count: Int(NI_MAXHOST))
-        guard
-            getnameinfo(
-                address, socklen_t(size), &host, socklen_t(host.count), nil, 0, NI_NUMERICHOST) == 0
-        else { return nil }
-        let text = String(
-            decoding: host.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        if text.hasPrefix("169.254.") || text.hasPrefix("fe80:") || text.contains("%") {
-            return nil
-        }
-        return family == AF_INET6 ? "[\(text)]" : text
     }
 }

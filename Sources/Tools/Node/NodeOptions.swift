@@ -44,7 +44,9 @@ extension AspenNode {
         let (host, port) = try Self.parseListen(listen ?? setting("listen") ?? "127.0.0.1:7700")
         var settings = ["ASPEN_NODE_ID": String(id), "ASPEN_STORAGE_BACKEND": backend]
         let peers = peers.isEmpty ? setting("peers") : peers.joined(separator: ",")
-        settings["ASPEN_PEERS"] = peers
+        let inFiles = files.peers.flatMap(\.value.texts)
+        let all = (peers.map { [$0] } ?? []) + inFiles
+        settings["ASPEN_PEERS"] = all.isEmpty ? nil : all.joined(separator: ",")
         settings["ASPEN_TICKET"] = ticket ?? setting("ticket")
         settings["ASPEN_ADVERTISE"] = advertise ?? setting("advertise")
         settings["ASPEN_TOKENS_REQUIRED"] = tokensRequired ?? setting("tokens-required")

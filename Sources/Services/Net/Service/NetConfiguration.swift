@@ -81,12 +81,18 @@ package struct NetSettings: Sendable {
             throw AspenError(
                 .invalidArgument, "--advertise: more than \(Limits.addressesMax) addresses")
         }
-        for text in settings.strings("peers") { peers.append(try ConfiguredPeer(setting: text)) }
-        if let text = settings.string("ticket") {
-            let ticket = try Ticket(text)
-            let known = Set(peers.map(\.peer.endpoint))
-            for bootstrap in ticket.endpoints where !known.contains(bootstrap.endpoint) {
-                peers.append(
+        // Who is named with a number before those of tickets, which have none.
+        var tickets = settings.string("ticket").map { [$0] } ?? []
+        for text in settings.strings("peers") + settings.peersInFiles {
+            if text.hasPrefix("aspen"), !text.contains("@") {
+                tickets.append(text)
+            } else {
+                add(try ConfiguredPeer(setting: text))
+            }
+        }
+        for text in tickets {
+            for bootstrap in try Ticket(text).endpoints {
+                add(
                     ConfiguredPeer(
                         node: nil,
                         peer: NetPeer(
@@ -98,6 +104,17 @@ package struct NetSettings: Sendable {
                 .invalidArgument,
                 "--peers and --ticket name \(peers.count) peers; at most \(Limits.peersMax) can be")
         }
+    }
+
+    /// One that is known already may be elsewhere, too.
+    private mutating func add(_ peer: ConfiguredPeer) {
+        guard let place = peers.firstIndex(where: { $0.peer.endpoint == peer.peer.endpoint }) else {
+            return peers.append(peer)
+        }
+        for address in peer.peer.addresses
+        where !peers[place].peer.addresses.contains(address)
+            && peers[place].peer.addresses.count < Limits.addressesMax
+        { peers[place].peer.addresses.append(address) }
     }
 
     /// What to tell others, given where the socket is bound; none where that is every address: then the

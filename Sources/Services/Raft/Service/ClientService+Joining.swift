@@ -175,7 +175,7 @@ extension ClientService {
         let (id, peer) = (candidate.node, candidate.peer)
         let admission = JoinRoster.admission(of: id, peer.endpoint)
         agree(
-            on: admission,
+            on: admission, grows: true,
             whenDone { [self] failure in
                 guard failure == nil, isJoining else { return }
                 joining.isBusy = true
@@ -210,8 +210,9 @@ extension ClientService {
             sink: sink, id: 0, deadline: RaftNode.now + Self.defaultTimeout, isFromPeer: false)
     }
 
-    private func agree(on transaction: Transaction, _ origin: RequestOrigin) {
-        submit(.transaction(transaction, nil), .transaction, grows: true, origin)
+    /// - Parameter grows: see `SpaceWatch.refusal`. A full disk does not keep anybody from removing a node.
+    private func agree(on transaction: Transaction, grows: Bool, _ origin: RequestOrigin) {
+        submit(.transaction(transaction, nil), .transaction, grows: grows, origin)
     }
 
     // MARK: - Who was removed
@@ -236,7 +237,7 @@ extension ClientService {
             if let failure { origin.fail(failure) } else { then() }
         }
         agree(
-            on: JoinRoster.removal(of: members),
+            on: JoinRoster.removal(of: members), grows: false,
             RequestOrigin(
                 sink: sink, id: 0, deadline: origin.deadline, isFromPeer: origin.isFromPeer))
     }
