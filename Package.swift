@@ -263,7 +263,8 @@ let checks: [Target] = [
         ], settings: pureTests, exclude: ["Fixtures"]),
     tests(
         "TokenCoreTests",
-        ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pureTests),
+        ["TokenCore", "QUIC", "AspenMachine", "AspenTypes", "AspenBytes"], settings: pureTests,
+        exclude: ["Vectors"]),
     tests(
         "ProposalCoreTests", ["ProposalCore", "RaftCore", "AspenMachine", "AspenTypes"],
         settings: pureTests),
@@ -314,7 +315,7 @@ let checks: [Target] = [
         "RaftServiceTests",
         nio + [
             "RaftService", "RaftStorage", "RaftCore", "ProposalCore", "KVCore", "TokenCore",
-            "WatchCore", "QUIC", "NetClient", "SQLiteKit",
+            "WatchCore", "QUIC", "NetClient", "NetService", "SQLiteKit", "CAspenSystem",
             "AspenWire", "AspenDisk", "AspenMachine", "AspenBytes", "AspenTypes", "ServiceKit",
             logging, protobuf,
         ]),

@@ -20,6 +20,23 @@ import Testing
                 + #""a":[0,{},[]],"k\"":""}"#)
     }
 
+    @Test func tokensAreNotRepeated() {
+        func shown(_ text: String) -> String {
+            String(decoding: withoutTokens(Array(text.utf8)), as: UTF8.self)
+        }
+        let digits = String(repeating: "abcdefghijklmnopqrstuvwxyz234567", count: 10)
+        #expect(
+            shown("2 unexpected arguments: 'inspect', 'aspentoken\(digits)'\n")
+                == "2 unexpected arguments: 'inspect', 'aspentoken…'\n")
+        #expect(shown("'AspenTokenifzvi'") == "'AspenToken…'")
+        // Without its beginning.
+        #expect(shown("\(digits) is unknown") == "abcdefghij… is unknown")
+        for text in [
+            "", "a token begins with 'aspentoken'", "see `aspen-token inspect`", "größer",
+            "no such key: \(digits.prefix(199))", "ticket aspen\(digits.prefix(100))",
+        ] { #expect(shown(text) == text) }
+    }
+
     @Test func jsonKeepsBytes() {
         #expect(JSON.bytes(Array("text".utf8)).text == #""text""#)
         #expect(JSON.bytes([]).text == #""""#)

@@ -3,9 +3,12 @@
 """A laptop with a ticket and a token, against real processes that require tokens."""
 
 import os
+import select
+import struct
 import subprocess
 import time
 
+import token_format as page
 from aspen_cluster import Cluster, Result, run
 
 
@@ -19,6 +22,16 @@ class Strict(Cluster):
         return super().__enter__()
 
 
+def until_it_ends(process, seconds):
+    """What a program that runs by itself said on its standard error, once it has ended; at most `seconds`."""
+    try:
+        return process.communicate(timeout=seconds)[1].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise AssertionError(f"{process.args[1:4]} has not ended within {seconds} s") from None
+
+
 class Laptop:
     """Another machine's user: a home of its own, a ticket, no socket."""
 
@@ -28,11 +41,18 @@ class Laptop:
         os.makedirs(self.home, mode=0o700)
         self.ticket = cluster.nodes[0].cli("cluster", "ticket", check=0).out.decode().strip()
 
-    def run(self, program, *arguments, token=None, check=None):
+    def env(self, token=None):
         env = {"PATH": os.environ["PATH"], "HOME": self.home, "ASPEN_TICKET": self.ticket}
         if token:
             env["ASPEN_TOKEN"] = token
-        done = subprocess.run([f"{self.cluster.bin}/{program}", *arguments], env=env,
+        return env
+
+    def start(self, program, *arguments, token=None):
+        return subprocess.Popen([f"{self.cluster.bin}/{program}", *arguments], env=self.env(token),
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run(self, program, *arguments, token=None, check=None):
+        done = subprocess.run([f"{self.cluster.bin}/{program}", *arguments], env=self.env(token),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
         result = Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
         if check is not None:
@@ -152,5 +172,71 @@ def a_laptop_can_do_what_its_token_says_and_nothing_else():
         assert found.stdout == b"", found.stdout
 
 
+def ticket_for(node, ticket):
+    """The same ticket with one node in it: that one will be asked."""
+    data = page.from_base32(ticket[5:])
+    endpoint = page.from_base32(node.endpoint)
+    one = data[:17] + struct.pack("<I", 1) + endpoint + struct.pack("<I", 1) + page.blob(
+        node.address.encode())
+    assert endpoint in data and page.blob(node.address.encode()) in data
+    return "aspen" + page.base32(one + struct.pack("<I", page.crc32c(one)))
+
+
+def watch(laptop, token):
+    """A watch that has begun: its first change has been told."""
+    process = laptop.start("aspen-cli", "kv", "watch", "--prefix", "app/", token=token)
+    for number in range(1000):
+        laptop.cluster.nodes[0].cli("kv", "set", "app/w", str(number), check=0)
+        if select.select([process.stdout], [], [], 0.05)[0]:
+            return process
+    raise AssertionError("the watch heard nothing")
+
+
+def what_ends_with_a_token_says_so_on_every_node():
+    with Strict(3) as cluster:
+        admin, laptop = Laptop(cluster, "admin"), Laptop(cluster, "laptop")
+        node = cluster.nodes[0]
+        # The words of the manual, with nothing added: a token for oneself.
+        node.cli("cluster", "trust-root", admin.word("aspen-token", "generate-root"), check=0)
+        own = admin.word("aspen-token", "delegate", "--capability", "kv:read:app/*",
+                         "--lifetime", "1h")
+        node.cli("kv", "set", "app/x", "hello", check=0)
+        assert admin.run("aspen-cli", "kv", "get", "app/x", token=own, check=0).out == b"hello\n"
+
+        tickets = [ticket_for(other, laptop.ticket) for other in cluster.nodes]
+        long = delegate(admin, laptop.key(), "kv:read:app/*")
+        short = delegate(admin, laptop.key(), "kv:read:app/*", lifetime="8s")
+        expired = watch(laptop, short)
+        revoked = []
+        for ticket in tickets:
+            laptop.ticket = ticket
+            revoked.append(watch(laptop, long))
+        done = subprocess.run([f"{cluster.bin}/aspen-token", "revoke", long, "--socket",
+                               cluster.nodes[2].socket], stderr=subprocess.PIPE)
+        assert done.returncode == 0, done.stderr
+        for process in revoked:
+            said = until_it_ends(process, 5)
+            assert process.returncode == 4 and "revoked" in said, (process.returncode, said)
+            assert long not in said
+        for ticket in tickets:
+            laptop.ticket = ticket
+            answer = laptop.run("aspen-cli", "kv", "get", "app/x", token=long, check=4)
+            assert "revoked" in answer.err, answer.err
+        said = until_it_ends(expired, 15)
+        assert expired.returncode == 4 and "expired" in said, (expired.returncode, said)
+
+        # It stays revoked when every process has been killed and started again.
+        for other in cluster.nodes:
+            other.kill_all()
+        for other in cluster.nodes:
+            other.start()
+        for ticket in tickets:
+            laptop.ticket = ticket
+            answer = laptop.run("aspen-cli", "kv", "get", "app/x", token=long, check=4)
+            assert "revoked" in answer.err, answer.err
+        assert admin.run("aspen-cli", "kv", "get", "app/x", token=own, check=0).out == b"hello\n"
+
+
 if __name__ == "__main__":
-    run(a_laptop_can_do_what_its_token_says_and_nothing_else)
+    run(a_laptop_can_do_what_its_token_says_and_nothing_else,
+        what_ends_with_a_token_says_so_on_every_node)

@@ -62,14 +62,17 @@ extension NetServiceTests {
 
         @Test func moreClientsThanAllowedKeepNoMemberOut() async throws {
             try await withProcess { node, process in
-                // Two endpoints: one alone may not dial so many.
-                let rogues = [try await Rogue(), try await Rogue()]
+                // Two at each of two addresses: one alone, and one address, may not have so many.
+                let rogues = [
+                    try await Rogue(host: 2), try await Rogue(host: 3), try await Rogue(host: 2),
+                    try await Rogue(host: 3),
+                ]
                 var open: [QUICConnection] = []
                 var refused = 0
                 for round in 0..<26 {
                     let attempts = await withTaskGroup(of: QUICConnection?.self) { group in
                         for number in 0..<20 {
-                            let rogue = rogues[(round + number) % 2]
+                            let rogue = rogues[(round + number) % 4]
                             group.addTask { try? await self.connect(rogue, node) }
                         }
                         var results: [QUICConnection?] = []
@@ -85,6 +88,55 @@ extension NetServiceTests {
                 #expect(process.residentBytes < 120 << 20, "\(process.residentBytes) bytes")
                 for rogue in rogues { try await rogue.stop() }
             }
+        }
+
+        /// Clients without end, of one key or at one address, leave room for others.
+        @Test func noClientAndNoAddressTakesAllThereIs() async throws {
+            let node = TestNode()
+            try await node.start { $0.areTokensRequired = false }
+            try await node.startEcho()
+            try await node.startControl([], isClosed: false)
+            #expect(await eventually { node.identity.withLock { $0 } != nil })
+            var rogues: [Rogue] = []
+            for (count, words) in [
+                (NetLimits.clientConnectionsPerIdentityMax, "100 connections of one client"),
+                (
+                    NetLimits.clientConnectionsPerAddressMax
+                        - NetLimits.clientConnectionsPerIdentityMax,
+                    "100 connections of one client"
+                ),
+                (0, "200 clients at one address"),
+            ] {
+                let rogue = try await Rogue(host: 2)
+                rogues.append(rogue)
+                for _ in 0..<count { _ = try await connect(rogue, node) }
+                await #expect(throws: QUICError.self) { _ = try await connect(rogue, node) }
+                #expect(await eventually { node.log.count(words) > 0 }, "\(words)")
+            }
+            let other = try await Rogue(host: 3)
+            _ = try await connect(other, node)
+            // Who goes makes room.
+            try await rogues[0].stop()
+            let late = rogues[2]
+            #expect(await eventually { (try? await self.connect(late, node)) != nil })
+            for rogue in rogues.dropFirst() + [other] { try await rogue.stop() }
+            let service = try #require(node.service)
+            #expect(
+                await eventually {
+                    (try? await node.loop.submit { service.clientCounts.isEmpty }.get()) == true
+                })
+            try await node.stop()
+        }
+
+        @Test func addressesAreCountedAsWhatOneMachineHas() throws {
+            func origin(_ text: String) throws -> Origin {
+                Origin(try SocketAddress(ipAddress: text, port: 7))
+            }
+            #expect(try origin("192.0.2.1") == origin("192.0.2.1"))
+            #expect(try origin("192.0.2.1") == origin("::ffff:192.0.2.1"))
+            #expect(try origin("192.0.2.1") != origin("192.0.2.2"))
+            #expect(try origin("2001:db8::1") == origin("2001:db8::ffff:1"))
+            #expect(try origin("2001:db8::1") != origin("2001:db8:0:1::1"))
         }
 
         /// A hundred streams a client, each with much to send, to a service that does not read;

@@ -93,6 +93,76 @@ extension NetServiceTests {
             }
         }
 
+        /// A byte now and then does not make the time longer.
+        @Test(.timeLimit(.minutes(1))) func whoDripsItsTokenIsSentAwayInTime() async throws {
+            try await withNode { node, client in
+                let address = try SocketAddress(ipAddress: "127.0.0.1", port: Int(node.port))
+                let bytes = header(try Self.token(for: client.key.endpoint).encoded())
+                let connection = try await client.endpoint.connect(
+                    to: node.endpoint, addresses: [address], alpn: ALPN.client.rawValue
+                ).get()
+                let over = client.loop.makePromise(of: QUICError.self)
+                let began = ContinuousClock.now
+                let sent = Mutex(0)
+                try await client.loop.submit {
+                    let stream = try connection.openStream()
+                    let drip = client.loop.scheduleRepeatedTask(
+                        initialDelay: .zero, delay: .milliseconds(100)
+                    ) { _ in
+                        let next = sent.withLock { count in
+                            count += 1
+                            return count - 1
+                        }
+                        guard next < bytes.count, connection.isOpen else { return }
+                        stream.write(ByteBuffer(bytes: [bytes[next]]))
+                    }
+                    connection.onClosed = { error in
+                        drip.cancel()
+                        over.succeed(error)
+                    }
+                }.get()
+                guard case .closedByPeer(let code, _) = try await over.futureResult.get() else {
+                    Issue.record("closed otherwise")
+                    return
+                }
+                #expect(StreamErrorCode(rawValue: code) == .unauthenticated)
+                #expect(ContinuousClock.now - began < NetLimits.tokenTimeout * 5)
+            }
+        }
+
+        /// Slots for clients that have not shown a token yet are few, and held for seconds: one address
+        /// gets some of them.
+        @Test func whoShowsNoTokenFillsNoMoreThanItsAddress() async throws {
+            try await withNode { node, client in
+                let address = try SocketAddress(ipAddress: "127.0.0.1", port: Int(node.port))
+                @Sendable func connect(_ rogue: Rogue) async throws -> QUICConnection {
+                    try await rogue.endpoint.connect(
+                        to: node.endpoint, addresses: [address], alpn: ALPN.client.rawValue
+                    ).get()
+                }
+                let silent = try await Rogue(host: 2)
+                // A busy machine turns the first away before the last comes.
+                let isFull = await eventually {
+                    (try? await connect(silent)) == nil
+                }
+                #expect(isFull)
+                let words = "32 clients at one address that have not shown a token yet"
+                #expect(await eventually { node.log.count(words) > 0 })
+                let token = try Self.token(for: client.key.endpoint)
+                let bytes = header(token.encoded()) + [42]
+                let connection = try await connect(client)
+                try await client.loop.submit {
+                    let stream = try connection.openStream()
+                    stream.onData = { data in
+                        client.received.withLock { $0 += Array(buffer: data) }
+                    }
+                    stream.write(ByteBuffer(bytes: bytes))
+                }.get()
+                #expect(await eventually { client.received.withLock { $0 } == [42] })
+                try await silent.stop()
+            }
+        }
+
         @Test func eachLimitAtTheDoorHasAnAnswer() async throws {
             try await withNode { node, client in
                 let tooMany = NetLimits.streamsBeforeTokenMax + 1

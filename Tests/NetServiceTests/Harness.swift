@@ -61,17 +61,18 @@ enum Sockets {
         return descriptor
     }
 
-    /// A UDP socket on the loopback interface.
-    static func datagram(port: UInt16 = 0) -> CInt {
+    /// A UDP socket on the loopback interface, where 127.0.0.1 to 127.0.0.255 are as many machines.
+    static func datagram(port: UInt16 = 0, host: UInt8 = 1) -> CInt {
         let kind = CInt(SOCK_DGRAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
         let descriptor = socket(AF_INET, kind, 0)
-        precondition(bind(descriptor, inet(port)) == 0, "bind UDP \(port)")
+        precondition(bind(descriptor, inet(port, host: host)) == 0, "bind UDP \(port)")
         return descriptor
     }
 
-    static func inet(_ port: UInt16) -> [UInt8] {
+    static func inet(_ port: UInt16, host: UInt8 = 1) -> [UInt8] {
         withUnsafeBytes(of: sa_family_t(AF_INET)) { Array($0) }
-            + [UInt8(port >> 8), UInt8(port & 255), 127, 0, 0, 1] + [UInt8](repeating: 0, count: 8)
+            + [UInt8(port >> 8), UInt8(port & 255), 127, 0, 0, host]
+            + [UInt8](repeating: 0, count: 8)
     }
 
     static func port(of descriptor: CInt) -> UInt16 {

@@ -22,10 +22,11 @@ final class Rogue: @unchecked Sendable {
     let received = Mutex<[UInt8]>([])
     let accepted = Mutex<Int>(0)
 
-    init(key: NodeKey = .generate()) async throws {
+    /// - Parameter host: the last byte of its address, 127.0.0.x.
+    init(key: NodeKey = .generate(), host: UInt8 = 1) async throws {
         loop = MultiThreadedEventLoopGroup.singleton.next()
         self.key = key
-        let descriptor = Sockets.datagram()
+        let descriptor = Sockets.datagram(host: host)
         port = Sockets.port(of: descriptor)
         let loop = loop
         endpoint = try await loop.submit {
@@ -102,16 +103,30 @@ extension NetServiceTests {
             try await node.startEcho()
             try await node.startControl([], isClosed: false)
             #expect(await eventually { node.connects.withLock { $0 } == 1 })
-            let stranger = try await Rogue()
             let address = try SocketAddress(ipAddress: "127.0.0.1", port: Int(node.port))
-            @Sendable func connect() async throws -> QUICConnection {
+            @Sendable func connect(_ stranger: Rogue) async throws -> QUICConnection {
                 try await stranger.endpoint.connect(
                     to: node.endpoint, addresses: [address], alpn: ALPN.raft.rawValue
                 ).get()
             }
+            // At as many addresses as it takes: one alone may not fill all there is.
+            var strangers: [Rogue] = []
             var open: [QUICConnection] = []
-            for _ in 0..<NetLimits.unprovedMax { open.append(try await connect()) }
-            await #expect(throws: QUICError.self) { _ = try await connect() }
+            while open.count < NetLimits.unprovedMax {
+                let stranger = try await Rogue(host: UInt8(2 + strangers.count))
+                strangers.append(stranger)
+                for _ in 0..<NetLimits.unprovedPerAddressMax {
+                    open.append(try await connect(stranger))
+                }
+                await #expect(throws: QUICError.self) { _ = try await connect(stranger) }
+            }
+            #expect(
+                await eventually {
+                    node.log.count("more than 16 strangers at one address before the proof") > 0
+                })
+            let stranger = try #require(strangers.last)
+            let another = try await Rogue(host: 200)
+            await #expect(throws: QUICError.self) { _ = try await connect(another) }
             // The refusal may arrive before it is written down.
             #expect(
                 await eventually {
@@ -127,9 +142,9 @@ extension NetServiceTests {
             // Who has left makes room.
             let last = try #require(open.last)
             try await stranger.loop.submit { last.close(code: 0, reason: "") }.get()
-            #expect(await eventually { (try? await connect()) != nil })
+            #expect(await eventually { (try? await connect(another)) != nil })
             try await member.stop()
-            try await stranger.stop()
+            for rogue in strangers + [another] { try await rogue.stop() }
             try await node.stop()
         }
 

@@ -30,6 +30,11 @@ import Testing
         "connectionsMax": "Integration.connections_and_watches_have_an_end",
         "streamsPerConnectionMax": "NetServiceTests.streamsThatStallUseBoundedMemory",
         "clientConnectionsMax": "NetServiceTests.moreClientsThanAllowedKeepNoMemberOut",
+        "clientConnectionsPerIdentityMax": "NetServiceTests.noClientAndNoAddressTakesAllThereIs",
+        "clientConnectionsPerAddressMax": "NetServiceTests.noClientAndNoAddressTakesAllThereIs",
+        "clientsWithoutTokenPerAddressMax":
+            "NetServiceTests.whoShowsNoTokenFillsNoMoreThanItsAddress",
+        "unprovedPerAddressMax": "NetServiceTests.strangersWithoutAProofAreCounted",
         "clientStreamsMax": "NetServiceTests.eachLimitAtTheDoorHasAnAnswer",
         "clientBytesMax": "NetServiceTests.whatClientsHoldHasABudget",
         "clientsWithoutTokenMax": "NetServiceTests.eachLimitAtTheDoorHasAnAnswer",

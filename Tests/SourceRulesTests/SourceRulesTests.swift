@@ -104,6 +104,18 @@ import Testing
         }
     }
 
+    /// The library's writer of such logs has had holes that a peer could reach.
+    @Test func nothingWritesQLogs() {
+        let all = Self.sources(under: "Sources", suffixes: [".swift", ".c", ".h"])
+        #expect(all.contains { $0.path.hasSuffix("quic.c") })
+        for source in all {
+            for (number, line) in source.lines.enumerated()
+            where line.lowercased().contains("qlog") {
+                Issue.record("\(source.path):\(number + 1) mentions qlog")
+            }
+        }
+    }
+
     @Test func clientsDoNotImportServices() {
         for service in ["Gossip", "Net", "Raft"] {
             let folder = "Sources/Services/\(service)/Client"

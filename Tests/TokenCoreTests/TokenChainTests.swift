@@ -244,6 +244,22 @@ import TokenCore
         #expect(WallClock.text(1_795_480_500) == "2026-11-24 00:35:00 UTC")
         #expect(WallClock.text(.max) == "9999-12-31 23:59:59 UTC")
     }
+
+    @Test func timesAreReadAsTheyAreWritten() {
+        var random = RandomSource(seed: 3)
+        let some = (0..<2000).map { _ in random.uniform(0..<UInt64(253_402_300_800)) }
+        for seconds in [0, 951_782_400, 951_868_799, 253_402_300_799] + some {
+            var text = Array(WallClock.text(seconds).utf8).dropLast(4) + Array("Z".utf8)
+            text[10] = UInt8(ascii: "T")
+            #expect(WallClock.seconds(String(decoding: text, as: UTF8.self)) == seconds)
+        }
+        for wrong in [
+            "", "2026-12-24", "2026-12-24 08:00:00Z", "2026-12-24T08:00:00", "2026-02-29T00:00:00Z",
+            "2026-04-31T00:00:00Z", "2026-13-01T00:00:00Z", "2026-00-01T00:00:00Z",
+            "2026-01-00T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01T00:60:00Z",
+            "1969-12-31T23:59:59Z", "2026-12-24T08:00:00Z ", "2026-12-24T08:00:0xZ",
+        ] { #expect(WallClock.seconds(wrong) == nil, "\(wrong)") }
+    }
 }
 
 /// Makes what an honest program would not: the format is public, so it is written again here.

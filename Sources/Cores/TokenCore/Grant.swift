@@ -143,4 +143,35 @@ package enum WallClock {
         return "\(civilYear)-\(two(civilMonth))-\(two(civilDay)) "
             + "\(two(second / 3600)):\(two(second / 60 % 60)):\(two(second % 60)) UTC"
     }
+
+    /// The seconds of "2026-11-24T01:02:03Z" (RFC 3339, in UTC, whole seconds); nil for anything else.
+    package static func seconds(_ text: String) -> UInt64? {
+        let form = Array("0000-00-00T00:00:00Z".utf8)
+        let bytes = Array(text.utf8)
+        guard bytes.count == form.count else { return nil }
+        var digits: [UInt64] = []
+        for (byte, wanted) in zip(bytes, form) {
+            if wanted == UInt8(ascii: "0") {
+                guard (48...57).contains(byte) else { return nil }
+                digits.append(UInt64(byte - 48))
+            } else if byte != wanted {
+                return nil
+            }
+        }
+        func number(_ range: Range<Int>) -> UInt64 { digits[range].reduce(0) { $0 * 10 + $1 } }
+        let (year, month, day) = (number(0..<4), number(4..<6), number(6..<8))
+        let (hour, minute, second) = (number(8..<10), number(10..<12), number(12..<14))
+        guard year >= 1970, (1...12).contains(month), (1...31).contains(day), hour < 24,
+            minute < 60,
+            second < 60
+        else { return nil }
+        // Hinnant's days_from_civil, of years that begin with March.
+        let shifted = month <= 2 ? year - 1 : year
+        let ofYear = (153 * (month > 2 ? month - 3 : month + 9) + 2) / 5 + day - 1
+        let days = shifted * 365 + shifted / 4 - shifted / 100 + shifted / 400 + ofYear - 719_468
+        let seconds = days * 86_400 + hour * 3600 + minute * 60 + second
+        // The 31st of a month that has 30 days would come back as another day.
+        let day10 = String(decoding: bytes.prefix(10), as: UTF8.self)
+        return Self.text(seconds).hasPrefix(day10) ? seconds : nil
+    }
 }

@@ -251,6 +251,8 @@ package enum Daemon {
     private static func confine(_ logger: Logger) {
         let result = aspen_forbid_exec()
         if result != 0 { logger.debug("starting programs is not forbidden: errno \(-result)") }
+        aspen_forbid_core_files()
+        aspen_crash_plainly()
         if Environment["SYSTEMD_EXEC_PID"] == String(getpid()) { aspen_forbid_dumps() }
     }
 

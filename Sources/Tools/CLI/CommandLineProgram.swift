@@ -12,6 +12,7 @@ package enum CommandLineProgram {
     /// first change of thread would start those.
     package static func runAlone() -> Int32? {
         Output.occupyStandardDescriptors()
+        Output.forbidCoreFiles()
         let arguments = hoistGlobalOptions(ArgumentBytes.ofProcess())
         guard let area = arguments.first, localAreas.contains(area),
             let verb = try? AspenCommand.parseAsRoot(arguments) as? any LocalCommand

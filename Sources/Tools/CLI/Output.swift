@@ -27,6 +27,12 @@ package final class Output {
         }
     }
 
+    /// No core file: the memory of this program may hold keys and tokens.
+    package static func forbidCoreFiles() {
+        var none = rlimit(rlim_cur: 0, rlim_max: 0)
+        setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &none)
+    }
+
     package func write(_ text: String) { write(Array(text.utf8)) }
 
     package func write(_ bytes: [UInt8]) {
@@ -66,14 +72,38 @@ package final class Output {
     }
 }
 
-/// Standard error, unbuffered. If even that fails there is nobody left to tell.
+/// Standard error, unbuffered, without tokens. If even that fails there is nobody left to tell.
 package func writeError(_ text: String) {
-    var rest = Array(text.utf8)[...]
+    var rest = withoutTokens(Array(text.utf8))[...]
     while !rest.isEmpty {
         let count = rest.withUnsafeBytes { Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
         if count <= 0, errno != EINTR { return }
         rest = rest.dropFirst(max(0, count))
     }
+}
+
+/// The same without what may be a capability token, or a part of one: people paste it where it does not
+/// belong, and errors repeat what was not understood.
+func withoutTokens(_ text: [UInt8]) -> [UInt8] {
+    /// Letters of base 32 in a row that no name or key of a person's is likely to have.
+    let longWord = 200
+    let prefix = Array("aspentoken".utf8)
+    func isOfToken(_ byte: UInt8) -> Bool {
+        (97...122).contains(byte | 32) || (50...55).contains(byte)
+    }
+    var shown: [UInt8] = []
+    var rest = text[...]
+    while let first = rest.first {
+        guard isOfToken(first) else {
+            shown.append(rest.removeFirst())
+            continue
+        }
+        let word = rest.prefix(while: isOfToken)
+        rest = rest.dropFirst(word.count)
+        let isToken = word.count > prefix.count && word.map { $0 | 32 }.starts(with: prefix)
+        shown += isToken || word.count >= longWord ? word.prefix(prefix.count) + "…".utf8 : word
+    }
+    return shown
 }
 
 /// Colours for a terminal, and for no one who does not want them (https://no-color.org).

@@ -64,3 +64,28 @@ struct Lifetime: ExpressibleByArgument {
         self.seconds = seconds
     }
 }
+
+/// "10m", from now; or "2026-12-24T08:00:00Z".
+enum StartTime: ExpressibleByArgument {
+    case later(seconds: UInt64)
+    /// Seconds since 1970.
+    case at(UInt64)
+
+    init?(argument: String) {
+        if let time = WallClock.seconds(argument) {
+            self = .at(time)
+        } else if let later = Lifetime(argument: argument) {
+            self = .later(seconds: later.seconds)
+        } else {
+            return nil
+        }
+    }
+
+    /// - Parameter now: seconds since 1970.
+    func time(_ now: UInt64) -> UInt64 {
+        switch self {
+        case .later(let seconds): now + seconds
+        case .at(let time): time
+        }
+    }
+}

@@ -12,6 +12,7 @@ import TokenCore
 package enum TokenProgram {
     package static func run() async -> Int32 {
         Output.occupyStandardDescriptors()
+        Output.forbidCoreFiles()
         return await CommandLineProgram.run(TokenCommand.self, ArgumentBytes.ofProcess())
     }
 
@@ -110,16 +111,20 @@ struct TokenDelegate: LocalCommand {
     static let configuration = CommandConfiguration(
         commandName: "delegate", abstract: "Make a token, or narrow one for somebody else.",
         usage: """
-            aspen-token delegate --audience CLIENTKEY --capability WHAT ... --lifetime TIME
-                [--key FILE] [--from TOKEN]
+            aspen-token delegate --capability WHAT ... --lifetime TIME [--audience CLIENTKEY]
+                [--not-before TIME] [--key FILE] [--from TOKEN]
             """,
         discussion: """
-            Without --from it is signed by the root key in --key. With --from it passes on a part of \
-            that token, signed by its holder's client key; it ends no later than that token.
+            Without --from it is signed by the root key in --key, and, without --audience, for your own \
+            client key on this machine. With --from it passes on a part of that token, signed by its \
+            holder's client key, to the --audience; it begins no earlier and ends no later than that \
+            token. The lifetime counts from now, or from --not-before.
 
             EXAMPLES
               aspen-token delegate --key root.key --audience CLIENTKEY \\
                 --capability 'kv:read:app/*' --capability 'kv:write:app/jobs/*' --lifetime 12h
+              aspen-token delegate --audience CLIENTKEY --capability cluster:read \
+                --not-before 2026-12-24T08:00:00Z --lifetime 8h
               aspen-token delegate --from @mine --audience CLIENTKEY \\
                 --capability 'kv:read:app/x' --lifetime 10m
             """)
@@ -131,19 +136,37 @@ struct TokenDelegate: LocalCommand {
     var from: String?
 
     @Option(help: ArgumentHelp("The public key of who may use it.", valueName: "client-key"))
-    var audience: String
+    var audience: String?
 
     @Option(help: ArgumentHelp("What may be done; may be repeated.", valueName: "what"))
     var capability: [String]
 
-    @Option(help: ArgumentHelp("How long from now: 30s, 15m, 12h, 7d.", valueName: "time"))
+    @Option(help: ArgumentHelp("How long it lives: 30s, 15m, 12h, 7d.", valueName: "time"))
     var lifetime: Lifetime
 
-    func run(_ output: Output) throws -> ExitStatus {
-        guard let audience = EndpointID(audience) else {
+    @Option(
+        help: ArgumentHelp(
+            "When it begins: 10m (from now), or 2026-12-24T08:00:00Z.", valueName: "time"))
+    var notBefore: StartTime?
+
+    /// Whoever is named; else, of a token that nobody has yet, this client.
+    private func holder() throws -> EndpointID {
+        guard let audience else {
+            guard from == nil else {
+                throw CommandFailure.usage(
+                    "--from passes a token on: name to whom, with --audience CLIENTKEY")
+            }
+            return try ClientKey.ofClient(at: try ClientKey.defaultPath()).endpoint
+        }
+        guard let key = EndpointID(audience) else {
             throw CommandFailure.usage(
                 "--audience is a client's key, as `aspen-token client-key` prints it there")
         }
+        return key
+    }
+
+    func run(_ output: Output) throws -> ExitStatus {
+        let audience = try holder()
         let capabilities = try capability.map { text in
             do {
                 return try Capability(parsing: text)
@@ -155,15 +178,21 @@ struct TokenDelegate: LocalCommand {
         let signer = try signer(of: parent)
         let now = TokenProgram.now()
         let limit = parent?.links.last
+        let begin = max(notBefore?.time(now) ?? now, limit?.notBefore ?? 0)
+        let end = min(begin + lifetime.seconds, limit?.expires ?? .max)
+        guard max(begin, now) < end else {
+            throw CommandFailure.usage(
+                limit.map { now >= $0.expires } ?? false
+                    ? "the token of --from has expired: there is nothing left to pass on"
+                    : "such a token would have ended before it begins, or by now (until "
+                        + "\(WallClock.text(end))): see --not-before and --lifetime")
+        }
         let link = TokenLink(
-            id: TokenID(UInt128.random(in: .min ... .max)), audience: audience,
-            notBefore: max(now, limit?.notBefore ?? 0),
-            expires: min(now + lifetime.seconds, limit?.expires ?? .max),
-            capabilities: capabilities)
+            id: TokenID(UInt128.random(in: .min ... .max)), audience: audience, notBefore: begin,
+            expires: end, capabilities: capabilities)
         guard let link else {
             throw CommandFailure.usage(
-                "a token has 1 to \(TokenLimits.capabilitiesMax) capabilities, and --from must not "
-                    + "have expired")
+                "a token has 1 to \(TokenLimits.capabilitiesMax) capabilities")
         }
         let chain: TokenChain
         if let parent {

@@ -3,6 +3,7 @@
 import ArgumentParser
 import AspenTypes
 import AspenWire
+import CAspenSystem
 import Configuration
 import Glibc
 import ServiceKit
@@ -66,6 +67,8 @@ package struct AspenNode: ParsableCommand {
     package init() {}
 
     package static func main() {
+        // It holds the cookie; its daemons inherit the limit.
+        aspen_forbid_core_files()
         let arguments = Array(CommandLine.arguments.dropFirst())
         ArgumentList.wipe(option: "--cookie")
         _ = EnvironmentSecret.cookie

@@ -14,6 +14,8 @@ import TokenCore
 /// event loop.
 final class ClientGuest {
     let connection: QUICConnection
+    /// Where it came from; it may move, and counts where it was.
+    let origin: Origin
     /// It has shown what was asked for.
     var isAdmitted: Bool
     var streamsOpened = 0
@@ -23,6 +25,7 @@ final class ClientGuest {
 
     init(_ connection: QUICConnection, isAdmitted: Bool) {
         self.connection = connection
+        origin = Origin(connection.remoteAddress)
         self.isAdmitted = isAdmitted
     }
 }
@@ -31,6 +34,8 @@ extension NetService {
     func acceptClient(_ connection: QUICConnection) {
         inboundClients += 1
         let guest = ClientGuest(connection, isAdmitted: !configuration.areTokensRequired)
+        let client = connection.remoteEndpoint
+        clientCounts.add(client, from: guest.origin, needsToken: !guest.isAdmitted)
         if !guest.isAdmitted {
             clientsWithoutToken += 1
             guest.timer = eventLoop.assumeIsolated().scheduleTask(
@@ -43,6 +48,7 @@ extension NetService {
         connection.onClosed = { [self] _ in
             inboundClients -= 1
             admit(guest)
+            clientCounts.remove(client, from: guest.origin)
         }
         connection.onStream = { [self] in accepted($0, of: guest) }
     }
@@ -54,6 +60,7 @@ extension NetService {
         guard !guest.isAdmitted else { return }
         guest.isAdmitted = true
         clientsWithoutToken -= 1
+        clientCounts.hasShownToken(from: guest.origin)
     }
 
     private func accepted(_ stream: QUICStream, of guest: ClientGuest) {

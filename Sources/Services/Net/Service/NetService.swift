@@ -31,6 +31,7 @@ package final class NetService: @unchecked Sendable {
     var joined: [ObjectIdentifier: JoinedStream] = [:]
     var joinedClientStreams = 0
     var inboundClients = 0
+    var clientCounts = ClientCounts()
     /// Those among them that have to show a token first; see ClientDoor.
     var clientsWithoutToken = 0
     /// Streams of clients whose beginning is being read.
@@ -97,8 +98,8 @@ package final class NetService: @unchecked Sendable {
         endpoint.serverProtocols = [
             ALPN.raft.rawValue, ALPN.client.rawValue, ALPN.gossip.rawValue,
         ]
-        endpoint.acceptPolicy = { [self] peer, alpn, _ in
-            refusal(of: peer, alpn: alpn)
+        endpoint.acceptPolicy = { [self] peer, alpn, address in
+            refusal(of: peer, alpn: alpn, from: Origin(address))
         }
         endpoint.onConnection = { [self] in accepted($0) }
         endpoint.onRefused = { [self] in refused($0, $1, $2) }
@@ -347,13 +348,12 @@ package final class NetService: @unchecked Sendable {
     // MARK: - At the door
 
     /// Judged inside the handshake: nil is welcome.
-    private func refusal(of peer: EndpointID, alpn: String) -> String? {
+    private func refusal(of peer: EndpointID, alpn: String, from origin: Origin) -> String? {
         switch ALPN(rawValue: alpn) {
         case .raft:
             if peer == configuration.key.endpoint { return "this is the node's own key" }
             if machine.admits(peer) {
-                return machine.isExpected(peer) || unprovedCount < NetLimits.unprovedMax
-                    ? nil : "more than \(NetLimits.unprovedMax) strangers before the proof"
+                return machine.isExpected(peer) ? nil : refusal(ofStrangerFrom: origin)
             }
             return machine.isClosed
                 ? "not a member of this cluster" : "more than \(Limits.peersMax) strangers"
@@ -362,7 +362,9 @@ package final class NetService: @unchecked Sendable {
             if clientsWithoutToken >= NetLimits.clientsWithoutTokenMax {
                 return "too many clients that have not shown a token yet"
             }
-            return inboundClients < NetLimits.clientConnectionsMax ? nil : "too many clients"
+            guard inboundClients < NetLimits.clientConnectionsMax else { return "too many clients" }
+            return clientCounts.refusal(
+                of: peer, from: origin, needsToken: configuration.areTokensRequired)
         case .gossip:
             if peer == configuration.key.endpoint { return "this is the node's own key" }
             return gossip.refusal
@@ -375,8 +377,15 @@ package final class NetService: @unchecked Sendable {
         configuration.advertised.isEmpty ? located : configuration.advertised
     }
 
-    private var unprovedCount: Int {
-        sessions.values.count { !$0.isProved && $0.connection.isInbound }
+    private func refusal(ofStrangerFrom origin: Origin) -> String? {
+        let unproved = sessions.values.filter { !$0.isProved && $0.connection.isInbound }
+        if unproved.count >= NetLimits.unprovedMax {
+            return "more than \(NetLimits.unprovedMax) strangers before the proof"
+        }
+        let here = unproved.count { Origin($0.connection.remoteAddress) == origin }
+        return here < NetLimits.unprovedPerAddressMax
+            ? nil
+            : "more than \(NetLimits.unprovedPerAddressMax) strangers at one address before the proof"
     }
 
     private func refused(_ peer: EndpointID?, _ address: SocketAddress, _ reason: String) {

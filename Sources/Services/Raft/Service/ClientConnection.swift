@@ -168,7 +168,15 @@ final class ClientConnection: ReplySink {
         if let veil = bearer.veil { veiled.veil(veil) }
         write(veiled, id)
         // It will not become better: another token needs another connection.
-        if response.failure?.code == .unauthenticated { close() }
+        if let failure = response.failure, failure.code == .unauthenticated { end(failure) }
+    }
+
+    /// Its token holds no more: each watch is told so under its id, and whatever else waits under id 0;
+    /// then it is closed.
+    func end(_ reason: AspenError) {
+        let farewell = WireResponse(reason)
+        for id in watches.keys.sorted() + [0] { write(farewell, id) }
+        close()
     }
 
     private func write(_ response: WireResponse, _ id: UInt64) {

@@ -134,11 +134,12 @@ extension ClientService {
         closeExpired()
     }
 
-    /// Connections whose token no longer holds end; what they wait for would never be theirs.
+    /// Connections whose token no longer holds end, and are told why; what they wait for would never be
+    /// theirs.
     func closeExpired() {
         guard trust != nil else { return }
         for (connection, bearer) in bearers where bearer.requestsInDoubt == 0 {
-            if case .failure = rights(of: bearer) { connection.close() }
+            if case .failure(let reason) = rights(of: bearer) { connection.end(reason) }
         }
     }
 

@@ -35,6 +35,11 @@ void aspen_return_large_blocks(void);
 void aspen_return_free_memory(void);
 /* No core dump, whoever collects them, and no debugger but root's. */
 void aspen_forbid_dumps(void);
+/* No core file of this process, nor of what it starts: its memory holds secrets. */
+void aspen_forbid_core_files(void);
+/* A crash ends this process at once. Handlers of a language's runtime are removed: they would start a
+ * program that prints a backtrace, which this process may not, and a signal from outside would be lost. */
+void aspen_crash_plainly(void);
 
 /* Starts a child that dies with this thread's process. Descriptor fds[i] becomes 3 + i in the child;
  * `error` becomes 1 and 2; everything else is closed. The signal mask is cleared. The pid, or -errno.
