@@ -17,6 +17,8 @@ struct NodeOptions {
     var listenHost: String
     var listenPort: UInt16
     var isMDNSDisabled: Bool
+    /// Something has to be asked outside: aspend-egress runs.
+    var needsEgress: Bool
     /// Passed on to the daemons as environment.
     var settings: [String: String]
 }
@@ -52,8 +54,29 @@ extension AspenNode {
             electionTimeoutMinMs.map(String.init) ?? setting("election-timeout-min-ms")
         settings["ASPEN_ELECTION_TIMEOUT_MAX_MS"] =
             electionTimeoutMaxMs.map(String.init) ?? setting("election-timeout-max-ms")
-        let isMDNSDisabled = try isMDNSDisabled(setting("disable-mdns"))
+        let isMDNSDisabled = try isSwitched(on: disableMDNS, "disable-mdns", setting)
         settings["ASPEN_DISABLE_MDNS"] = isMDNSDisabled ? "true" : "false"
+        let isGossipDisabled = try isSwitched(on: disableGossip, "disable-gossip", setting)
+        settings["ASPEN_DISABLE_GOSSIP"] = isGossipDisabled ? "true" : "false"
+        let isDNSEnabled = try isSwitched(
+            on: enableDNSDiscovery, "enable-dns-discovery", setting)
+        settings["ASPEN_ENABLE_DNS_DISCOVERY"] = isDNSEnabled ? "true" : "false"
+        let origin = dnsDiscoveryOrigin ?? setting("dns-discovery-origin")
+        settings["ASPEN_DNS_DISCOVERY_ORIGIN"] = origin
+        settings["ASPEN_DNS_SERVERS"] =
+            dnsServers.isEmpty ? setting("dns-servers") : dnsServers.joined(separator: ",")
+        if try isSwitched(on: enablePkarr, "enable-pkarr", setting) {
+            throw AspenError(
+                .invalidArgument,
+                "--enable-pkarr (ASPEN_ENABLE_PKARR): not yet. Nodes are found by multicast DNS, gossip, "
+                    + "DNS (--enable-dns-discovery), --peers and --ticket")
+        }
+        if isDNSEnabled, origin == nil {
+            throw AspenError(
+                .invalidArgument,
+                "--enable-dns-discovery needs --dns-discovery-origin (ASPEN_DNS_DISCOVERY_ORIGIN): the "
+                    + "domain below which the nodes' records are")
+        }
         settings["ASPEN_LOG_LEVEL"] = setting("log-level")
         settings["ASPEN_LOG_TAIL_ENTRIES"] = setting("log-tail-entries")
         settings["ASPEN_HISTORY_REVISIONS"] = setting("history-revisions")
@@ -61,18 +84,22 @@ extension AspenNode {
         return NodeOptions(
             nodeID: id, dataDirectory: dataDir ?? setting("data-dir") ?? "./data/node-\(id)",
             cookie: try readCookie(), listenHost: host, listenPort: port,
-            isMDNSDisabled: isMDNSDisabled, settings: settings)
+            isMDNSDisabled: isMDNSDisabled, needsEgress: isDNSEnabled, settings: settings)
     }
 
-    private func isMDNSDisabled(_ text: String?) throws(AspenError) -> Bool {
-        if disableMDNS { return true }
-        switch text {
+    /// What a switch says: the flag, else the variable or the files.
+    private func isSwitched(
+        on flag: Bool, _ name: String, _ setting: (String) -> String?
+    ) throws(AspenError) -> Bool {
+        if flag { return true }
+        switch setting(name) {
         case nil, "false", "0", "no", "off": return false
         case "true", "1", "yes", "on": return true
         case let text?:
             throw AspenError(
                 .invalidArgument,
-                "--disable-mdns (ASPEN_DISABLE_MDNS) is true or false, not '\(text)'")
+                "--\(name) (\(ServiceSettings.variable(for: name))) is true or false, not '\(text)'"
+            )
         }
     }
 

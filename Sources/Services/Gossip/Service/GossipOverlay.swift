@@ -26,6 +26,8 @@ final class GossipOverlay {
     private let logger: Logger
     private let net: NetControl
     private let netSocketPath: String
+    /// Else this is a book of peers and no more: no link is made, none is accepted, nothing is announced.
+    private let isGossiping: Bool
     private let own: EndpointID
     let topic: GossipTopic
     private var machine: GossipMachine
@@ -58,7 +60,7 @@ final class GossipOverlay {
 
     init(
         own: EndpointID, topic: GossipTopic, loop: any EventLoop, logger: Logger, net: NetControl,
-        netSocketPath: String
+        netSocketPath: String, isGossiping: Bool = true
     ) {
         self.own = own
         self.topic = topic
@@ -66,6 +68,7 @@ final class GossipOverlay {
         self.logger = logger
         self.net = net
         self.netSocketPath = netSocketPath
+        self.isGossiping = isGossiping
         random = RandomSource(seed: .random(in: .min ... .max))
         // Greater than at an earlier start unless the clock went back: then peers say so, and the machine
         // takes a greater one.
@@ -77,6 +80,7 @@ final class GossipOverlay {
     }
 
     func start() {
+        guard isGossiping else { return }
         let box = NIOLoopBound(self, eventLoop: loop)
         clock = loop.scheduleRepeatedTask(initialDelay: .zero, delay: Self.clockInterval) { _ in
             box.value.step(.wallClock(milliseconds: Self.wallMilliseconds()))
@@ -128,8 +132,34 @@ final class GossipOverlay {
         onChange()
     }
 
+    /// Without gossip it is net's connections that show whom this node reaches.
+    func reached(_ endpoint: EndpointID, is up: Bool) {
+        guard !isGossiping, book[endpoint] != nil else { return }
+        if up {
+            book.connected(endpoint, address: nil, roundTrip: nil, now: now())
+        } else {
+            let address = book[endpoint]?.addresses.first?.text
+            book.disconnected(
+                endpoint, address: address,
+                reason: address.map { .unreachable(address: $0) } ?? .noAddress, now: now())
+        }
+    }
+
+    /// Those whom somebody has named who is believed that far, and who are not heard of. (What anybody on
+    /// the link can claim makes this node ask nobody else.)
+    var missing: [EndpointID] {
+        book.all.filter {
+            guard !$0.isConnected, standings[$0.endpoint] != .alive else { return false }
+            let isNamed = !$0.sources.isDisjoint(with: [.manual, .ticket])
+            return isNamed || $0.sources.contains(.gossip) && $0.reason != .gone
+        }.map(\.endpoint)
+    }
+
     /// A stream that a peer has opened; its first frame says whose it is.
     func accept(_ channel: any Channel) throws {
+        guard isGossiping else {
+            throw AspenError(.unavailable, "gossip is switched off on this node")
+        }
         let frames = FrameChannel(frameBytesMax: GossipLimits.messageBytesMax)
         frames.onFrame = { [weak self] frames, frame in
             guard let self, !isStopped,
@@ -145,6 +175,7 @@ final class GossipOverlay {
     // MARK: - The machine
 
     private func step(_ input: GossipInput) {
+        guard isGossiping else { return }
         inputs.append(input)
         guard !isStepping, !isStopped else { return }
         isStepping = true
