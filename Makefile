@@ -44,11 +44,11 @@ coverage: ## line and region coverage of each layer by tests (TARGETS="…"), an
 	@scripts/coverage $(TARGETS)
 
 soak: bootstrap ## daemons of a real cluster killed for SECONDS_TO_RUN=60, every write checked; then new seeds for MINUTES=10
-	$(call programs,debug,aspend-net aspend-raft aspend-gossip aspen-node aspen-cli aspen-bench aspen-sim)
+	$(call programs,debug,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-bench aspen-sim)
 	@scripts/soak "$(or $(SECONDS_TO_RUN),60)" "$(or $(MINUTES),10)" "$(FROM)"
 
 chaos: bootstrap ## kills, pauses, partitions, full disks, wrong clocks for MINUTES=10 (SEED=n), then every answer is judged
-	$(call programs,debug,aspend-net aspend-raft aspend-gossip aspen-node aspen-cli aspen-sim)
+	$(call programs,debug,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-sim)
 	@Tests/Integration/chaos --minutes "$(or $(MINUTES),10)" $(if $(SEED),--seed $(SEED))
 
 damage: ## flip bits in a cluster's files for ROUNDS=500, cut the power of three nodes CUTS=100 times
@@ -58,11 +58,11 @@ stress: ## commits beside checkpoints at full speed for MINUTES=10, then without
 	@scripts/stress "$(or $(MINUTES),10)"
 
 measure: bootstrap ## fail-over, idle cost and start of a real cluster of release programs, in figures
-	$(call programs,release,aspend-net aspend-raft aspend-gossip aspen-node aspen-cli)
+	$(call programs,release,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli)
 	@ASPEN_BIN_DIR=.build/release Tests/Integration/measure
 
 prove: bootstrap ## tries the promises about size, at full size, by release programs (NAMES="learner follower …")
-	$(call programs,release,aspend-net aspend-raft aspend-gossip aspen-node aspen-cli aspen-bench)
+	$(call programs,release,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-bench)
 	@ASPEN_BIN_DIR=.build/release Tests/Integration/prove $(NAMES)
 
 bench: ## side by side with etcd on this machine

@@ -150,13 +150,22 @@ let services: [Target] = [
             "LinkCore", "TokenCore", "QUIC", "CSodium", "CAspenSystem", collections, logging,
         ]),
     module(
+        "EgressClient", "Services/Egress/Client",
+        nio + ["AspenWire", "AspenTypes", "AspenBytes", "CAspenSystem"]),
+    module(
+        "EgressService", "Services/Egress/Service",
+        [
+            "AspenWire", "AspenTypes", "AspenBytes", "DNSWire", "ServiceKit", "CAspenSystem",
+            logging,
+        ]),
+    module(
         "GossipClient", "Services/Gossip/Client", nio + ["AspenWire", "AspenTypes", "ServiceKit"]),
     module(
         "GossipService", "Services/Gossip/Service",
         nio + [
-            "GossipCore", "MDNSCore", "DNSWire", "AspenMachine", "NetClient", "AspenWire",
-            "AspenBytes",
-            "AspenTypes", "ServiceKit", "CAspenSystem", "CSodium", logging,
+            "GossipCore", "MDNSCore", "ResolverCore", "DNSWire", "AspenMachine", "NetClient",
+            "EgressClient", "Configuration", "AspenWire", "AspenBytes", "AspenTypes", "ServiceKit",
+            "CAspenSystem", "CSodium", logging,
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
@@ -225,6 +234,7 @@ let executables: [Target] = [
     program("aspend-net", ["NetService", "ServiceKit"]),
     program("aspend-raft", ["RaftService", "ServiceKit"]),
     program("aspend-gossip", ["GossipService", "ServiceKit"]),
+    program("aspend-egress", ["EgressService"]),
     program("aspen-node", ["NodeSupervisor"]),
     program("aspen-cli", ["AspenCLI"]),
     program("aspen-token", ["AspenCLI"]),
@@ -238,7 +248,7 @@ let isUnderLibFuzzer = Context.environment["ASPEN_LIBFUZZER"] != nil
 let fuzzed: [Target.Dependency] =
     nio + [
         "NetService", "RaftService", "RaftStorage", "RaftCore", "KVCore", "LinkCore", "TokenCore",
-        "DNSWire", "MDNSCore", "ResolverCore", "GossipCore",
+        "DNSWire", "MDNSCore", "ResolverCore", "GossipCore", "EgressService",
         "Configuration", "AspenDisk", "AspenWire", "AspenBytes", "AspenMachine", "AspenTypes",
         protobuf,
     ]
@@ -292,8 +302,15 @@ let checks: [Target] = [
     tests(
         "GossipServiceTests",
         nio + [
-            "GossipService", "MDNSCore", "DNSWire", "AspenWire", "AspenTypes", "ServiceKit",
-            "CAspenSystem", "aspend-gossip", logging,
+            "GossipService", "EgressService", "EgressClient", "ResolverCore", "MDNSCore", "DNSWire",
+            "AspenMachine", "AspenWire", "AspenTypes", "ServiceKit", "CAspenSystem",
+            "aspend-gossip", logging,
+        ]),
+    tests(
+        "EgressServiceTests",
+        nio + [
+            "EgressService", "EgressClient", "DNSWire", "AspenWire", "AspenTypes", "ServiceKit",
+            "CAspenSystem", "aspend-egress", logging,
         ]),
     tests(
         "SimulationTests",

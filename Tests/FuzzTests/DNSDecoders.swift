@@ -4,6 +4,7 @@ import AspenMachine
 import AspenTypes
 import AspenWire
 import DNSWire
+import EgressService
 import MDNSCore
 import ResolverCore
 
@@ -108,6 +109,43 @@ extension Decoder {
         return [
             GossipReply.discovered([found, found]), .failed(code: .unavailable, message: "no"),
         ].map { $0.encoded() }
+    }
+}
+
+extension Decoder {
+    // MARK: egress.sock, and what it reads
+
+    static let egressRequest = Decoder(name: "egress-request") { bytes in
+        guard let value = try? EgressRequest(decoding: bytes) else { return false }
+        check(value.encoded() == bytes)
+        return true
+    } examples: {
+        [
+            EgressRequest.nameServers, .nameServer(place: 1, isStream: true),
+        ].map { $0.encoded() }
+    }
+
+    static let egressReply = Decoder(name: "egress-reply") { bytes in
+        guard let value = try? EgressReply(decoding: bytes) else { return false }
+        check((try? EgressReply(decoding: value.encoded())) == value)
+        return true
+    } examples: {
+        [
+            EgressReply.nameServers(["192.0.2.1:53", "[2001:db8::1]:53"]),
+            .connected(address: "192.0.2.1:53"), .failed(code: .unavailable, message: "no"),
+        ].map { $0.encoded() }
+    }
+
+    static let resolverFile = Decoder(name: "resolver-file") { bytes in
+        let servers = NameServers.parse(bytes)
+        check(!servers.isEmpty && servers.count <= EgressLimits.nameServersMax)
+        let written = servers.map { "nameserver \($0.address)\n" }.joined()
+        check(NameServers.parse(Array(written.utf8)) == servers)
+        return servers.count > 1
+    } examples: {
+        ["# none\nnameserver 192.0.2.1\nnameserver\t2001:db8::1\noptions edns0\n"].map {
+            Array($0.utf8)
+        }
     }
 }
 

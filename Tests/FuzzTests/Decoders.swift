@@ -27,7 +27,8 @@ struct Decoder: Sendable {
         controlMessage, streamHeader, netRequest, netReply, principal, ticket, peerFrame,
         raftMessage, membership, command, result, scanToken, clientRequest, clientResponse,
         tokenChain, entry, configuration, logRecovery, snapshot, dnsMessage, multicastDNS, resolver,
-        gossipRequest, gossipReply, gossipMessage, gossipAnnouncement,
+        gossipRequest, gossipReply, gossipMessage, gossipAnnouncement, egressRequest, egressReply,
+        resolverFile,
     ]
 
     static func named(_ name: String) -> Decoder? { all.first { $0.name == name } }

@@ -117,7 +117,7 @@ import Testing
     }
 
     @Test func clientsDoNotImportServices() {
-        for service in ["Gossip", "Net", "Raft"] {
+        for service in ["Egress", "Gossip", "Net", "Raft"] {
             let folder = "Sources/Services/\(service)/Client"
             for source in Self.sources(under: folder) {
                 for name in Self.imports(of: source) {

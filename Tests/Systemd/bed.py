@@ -17,9 +17,12 @@ DAEMONS = ("aspend-net", "aspend-raft", "aspend-gossip")
 SOCKETS = ("aspend-net.socket", "aspend-net-quic.socket", "aspend-raft.socket",
            "aspend-raft-peer.socket", "aspend-gossip.socket", "aspend-gossip-peer.socket",
            "aspend-gossip-mdns.socket",
-           "aspend-gossip-routes.socket")
+           "aspend-gossip-routes.socket", "aspend-egress.socket")
+# A process for each request, by a template.
+EGRESS = "aspend-egress@"
 # Where the program of each unit lies.
 PROGRAMS = {daemon: f"/usr/libexec/aspen/{daemon}" for daemon in DAEMONS}
+PROGRAMS[EGRESS] = "/usr/libexec/aspen/aspend-egress"
 PROGRAMS["aspen-config-check"] = "/usr/bin/aspen-cli"
 
 
@@ -333,6 +336,11 @@ def compile_probe():
     return target
 
 
+def instance(unit):
+    """The unit that is started: of a template, one by that name."""
+    return f"{unit}probe" if unit.endswith("@") else unit
+
+
 def probe_lines(machine, unit, probe, more=()):
     """What the probe says that is started as that unit's program."""
     program = machine.disk + PROGRAMS[unit]
@@ -341,14 +349,16 @@ def probe_lines(machine, unit, probe, more=()):
     shutil.copy(probe, program)
     os.chmod(program, 0o755)
     machine.drop_in(f"{unit}.service", "99-probe",
-                    ["[Service]", "Type=oneshot", "Restart=no", *more])
+                    ["[Service]", "Type=oneshot", "Restart=no",
+                     *(["Environment=PROBE_EGRESS=1", "RuntimeMaxSec=infinity"]
+                       if unit == EGRESS else []), *more])
     machine.systemctl("daemon-reload")
     cursor = machine.cursor()
     try:
-        machine.systemctl("start", unit, check=None)
+        machine.systemctl("start", instance(unit), check=None)
         return wait_for("the probe's end", lambda: (
             lambda found: "PROBE end" in found and found)(
-                [r["MESSAGE"] for r in machine.journal("-u", unit, "--after-cursor", cursor)
+                [r["MESSAGE"] for r in machine.journal("-u", instance(unit), "--after-cursor", cursor)
                  if str(r["MESSAGE"]).startswith("PROBE")]), 60, 0.2)
     finally:
         machine.systemctl("stop", "aspen.target")

@@ -52,13 +52,14 @@ static void must(const char *directive, const char *what, int is) {
 }
 
 static char state[512]; /* empty: it has no state directory, only a /tmp of its own */
+static int is_egress;    /* may open sockets to the world, and nothing else at all */
 static int outside;
 
 static int visit(const char *path, const struct stat *st, int type, struct FTW *ftw) {
     (void)ftw;
     if (strncmp(path, "/proc", 5) == 0 && (path[5] == 0 || path[5] == '/')) return FTW_SKIP_SUBTREE;
     if (strcmp(path, state) == 0) return FTW_SKIP_SUBTREE;
-    if (!state[0] && (strcmp(path, "/tmp") == 0 || strcmp(path, "/var/tmp") == 0))
+    if (!state[0] && !is_egress && (strcmp(path, "/tmp") == 0 || strcmp(path, "/var/tmp") == 0))
         return FTW_SKIP_SUBTREE;
     if (type == FTW_D && access(path, W_OK) == 0) {
         char name[4096];
@@ -223,6 +224,7 @@ static void memory_probes(void) {
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     if (state[0]) must("LimitNOFILE", "8192 descriptors", files.rlim_max == 8192);
+    if (is_egress) must("LimitNOFILE", "64 descriptors", files.rlim_max == 64);
 }
 
 /* As many children as it may have, none of which does anything. */
@@ -235,7 +237,7 @@ static void task_probe(void) {
     }
     char text[64];
     snprintf(text, sizeof text, "%d children", count);
-    report(count > 8 && count < 64, "TasksMax", "starting tasks without end", text);
+    report(count > (is_egress ? 0 : 8) && count < (is_egress ? 8 : 64), "TasksMax", "starting tasks without end", text);
     for (int i = 0; i < count; i++) kill(children[i], SIGKILL);
     for (int i = 0; i < count; i++) waitpid(children[i], NULL, 0);
 }
@@ -269,6 +271,16 @@ static void address_probe(void) {
                sent < 0 ? strerror(errno) : "succeeded");
     }
     close(fd);
+}
+
+static void egress_network_probes(void) {
+    must("RestrictAddressFamilies", "IPv4 is allowed",
+         socket(AF_INET, SOCK_DGRAM, 0) >= 0 && socket(AF_INET, SOCK_STREAM, 0) >= 0);
+    refused("RestrictAddressFamilies", "a raw socket", socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
+    refused("RestrictAddressFamilies", "a Unix socket", socket(AF_UNIX, SOCK_STREAM, 0));
+    refused("RestrictAddressFamilies", "a netlink socket", socket(AF_NETLINK, SOCK_RAW, 0));
+    refused("RestrictAddressFamilies", "a packet socket", socket(AF_PACKET, SOCK_RAW, 0));
+    refused("RestrictAddressFamilies", "a vsock socket", socket(AF_VSOCK, SOCK_STREAM, 0));
 }
 
 static void network_probes(void) {
@@ -316,15 +328,24 @@ static void temporary_probes(void) {
          stat("/var/lib/aspen/net", &st) == 0 && st.st_uid == 65534);
 }
 
+/* It has no place to write at all: the file is one in memory. */
+static void egress_file_probes(void) {
+    must("UMask", "077", umask(077) == 077);
+    int fd = memfd_create("probe", MFD_CLOEXEC);
+    refused("RestrictSUIDSGID", "a set-user-id file", fchmod(fd, 04700));
+    close(fd);
+}
+
 static void file_probes(void) {
     nftw("/", visit, 64, FTW_PHYS | FTW_ACTIONRETVAL);
     must("ProtectSystem", "nothing outside the state directory can be written", outside == 0);
     if (state[0]) state_probes();
+    else if (is_egress) egress_file_probes();
     else temporary_probes();
     const char *closed[] = {"/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/run/user",
                             "/etc/aspen/credentials", "/var/lib/aspen/net", "/var/lib/aspen/raft"};
     for (size_t i = 0; i < sizeof closed / sizeof closed[0]; i++) {
-        if (strcmp(closed[i], state) == 0 || (!state[0] && i < 4)) continue;
+        if (strcmp(closed[i], state) == 0 || (!state[0] && !is_egress && i < 4)) continue;
         DIR *d = opendir(closed[i]);
         int entries = 0;
         for (struct dirent *e; d && (e = readdir(d));) entries += e->d_name[0] != '.';
@@ -368,14 +389,16 @@ int main(void) {
     }
     const char *own = getenv("STATE_DIRECTORY");
     if (own && !getcwd(state, sizeof state)) return 1;
+    is_egress = getenv("PROBE_EGRESS") != NULL;
     privilege_probes();
     architecture_probe();
     memory_probes();
-    network_probes();
+    if (is_egress) egress_network_probes();
+    else network_probes();
     file_probes();
     printf("PROBE note filters: %s\n", field("Seccomp_filters"));
     if (own) exec_probes();
-    else only_program_probes();
+    else if (!is_egress) only_program_probes();
     task_probe();
     amount_probe();
     printf("PROBE end\n");

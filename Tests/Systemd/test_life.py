@@ -2,6 +2,7 @@
 """The life of a node: start, stop, reboot, power cut, lost network, crashes, restarts."""
 
 import concurrent.futures
+import json
 import os
 import random
 import re
@@ -93,6 +94,64 @@ def nodes_on_the_link_find_each_other(cluster):
     found(cluster[1], 2)
     found(cluster[3], 2)
     return f"goodbye heard in {gone:.1f} s, found again in {time.monotonic() - began:.1f} s"
+
+
+NAME_SERVER = r"""
+import socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('127.0.0.1', 5399))
+while True:
+    query, sender = s.recvfrom(512)
+    text = b'addr=127.0.0.1:9'
+    data = bytes([len(text)]) + text
+    s.sendto(query[:2] + struct.pack('>HHHHH', 0x8180, 1, 1, 0, 0) + query[12:] + b'\xc0\x0c'
+             + struct.pack('>HHIH', 16, 1, 300, len(data)) + data, sender)
+"""
+
+
+def dns_is_asked_through_egress(cluster):
+    """A daemon without a network has a process of another unit connect it to a name server."""
+    machine, drop_in = cluster[2], "/etc/aspen/aspen.toml.d/70-dns.toml"
+    unknown = "aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypq"
+    machine.write("/root/name-server.py", NAME_SERVER)
+    machine.sh("systemd-run --unit=name-server --collect python3 /root/name-server.py")
+    machine.write(drop_in, f"""[node]
+peers = ["9@{unknown}"]
+[discovery]
+enable_dns_discovery = true
+dns_discovery_origin = "nodes.test"
+dns_servers = ["127.0.0.1:5399"]
+""")
+    try:
+        machine.systemctl("restart", "aspend-net", "aspend-gossip")
+
+        def found():
+            peers = machine.run("aspen-cli", "peers", "list", "--json", check=None).out
+            lines = json.loads(peers)["peers"] if peers.startswith("{") else []
+            return [line for line in lines
+                    if line["endpoint_id"] == unknown and "dns" in line["found_by"]]
+
+        line = wait_for("what DNS says", found, 30, 0.1)[0]
+        assert line["addresses"] == ["127.0.0.1:9"], line
+        # Whoever says nothing is sent away, and others do not wait for him.
+        silent = ("import socket; s = socket.socket(socket.AF_UNIX); "
+                  "s.connect('/run/aspen/egress.sock'); print(len(s.recv(100)) > 4)")
+        began = time.monotonic()
+        assert machine.run("python3", "-c", silent).out.strip() == "True"
+        took = time.monotonic() - began
+        assert 4.5 < took < 8, took
+        # Processes of one request end with it, and leave nothing.
+        wait_for("no process", lambda: machine.sh("pgrep aspend-egress", check=None).out == "", 20, 0.1)
+        shown = machine.show("aspend-egress@shown.service", "RuntimeMaxUSec", "User", "Slice")
+        assert shown == {"RuntimeMaxUSec": "15s", "User": "aspend-egress", "Slice": "aspen.slice"}, shown
+        shown = machine.show("aspend-egress.socket", "MaxConnections", "Accept", "NRefused")
+        assert shown == {"MaxConnections": "32", "Accept": "yes", "NRefused": "0"}, shown
+    finally:
+        machine.sh(f"rm -f {drop_in}; systemctl stop name-server", check=None)
+        machine.systemctl("restart", "aspend-net", "aspend-gossip")
+    machine.wait_serving()
+    nothing_failed(cluster)
+    return f"found {line['addresses']}, a silent caller sent away after {took:.1f} s"
 
 
 def stopping_the_target_stops_everything(cluster):
@@ -250,6 +309,7 @@ TESTS = (
     the_quic_socket_takes_every_address_and_large_bursts,
     a_stranger_with_a_ticket_hears_why_not,
     nodes_on_the_link_find_each_other,
+    dns_is_asked_through_egress,
     stopping_the_target_stops_everything,
     a_daemon_starts_on_first_use,
     restarting_net_is_not_noticed,

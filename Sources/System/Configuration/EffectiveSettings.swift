@@ -50,6 +50,16 @@ package struct EffectiveSettings: Sendable {
 
     /// What each value for itself cannot tell.
     private mutating func checkTogether() {
+        if self["enable-dns-discovery"]?.value == .boolean(true),
+            self["dns-discovery-origin"]?.value == nil
+        {
+            problems.append(
+                ConfigurationError(
+                    .missing, self["enable-dns-discovery"]?.origin,
+                    path: "discovery.dns_discovery_origin",
+                    "discovery.enable_dns_discovery = true needs discovery.dns_discovery_origin: the "
+                        + "domain below which the nodes' records are"))
+        }
         func milliseconds(_ name: String) -> Int? {
             guard case .integer(let value)? = self[name]?.value else { return nil }
             return value

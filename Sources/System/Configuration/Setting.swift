@@ -6,6 +6,8 @@ package struct Setting: Sendable, Equatable {
     package enum Kind: Sendable, Equatable {
         case integer(ClosedRange<Int>)
         case boolean
+        /// A boolean that may only be false: what it would switch on is still to come.
+        case notYet
         /// One of these words.
         case word([String])
         case text(TextFormat)
@@ -48,6 +50,7 @@ package struct Setting: Sendable, Equatable {
                 ? "a whole number of \(range.lowerBound) or more"
                 : "a whole number in \(range.lowerBound)…\(range.upperBound)"
         case .boolean: "true or false"
+        case .notYet: "false"
         case .word(let words): "one of " + words.map { "\"\($0)\"" }.joined(separator: ", ")
         case .text(let format): format.allowed
         case .list(let format, 1): "\(format.allowed), or a list of one"

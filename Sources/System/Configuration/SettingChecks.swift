@@ -10,7 +10,9 @@ extension Setting {
         case (.integer(let range), .integer(let number)):
             return range.contains(number)
                 ? nil : wrong("\(path) must be \(allowed), not \(number)")
-        case (.boolean, .boolean): return nil
+        case (.boolean, .boolean), (.notYet, .boolean(false)): return nil
+        case (.notYet, .boolean(true)):
+            return wrong("\(path) = true: not yet. \(summary)")
         case (.word(let words), .text(let text)):
             if words.contains(text) { return nil }
             let meant = Suggestion.nearest(to: text, among: words)
@@ -45,7 +47,7 @@ extension Setting {
         case .integer:
             guard let number = Int(last) else { throw wrongType(last, origin) }
             value = .integer(number)
-        case .boolean:
+        case .boolean, .notYet:
             switch last {
             case "true", "1", "yes", "on": value = .boolean(true)
             case "false", "0", "no", "off": value = .boolean(false)
@@ -68,7 +70,7 @@ extension Setting {
         guard let standard else { return nil }
         switch kind {
         case .integer: return Int(standard).map { .integer($0) }
-        case .boolean: return .boolean(standard == "true")
+        case .boolean, .notYet: return .boolean(standard == "true")
         case .word, .text: return .text(String(standard.dropFirst().dropLast()))
         case .list: return .list([])
         }

@@ -22,6 +22,9 @@ package enum SettingsCatalogue {
     /// aspend-net serves one UDP socket so far; another would be bound and never read.
     private static let listenAddressesMax = 1
 
+    /// As many as aspend-egress uses.
+    private static let dnsServersMax = 4
+
     private static let node: [Setting] = [
         Setting(
             name: "node-id", table: "node", key: "id", kind: .integer(1...Int.max), standard: nil,
@@ -66,7 +69,34 @@ package enum SettingsCatalogue {
             name: "disable-mdns", table: "discovery", key: "disable_mdns", kind: .boolean,
             standard: "false", standardNote: nil,
             summary: "`true`: neither looks for nodes on the local link nor tells it of this one.",
-            example: nil, users: ["aspend-gossip"])
+            example: nil, users: ["aspend-gossip"]),
+        Setting(
+            name: "disable-gossip", table: "discovery", key: "disable_gossip", kind: .boolean,
+            standard: "false", standardNote: nil,
+            summary: "`true`: takes no part in gossip. Nodes are found in the other ways alone.",
+            example: nil, users: ["aspend-gossip"]),
+        Setting(
+            name: "enable-dns-discovery", table: "discovery", key: "enable_dns_discovery",
+            kind: .boolean, standard: "false", standardNote: nil,
+            summary: "`true`: asks DNS where nodes are whose endpoint id is known.", example: nil,
+            users: ["aspend-gossip"]),
+        Setting(
+            name: "dns-discovery-origin", table: "discovery", key: "dns_discovery_origin",
+            kind: .text(.domainName), standard: nil, standardNote: "none",
+            summary:
+                "The domain below which DNS has them, as TXT records at _iroh.ENDPOINT.ORIGIN.",
+            example: "\"nodes.example.org\"", users: ["aspend-gossip"]),
+        Setting(
+            name: "dns-servers", table: "discovery", key: "dns_servers",
+            kind: .list(.address, countMax: dnsServersMax), standard: nil,
+            standardNote: "those of /etc/resolv.conf",
+            summary: "Name servers to ask, in this order.", example: "[\"192.0.2.53:53\"]",
+            users: ["aspend-egress"]),
+        Setting(
+            name: "enable-pkarr", table: "discovery", key: "enable_pkarr", kind: .notYet,
+            standard: "false", standardNote: nil,
+            summary: "Finding nodes through pkarr and the DHT does not exist yet.", example: nil,
+            users: ["aspend-gossip"]),
     ]
 
     private static let storage: [Setting] = [

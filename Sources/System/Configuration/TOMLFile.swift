@@ -93,7 +93,8 @@ package struct TOMLFile: Sendable {
         let value: SettingValue?
         switch (setting.kind, item.value) {
         case (.integer, .integer(let number)): value = .integer(number)
-        case (.boolean, .boolean(let truth)): value = .boolean(truth)
+        case (.boolean, .boolean(let truth)), (.notYet, .boolean(let truth)):
+            value = .boolean(truth)
         case (.word, .text(let text)), (.text, .text(let text)): value = .text(text)
         case (.list, .text(let text)): value = .list([text])
         case (.list, .array(let items)): value = Self.list(items).map { .list($0) }

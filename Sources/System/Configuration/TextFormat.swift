@@ -15,6 +15,10 @@ package enum TextFormat: Sendable, Equatable {
     /// A word that begins with "aspen". What is in it is for those to judge who use it.
     case ticket
 
+    /// "nodes.example.org": labels of 1 to 63 letters, digits, hyphens and underscores, 190 characters in all,
+    /// so that there is room in front for the name of an endpoint.
+    case domainName
+
     /// Longest text of any format, in bytes.
     package static let bytesMax = 8192
 
@@ -23,6 +27,7 @@ package enum TextFormat: Sendable, Equatable {
         case .listenAddress: "a text: a port (\":7700\") or a numeric address with one"
         case .address: "a text: a numeric address with a port (\"192.0.2.1:7700\")"
         case .peer: "a text of the form \"NODE@ENDPOINT\" or \"NODE@ENDPOINT@ADDRESS:PORT\", or a ticket"
+        case .domainName: "a domain name (\"nodes.example.org\")"
         case .ticket: "a ticket as `aspen-cli cluster ticket` prints it"
         }
     }
@@ -35,6 +40,7 @@ package enum TextFormat: Sendable, Equatable {
             return ListenAddress(text) == nil ? "is no port, nor a numeric address with one" : nil
         case .address: return Self.complaint(aboutAddress: text)
         case .peer: return Self.complaint(aboutPeer: text)
+        case .domainName: return Self.complaint(aboutName: text)
         case .ticket:
             let isWord = text.utf8.allSatisfy {
                 (UInt8(ascii: "a")...UInt8(ascii: "z")).contains($0)
@@ -49,6 +55,24 @@ package enum TextFormat: Sendable, Equatable {
             return "is no numeric address with a port"
         }
         return address.isWildcard ? "is every address: nobody can dial that" : nil
+    }
+
+    private static let nameBytesMax = 190
+    private static let labelBytesMax = 63
+
+    private static func complaint(aboutName text: String) -> String? {
+        guard text.utf8.count <= nameBytesMax else { return "is over \(nameBytesMax) bytes" }
+        let labels = (text.hasSuffix(".") ? text.dropLast() : text[...]).split(
+            separator: ".", omittingEmptySubsequences: false)
+        let isName = labels.allSatisfy { label in
+            (1...labelBytesMax).contains(label.utf8.count)
+                && label.utf8.allSatisfy {
+                    (UInt8(ascii: "a")...UInt8(ascii: "z")).contains($0 | 0x20)
+                        || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0)
+                        || $0 == UInt8(ascii: "-") || $0 == UInt8(ascii: "_")
+                }
+        }
+        return isName ? nil : "is no domain name"
     }
 
     private static func complaint(aboutPeer text: String) -> String? {

@@ -99,6 +99,7 @@ package struct DaemonManual: Sendable {
         switch kind {
         case .integer: "N"
         case .boolean: "true|false"
+        case .notYet: "false"
         case .word(let words): words.joined(separator: "|")
         case .text: "TEXT"
         case .list(_, countMax: 1): "TEXT"

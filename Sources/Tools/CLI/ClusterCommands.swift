@@ -125,23 +125,9 @@ struct ClusterEndpoint: ClientCommand {
 
     @OptionGroup var global: GlobalOptions
 
-    private static let triesMax = 30
-    private static let pause = Duration.milliseconds(100)
-
     func run(_ context: CommandContext) async throws -> ExitStatus {
-        var node = try await context.client.nodeInfo().status
-        // Just started, the daemon may not have asked its net yet.
-        for _ in 0..<Self.triesMax where node.endpointID.isEmpty {
-            try await Task.sleep(for: Self.pause)
-            node = try await context.client.nodeInfo().status
-        }
+        let node = try await context.identifiedNode()
         let endpoint = node.endpointID
-        guard !endpoint.isEmpty else {
-            throw AspenError(
-                .unavailable,
-                "this node has no connection to its aspend-net yet: see `systemctl status "
-                    + "aspend-net`, and ask again", retry: .safe)
-        }
         if context.isJSON {
             context.output.write(
                 JSON.object([
@@ -153,6 +139,24 @@ struct ClusterEndpoint: ClientCommand {
             context.output.write(parts.joined(separator: "@") + "\n")
         }
         return .done
+    }
+}
+
+extension CommandContext {
+    private static let triesMax = 30
+    private static let pause = Duration.milliseconds(100)
+
+    /// The node asked, once it knows who it is: just started, it may not have asked its net yet.
+    func identifiedNode() async throws -> NodeStatus {
+        for _ in 0..<Self.triesMax {
+            let node = try await client.nodeInfo().status
+            if !node.endpointID.isEmpty { return node }
+            try await Task.sleep(for: Self.pause)
+        }
+        throw AspenError(
+            .unavailable,
+            "this node has no connection to its aspend-net yet: see `systemctl status aspend-net`, and "
+                + "ask again", retry: .safe)
     }
 }
 

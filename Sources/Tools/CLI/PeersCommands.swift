@@ -10,7 +10,7 @@ import GossipClient
 struct PeersArea: ParsableCommand, CommandArea {
     static let configuration = CommandConfiguration(
         commandName: "peers", abstract: "Look at the nodes that this node has found.",
-        subcommands: [PeersList.self])
+        subcommands: [PeersList.self, PeersDNSRecord.self])
 }
 
 struct PeersList: NodeCommand {

@@ -14,8 +14,8 @@ package struct AspenNode: ParsableCommand {
         commandName: "aspen-node",
         abstract: "Run one Aspen node in the foreground: its daemons, supervised, without systemd.",
         discussion: """
-            Starts aspend-net, aspend-raft and aspend-gossip with the sockets they need, restarts what dies, and \
-            prefixes their logs. SIGTERM or Ctrl-C stops all of it in order. Every option may also \
+            Starts aspend-net, aspend-raft and aspend-gossip with the sockets they need (and aspend-egress, if DNS \
+            is to be asked), restarts what dies, and prefixes their logs. SIGTERM or Ctrl-C stops all of it in order. Every option may also \
             come from the environment: --data-dir is ASPEN_DATA_DIR.
 
             EXAMPLE
@@ -59,6 +59,23 @@ package struct AspenNode: ParsableCommand {
     var disableMDNS = false
     @Flag(help: "While this node leads, nodes with the same cookie become members by themselves.")
     var autoJoin = false
+    @Flag(help: "Takes no part in gossip: nodes are found in the other ways alone.")
+    var disableGossip = false
+    @Flag(
+        name: .customLong("enable-dns-discovery"),
+        help: "Asks DNS where nodes are whose endpoint id is known.")
+    var enableDNSDiscovery = false
+    @Option(
+        name: [.customLong("dns-discovery-origin"), .customLong("dns-discovery-url")],
+        help: "The domain below which DNS has them, as TXT records at _iroh.ENDPOINT.ORIGIN.")
+    var dnsDiscoveryOrigin: String?
+    @Option(
+        name: .customLong("dns-servers"),
+        help: "A name server to ask, ADDRESS:PORT; repeatable (default: those of /etc/resolv.conf)."
+    )
+    var dnsServers: [String] = []
+    @Flag(help: "Not yet.")
+    var enablePkarr = false
     @Option(help: "Directory with aspen.toml and aspen.toml.d; without it no file is read.")
     var config: String?
     @Flag(help: "Print this node's endpoint id (made on first use), then exit.")

@@ -19,6 +19,8 @@ struct NodeOptions {
     var listenHost: String
     var listenPort: UInt16
     var isMDNSDisabled: Bool
+    /// Something has to be asked outside: aspend-egress runs.
+    var needsEgress: Bool
     /// Passed on to the daemons as environment.
     var settings: [String: String]
 }
@@ -56,10 +58,31 @@ extension AspenNode {
             electionTimeoutMinMs.map(String.init) ?? setting("election-timeout-min-ms")
         settings["ASPEN_ELECTION_TIMEOUT_MAX_MS"] =
             electionTimeoutMaxMs.map(String.init) ?? setting("election-timeout-max-ms")
-        let isMDNSDisabled = try Self.flag("disable-mdns", disableMDNS, setting)
+        let isMDNSDisabled = try isSwitched(on: disableMDNS, "disable-mdns", setting)
         settings["ASPEN_DISABLE_MDNS"] = isMDNSDisabled ? "true" : "false"
+        let isGossipDisabled = try isSwitched(on: disableGossip, "disable-gossip", setting)
+        settings["ASPEN_DISABLE_GOSSIP"] = isGossipDisabled ? "true" : "false"
+        let isDNSEnabled = try isSwitched(
+            on: enableDNSDiscovery, "enable-dns-discovery", setting)
+        settings["ASPEN_ENABLE_DNS_DISCOVERY"] = isDNSEnabled ? "true" : "false"
+        let origin = dnsDiscoveryOrigin ?? setting("dns-discovery-origin")
+        settings["ASPEN_DNS_DISCOVERY_ORIGIN"] = origin
+        settings["ASPEN_DNS_SERVERS"] =
+            dnsServers.isEmpty ? setting("dns-servers") : dnsServers.joined(separator: ",")
+        if try isSwitched(on: enablePkarr, "enable-pkarr", setting) {
+            throw AspenError(
+                .invalidArgument,
+                "--enable-pkarr (ASPEN_ENABLE_PKARR): not yet. Nodes are found by multicast DNS, gossip, "
+                    + "DNS (--enable-dns-discovery), --peers and --ticket")
+        }
+        if isDNSEnabled, origin == nil {
+            throw AspenError(
+                .invalidArgument,
+                "--enable-dns-discovery needs --dns-discovery-origin (ASPEN_DNS_DISCOVERY_ORIGIN): the "
+                    + "domain below which the nodes' records are")
+        }
         settings["ASPEN_AUTO_JOIN"] =
-            try Self.flag("auto-join", autoJoin, setting) ? "true" : "false"
+            try isSwitched(on: autoJoin, "auto-join", setting) ? "true" : "false"
         settings["ASPEN_LOG_LEVEL"] = setting("log-level")
         settings["ASPEN_LOG_TAIL_ENTRIES"] = setting("log-tail-entries")
         settings["ASPEN_HISTORY_REVISIONS"] = setting("history-revisions")
@@ -70,14 +93,14 @@ extension AspenNode {
             acceptedCookie: try (cookieAcceptedFile ?? setting("cookie-accepted-file")).map {
                 path throws(AspenError) in try Self.readSecret(path)
             } ?? [], listenHost: host, listenPort: port,
-            isMDNSDisabled: isMDNSDisabled, settings: settings)
+            isMDNSDisabled: isMDNSDisabled, needsEgress: isDNSEnabled, settings: settings)
     }
 
-    /// A flag that is also a setting of two words.
-    private static func flag(
-        _ name: String, _ isGiven: Bool, _ setting: (String) -> String?
+    /// What a switch says: the flag, else the variable or the files.
+    private func isSwitched(
+        on flag: Bool, _ name: String, _ setting: (String) -> String?
     ) throws(AspenError) -> Bool {
-        if isGiven { return true }
+        if flag { return true }
         switch setting(name) {
         case nil, "false", "0", "no", "off": return false
         case "true", "1", "yes", "on": return true

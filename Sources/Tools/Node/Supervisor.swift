@@ -91,9 +91,15 @@ struct Supervisor {
             Child(
                 name: "gossip", program: "\(programs)/aspend-gossip",
                 descriptors: [("gossip.sock", gossip), ("gossip.peer", gossipPair[1])]
-                    + (options.isMDNSDisabled ? [] : Self.discoverySockets()),
+                    + Self.discoverySockets(withoutMDNS: options.isMDNSDisabled),
                 environment: variables("gossip")),
         ]
+        guard options.needsEgress else { return }
+        let egress = try Self.check(aspen_listen_unix("\(runtime)/egress.sock"), "egress.sock")
+        children.append(
+            Child(
+                name: "egress", program: "\(programs)/aspend-egress",
+                descriptors: [("egress.sock", egress)], environment: variables("egress")))
     }
 
     /// Over one end a net passes connections, which come out of the other.
@@ -106,14 +112,20 @@ struct Supervisor {
         return pair
     }
 
-    /// Discovery on the local link is a convenience: without it the node runs all the same.
-    private static func discoverySockets() -> [(name: String, descriptor: CInt)] {
+    /// Discovery on the local link is a convenience: without it the node runs all the same. What tells of
+    /// the interfaces is needed anyhow, for a node that is bound to every address.
+    private static func discoverySockets(
+        withoutMDNS isMDNSDisabled: Bool
+    ) -> [(name: String, descriptor: CInt)] {
         let routes = aspen_open_route_socket()
         guard routes >= 0 else {
-            Terminal.error("aspen-node: no multicast DNS: \(String(cString: strerror(-routes)))")
+            Terminal.error(
+                "aspen-node: no multicast DNS, and nothing is known of the interfaces: "
+                    + String(cString: strerror(-routes)))
             return []
         }
         var sockets = [("routes", routes)]
+        if isMDNSDisabled { return sockets }
         for six: CInt in [0, 1] {
             let socket = aspen_bind_shared_datagram(six, 5353)
             if socket >= 0 {
@@ -253,7 +265,7 @@ struct Supervisor {
 
     private mutating func finish() -> CInt {
         for index in children.indices { children[index].forwardOutput() }
-        for name in ["net.sock", "raft.sock", "gossip.sock", "notify.sock"] {
+        for name in ["net.sock", "raft.sock", "gossip.sock", "egress.sock", "notify.sock"] {
             unlink("\(runtime)/\(name)")
         }
         return exitCode

@@ -44,6 +44,7 @@ package enum ProtocolVersion {
     /// A stream whose header carries a token; over `aspen-client` only.
     package static let streamWithToken: UInt8 = 2
     package static let netSocket: UInt8 = 1
+    package static let egressSocket: UInt8 = 1
     package static let raftPeer: UInt16 = 1
     package static let ticket: UInt8 = 1
     /// The program itself, as `cluster status` shows it.

@@ -2,6 +2,7 @@
 
 import AspenTypes
 import AspenWire
+import EgressClient
 import Glibc
 import Logging
 import NIOCore
@@ -38,11 +39,19 @@ package enum GossipDaemon {
         }
         let routes = sockets.take("routes")
         let multicast = try multicastSockets(settings, routes.first, &sockets, context)
+        let dns = settings.dnsOrigin.map {
+            DNSDiscovery(
+                origin: $0,
+                egressSocketPath: settings.runtimeDirectory + "/" + EgressClient.socketName,
+                loop: context.eventLoop, logger: context.logger)
+        }
         let service = GossipService(
             loop: context.eventLoop, logger: context.logger, node: settings.node,
             access: .ofSystem(), sockets: multicast,
-            netSocketPath: settings.runtimeDirectory + "/net.sock")
-        if let socket = routes.first, !multicast.isEmpty {
+            netSocketPath: settings.runtimeDirectory + "/net.sock", dns: dns,
+            isGossipDisabled: settings.isGossipDisabled)
+        // Also without multicast DNS: net has to be told where this node's interfaces are.
+        if let socket = routes.first {
             RouteWatch(socket: socket, loop: context.eventLoop, logger: context.logger) {
                 service.use($0)
             }.start()
@@ -51,7 +60,12 @@ package enum GossipDaemon {
             gossipSocket: gossipSocket, peerSocket: sockets.take("gossip.peer").first
         ).map {
             context.logger.info(
-                "aspend-gossip serves", metadata: ["mdns": "\(multicast.isEmpty ? "off" : "on")"])
+                "aspend-gossip serves",
+                metadata: [
+                    "gossip": "\(settings.isGossipDisabled ? "off" : "on")",
+                    "mdns": "\(multicast.isEmpty ? "off" : "on")",
+                    "dns": "\(settings.dnsOrigin.map { "\($0)" } ?? "off")",
+                ])
             return RunningDaemon { service.stop() }
         }
     }

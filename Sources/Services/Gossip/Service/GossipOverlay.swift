@@ -26,6 +26,8 @@ final class GossipOverlay {
     private let logger: Logger
     private let net: NetControl
     private let netSocketPath: String
+    /// Else this is a book of peers and no more: no link is made, none is accepted, nothing is announced.
+    private let isGossiping: Bool
     private let own: EndpointID
     /// What this node says is for the first of them.
     let topics: [GossipTopic]
@@ -59,8 +61,7 @@ final class GossipOverlay {
 
     init(
         own: EndpointID, topics: [GossipTopic], loop: any EventLoop, logger: Logger,
-        net: NetControl,
-        netSocketPath: String
+        net: NetControl, netSocketPath: String, isGossiping: Bool = true
     ) {
         self.own = own
         self.topics = topics
@@ -68,6 +69,7 @@ final class GossipOverlay {
         self.logger = logger
         self.net = net
         self.netSocketPath = netSocketPath
+        self.isGossiping = isGossiping
         random = RandomSource(seed: .random(in: .min ... .max))
         // Greater than at an earlier start unless the clock went back: then peers say so, and the machine
         // takes a greater one.
@@ -80,6 +82,7 @@ final class GossipOverlay {
     }
 
     func start() {
+        guard isGossiping else { return }
         let box = NIOLoopBound(self, eventLoop: loop)
         clock = loop.scheduleRepeatedTask(initialDelay: .zero, delay: Self.clockInterval) { _ in
             box.value.step(.wallClock(milliseconds: Self.wallMilliseconds()))
@@ -131,8 +134,34 @@ final class GossipOverlay {
         onChange()
     }
 
+    /// Without gossip it is net's connections that show whom this node reaches.
+    func reached(_ endpoint: EndpointID, is up: Bool) {
+        guard !isGossiping, book[endpoint] != nil else { return }
+        if up {
+            book.connected(endpoint, address: nil, roundTrip: nil, now: now())
+        } else {
+            let address = book[endpoint]?.addresses.first?.text
+            book.disconnected(
+                endpoint, address: address,
+                reason: address.map { .unreachable(address: $0) } ?? .noAddress, now: now())
+        }
+    }
+
+    /// Those whom somebody has named who is believed that far, and who are not heard of. (What anybody on
+    /// the link can claim makes this node ask nobody else.)
+    var missing: [EndpointID] {
+        book.all.filter {
+            guard !$0.isConnected, standings[$0.endpoint] != .alive else { return false }
+            let isNamed = !$0.sources.isDisjoint(with: [.manual, .ticket])
+            return isNamed || $0.sources.contains(.gossip) && $0.reason != .gone
+        }.map(\.endpoint)
+    }
+
     /// A stream that a peer has opened; its first frame says whose it is.
     func accept(_ channel: any Channel) throws {
+        guard isGossiping else {
+            throw AspenError(.unavailable, "gossip is switched off on this node")
+        }
         let frames = FrameChannel(frameBytesMax: GossipLimits.messageBytesMax)
         frames.onFrame = { [weak self] frames, frame in
             guard let self, !isStopped,
@@ -148,6 +177,7 @@ final class GossipOverlay {
     // MARK: - The machine
 
     private func step(_ input: GossipInput) {
+        guard isGossiping else { return }
         inputs.append(input)
         guard !isStepping, !isStopped else { return }
         isStepping = true

@@ -27,6 +27,11 @@ package final class GossipService: @unchecked Sendable {
     private var interfaces: [RouteInterface]?
     private var choice: InterfaceChoice?
     private var discovery: MDNSDiscovery?
+    private let dns: DNSDiscovery?
+    private let isGossipDisabled: Bool
+    /// Members to whom net has no connection. (One that is removed from the membership while it is away
+    /// stays among them until net's next start; that costs a question to DNS now and then.)
+    private var missingMembers: Set<EndpointID> = []
     private(set) var overlay: GossipOverlay?
     /// What aspend-net says of this node.
     private var setup: (port: UInt16, advertised: [String])?
@@ -38,7 +43,8 @@ package final class GossipService: @unchecked Sendable {
 
     package init(
         loop: any EventLoop, logger: Logger, node: NodeID, access: LocalAccess,
-        sockets: [MulticastSocket], netSocketPath: String
+        sockets: [MulticastSocket], netSocketPath: String, dns: DNSDiscovery? = nil,
+        isGossipDisabled: Bool = false
     ) {
         self.loop = loop
         self.logger = logger
@@ -46,6 +52,8 @@ package final class GossipService: @unchecked Sendable {
         self.access = access
         self.sockets = sockets
         self.netSocketPath = netSocketPath
+        self.dns = dns
+        self.isGossipDisabled = isGossipDisabled
         net = NetControl(eventLoop: loop, socketPath: netSocketPath)
     }
 
@@ -63,9 +71,8 @@ package final class GossipService: @unchecked Sendable {
         gossipSocket: CInt, peerSocket: CInt? = nil
     ) -> EventLoopFuture<Void> {
         net.onConnected = { [unowned self] in identified($0) }
-        net.onEvent = { [unowned self] event in
-            if case .peerDown(let endpoint, _) = event { discovery?.step(.doubted(endpoint)) }
-        }
+        net.onEvent = { [unowned self] event in heard(event) }
+        dns?.onNews = { [unowned self] in told($0) }
         net.onRefused = { [unowned self] error in
             if !hasComplained { logger.warning("aspend-net refuses: \(error.message)") }
             hasComplained = true
@@ -93,6 +100,7 @@ package final class GossipService: @unchecked Sendable {
         for listener in listeners { listener.close() }
         for frames in connections.values { frames.close() }
         discovery?.stop()
+        dns?.stop()
         overlay?.stop()
         net.stop()
         for socket in sockets { socket.close() }
@@ -109,6 +117,7 @@ package final class GossipService: @unchecked Sendable {
 
     private func identified(_ identity: NetIdentity) {
         hasComplained = false
+        missingMembers = []
         let former = self.identity
         self.identity = identity
         if former?.endpoint != identity.endpoint {
@@ -142,11 +151,12 @@ package final class GossipService: @unchecked Sendable {
         overlay?.stop()
         let fresh = GossipOverlay(
             own: endpoint, topics: topics, loop: loop, logger: logger, net: net,
-            netSocketPath: netSocketPath)
+            netSocketPath: netSocketPath, isGossiping: !isGossipDisabled)
         fresh.onChange = { [weak self] in self?.status() }
         overlay = fresh
         fresh.start()
         for peer in discovery?.peers ?? [] { heard(.found(DiscoveredNode(peer))) }
+        dns?.forget()
     }
 
     /// What this node says of itself. Where it may be dialled: as the settings say, else as its
@@ -216,10 +226,34 @@ package final class GossipService: @unchecked Sendable {
         status()
     }
 
+    private func heard(_ event: NetEvent) {
+        switch event {
+        case .peerUp(let endpoint):
+            missingMembers.remove(endpoint)
+            overlay?.reached(endpoint, is: true)
+        case .peerDown(let endpoint, _):
+            if missingMembers.count < PeerBook.entriesMax { missingMembers.insert(endpoint) }
+            discovery?.step(.doubted(endpoint))
+            overlay?.reached(endpoint, is: false)
+        case .serviceGone, .located: return
+        }
+        status()
+    }
+
+    private func told(_ news: DNSNews) {
+        switch news {
+        case .found(let endpoint, let addresses):
+            overlay?.found(endpoint, node: nil, addresses: addresses, by: .dns)
+        case .lost(let endpoint): overlay?.lost(endpoint, by: .dns)
+        }
+    }
+
     private func status() {
+        if let dns, let overlay { dns.want(missingMembers.union(overlay.missing)) }
         let (near, linked) = (discovery?.peers.count ?? 0, overlay?.linkCount ?? 0)
         let text =
-            "\(near) node\(near == 1 ? "" : "s") found on the local link, gossip with \(linked)"
+            "\(near) node\(near == 1 ? "" : "s") found on the local link, "
+            + (isGossipDisabled ? "gossip is off" : "gossip with \(linked)")
         guard text != shownStatus else { return }
         shownStatus = text
         Notifier.status(text)

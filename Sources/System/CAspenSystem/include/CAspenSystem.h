@@ -11,6 +11,24 @@ int aspen_send_fd(int socket, int fd);
 /* Receives one descriptor (close-on-exec). The descriptor; -errno; -EPIPE at the end of the stream. */
 int aspen_receive_fd(int socket);
 
+/* Sends `count` bytes and, with the first of them, one descriptor. Never waits. 0, or -errno. */
+int aspen_send_with_fd(int socket, const void *bytes, size_t count, int fd);
+/* Receives up to `size` bytes and a descriptor that came with them (close-on-exec; -1 none; of several the
+ * first, the rest is closed). The count, 0 at the end of the stream, or -errno. */
+ssize_t aspen_receive_with_fd(int socket, void *buffer, size_t size, int *fd);
+
+/* Opens a socket (close-on-exec, not blocking) to an IPv4 or IPv6 address in network order, 4 or 16 bytes,
+ * and a port: a stream, or UDP, whose port on this side the kernel draws. A stream is not connected yet
+ * (connect(2), EINPROGRESS): wait until it can be written, then ask aspen_socket_error. The
+ * descriptor, or -errno. */
+int aspen_begin_connect(const uint8_t *address, size_t count, uint16_t port, int is_stream);
+/* The error that waits at a socket (SO_ERROR): 0, or -errno. */
+int aspen_socket_error(int fd);
+/* Accepts connections at a listening socket, each in a child of its own, at most `max` at a time; further
+ * callers wait. Returns the connection in each child, and in the parent, when it cannot go on,
+ * -errno. Children die with their parent. Call while the process has one thread. */
+int aspen_accept_in_children(int listener, int max);
+
 /* Who is at the other end of a Unix socket. 0, or -errno. */
 typedef struct {
     pid_t pid;
