@@ -134,9 +134,44 @@ private final class Bench {
         }
     }
 
+    @Test func settingsOfDNSAndGossipSayWhatIsWrong() throws {
+        func settings(_ arguments: [String]) throws(AspenError) -> GossipSettings {
+            try GossipSettings(
+                ServiceSettings(
+                    arguments: ["--node-id", "3"] + arguments, known: GossipSettings.known))
+        }
+        let plain = try settings(["--dns-discovery-origin", "nodes.example.org"])
+        #expect(plain.dnsOrigin == nil && !plain.isGossipDisabled)
+        #expect(try settings(["--disable-gossip", "true"]).isGossipDisabled)
+        let asking = try settings([
+            "--enable-dns-discovery", "true", "--dns-discovery-origin", "nodes.example.org.",
+        ])
+        #expect(asking.dnsOrigin.map { "\($0)" } == "nodes.example.org.")
+        #expect(try settings(["--enable-pkarr", "false"]).dnsOrigin == nil)
+        let wrong = [
+            (["--enable-dns-discovery", "true"], "--dns-discovery-origin"),
+            (["--dns-discovery-origin", "nodes..org"], "is no domain name"),
+            (["--dns-discovery-origin", "https://nodes.org"], "is no domain name"),
+            (
+                [
+                    "--dns-discovery-origin",
+                    [String](repeating: "node", count: 39).joined(separator: "."),
+                ],
+                "is over 190 bytes"
+            ),
+            (["--enable-pkarr", "true"], "not yet"),
+            (["--disable-gossip", "perhaps"], "true or false"),
+        ]
+        for (arguments, text) in wrong {
+            let error = #expect(throws: AspenError.self) { try settings(arguments) }
+            #expect(error?.code == .invalidArgument)
+            #expect(error?.message.contains(text) == true, "\(arguments): \(error?.message ?? "")")
+        }
+    }
+
     @Test func itsManualNamesItsSettings() {
         let help = GossipDaemon.manual.help
-        for name in ["node-id", "runtime-dir", "disable-mdns", "config", "log-level"] {
+        for name in GossipSettings.known.union(["config", "log-level"]) {
             #expect(help.contains("\n  --\(name)"), "\(name)")
         }
     }

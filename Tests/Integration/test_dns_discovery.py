@@ -173,8 +173,19 @@ def nodes_find_each_other_through_dns():
         assert before >= 1
         for node in (first, second):
             assert "warning: DNS cannot be asked" not in node.log(), node.log()
-            # (a lease of nothing: the sockets of questions that were answered are closed)
+            # The sockets of questions that were answered are closed.
             assert link.inside(node.number, "ss", "-unH", "dport", "=", "53") == ""
+        # A member that no setting names, and that is not there to speak for itself.
+        second.stop()
+        first.stop()
+        first = Node(link, 1, *SWITCHES, "--dns-servers", "10.98.1.254:53")
+
+        def known():
+            said = first.cli("peers", "list", "--json", check=False)
+            lines = json.loads(said).get("peers", []) if said.startswith("{") else []
+            return [line for line in lines if line["endpoint_id"] == two]
+        line = wait_for("what DNS says of a member", known, 20)[0]
+        assert line["found_by"] == ["dns"] and line["addresses"] == ["10.98.2.1:7700"], line
         print(f"connected {took:.2f} s after the first start; asked {before} times")
 
 
@@ -210,7 +221,6 @@ def answers_are_kept_as_long_as_they_are_good_for():
         assert ttl - 1.0 < waited < ttl + 3.0, waited
         wait_for("a link", lambda: first.peers()[two]["connected"], 20)
         moved = time.monotonic() - answered
-        # That there is nothing is no reason to ask at once.
         print(f"asked again after {waited:.2f} s of {ttl}, connected after {moved:.2f} s")
 
 
