@@ -4,7 +4,10 @@
 anybody but their owners can see is searched for them."""
 
 import base64
+import ctypes
+import ctypes.util
 import glob
+import hashlib
 import os
 import resource
 import signal
@@ -95,6 +98,26 @@ def seed_of(path):
         return page.from_base32(f.read().split("\n")[1])[:32]
 
 
+def stretched(cookie):
+    """What aspend-net makes of a cookie (Argon2id) and works with: as good as the cookie."""
+    sodium = ctypes.CDLL(ctypes.util.find_library("sodium"))
+    assert sodium.sodium_init() >= 0
+    key, text = ctypes.create_string_buffer(32), cookie.encode()
+    salt = hashlib.blake2b(b"aspen cluster cookie v1", digest_size=16).digest()
+    assert sodium.crypto_pwhash(key, ctypes.c_ulonglong(32), text, ctypes.c_ulonglong(len(text)), salt,
+                                ctypes.c_ulonglong(2), ctypes.c_size_t(64 << 20), 2) == 0
+    return key.raw
+
+
+def kept_by(node, name):
+    """The memory file that a node's supervisor keeps for its daemons."""
+    for path in glob.glob(f"/proc/{node.process.pid}/fd/*"):
+        if os.readlink(path).startswith(f"/memfd:{name} "):
+            with open(path, "rb") as f:
+                return f.read()
+    raise AssertionError(f"no {name} is kept")
+
+
 def processes(node):
     return [node.process.pid] + [node.daemon(name) for name in ("net", "raft", "gossip")]
 
@@ -157,6 +180,8 @@ def planted_secrets_are_nowhere_but_where_they_belong():
             Secret("the cookie", COOKIE.encode(), (".cookie",)),
             Secret("a wrong cookie", WRONG_COOKIE.encode(), (".cookie",)),
             Secret("a short cookie", SHORT_COOKIE.encode(), (".cookie",)),
+            Secret("the stretched cookie", stretched(COOKIE)),
+            Secret("the wrong stretched cookie", stretched(WRONG_COOKIE)),
             Secret("the root's key", seed_of(f"{keys}/token-root.key"), ("token-root.key",)),
             Secret("the client's key", seed_of(f"{keys}/client.key"), ("client.key",)),
             # Its head holds public keys only: what makes it worth something are its signatures.
@@ -168,6 +193,8 @@ def planted_secrets_are_nowhere_but_where_they_belong():
         for node in cluster.nodes:
             secrets.append(Secret(f"the key of node {node.number}",
                                   seed_of(f"{node.data}/net/identity.key"), ("net/identity.key",)))
+        # Where they belong, they are, and in this form.
+        assert secrets[0].find(kept_by(first, "cookie")) and secrets[3].find(kept_by(first, "cookie-key"))
         first.cli("cluster", "trust-root", root, check=0)
         first.cli("kv", "set", "app/x", "hello", check=0)
         ticket = first.cli("cluster", "ticket", check=0).out.decode().strip()
