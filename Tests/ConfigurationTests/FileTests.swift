@@ -90,7 +90,7 @@ private let endpoint = "abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefgh2abcdefa"
         ("[node]\nheartbeat-interval-ms = 5", "unknown-key", 2, "raft.heartbeat_interval_ms"),
         ("node-id = 1", "unknown-key", 1, "node.id"),
         ("[node]\ncolour = 1", "unknown-key", 2, "[node] has id, listen"),
-        ("[xyzzy]", "unknown-key", 1, "the tables are node, storage"),
+        ("[xyzzy]", "unknown-key", 1, "the tables are node, cluster, storage"),
         ("[node]\ncookie = \"x\"", "unknown-key", 2, "secrets stand in no TOML file"),
         ("[node]\nid = ", "syntax", 2, "no TOML"), ("[node", "syntax", 1, "no TOML"),
         ("[node]\nid = 1\nid = 2", "syntax", 3, "no TOML"),

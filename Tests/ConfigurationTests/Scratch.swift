@@ -12,6 +12,7 @@ final class Scratch: Sendable {
         guard let made = mkdtemp(&template) else { preconditionFailure("mkdtemp") }
         path = String(cString: made)
         mkdir("\(path)/aspen.toml.d", 0o755)
+        mkdir("\(path)/peers.d", 0o755)
     }
 
     deinit { Self.remove(path) }

@@ -40,7 +40,7 @@ package enum SettingsCatalogue {
         Setting(
             name: "advertise", table: "node", key: "advertise",
             kind: .list(.address, countMax: Limits.addressesMax), standard: nil,
-            standardNote: "the address listened on; where that is every one, those of the interfaces",
+            standardNote: "the address listened on, or the interfaces'",
             summary: "Addresses that others dial, where they are not those that the machine has itself.",
             example: "[\"192.0.2.1:7700\"]", users: ["aspend-net"]),
         Setting(
