@@ -155,7 +155,7 @@ let services: [Target] = [
         "GossipService", "Services/Gossip/Service",
         nio + [
             "GossipCore", "MDNSCore", "DNSWire", "AspenMachine", "NetClient", "AspenWire",
-            "AspenBytes",
+            "AspenBytes", "AspenDisk",
             "AspenTypes", "ServiceKit", "CAspenSystem", "CSodium", logging,
         ]),
     module(
@@ -214,8 +214,8 @@ let simulation: [Target] = [
     module(
         "SimFaults", "Simulation/SimFaults",
         [
-            "SimKit", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "AspenWire",
-            "RaftStorage", "SQLiteKit", "AspenDisk", "AspenBytes",
+            "SimKit", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "GossipCore",
+            "AspenWire", "RaftStorage", "SQLiteKit", "AspenDisk", "AspenBytes",
         ],
         settings: simulated),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: simulated),
@@ -291,8 +291,8 @@ let checks: [Target] = [
     tests(
         "GossipServiceTests",
         nio + [
-            "GossipService", "MDNSCore", "DNSWire", "AspenWire", "AspenTypes", "ServiceKit",
-            "CAspenSystem", "aspend-gossip", logging,
+            "GossipService", "GossipCore", "MDNSCore", "DNSWire", "AspenDisk", "AspenWire",
+            "AspenTypes", "ServiceKit", "CAspenSystem", "aspend-gossip", logging,
         ]),
     tests(
         "SimulationTests",

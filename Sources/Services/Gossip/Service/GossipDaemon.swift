@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenDisk
 import AspenTypes
 import AspenWire
 import Glibc
@@ -41,7 +42,8 @@ package enum GossipDaemon {
         let service = GossipService(
             loop: context.eventLoop, logger: context.logger, node: settings.node,
             access: .ofSystem(), sockets: multicast,
-            netSocketPath: settings.runtimeDirectory + "/net.sock")
+            netSocketPath: settings.runtimeDirectory + "/net.sock",
+            epochs: EpochFile(disk: disk(settings, context.logger), logger: context.logger))
         if let socket = routes.first, !multicast.isEmpty {
             RouteWatch(socket: socket, loop: context.eventLoop, logger: context.logger) {
                 service.use($0)
@@ -53,6 +55,21 @@ package enum GossipDaemon {
             context.logger.info(
                 "aspend-gossip serves", metadata: ["mdns": "\(multicast.isEmpty ? "off" : "on")"])
             return RunningDaemon { service.stop() }
+        }
+    }
+
+    /// Without it the daemon serves all the same: see `EpochFile`.
+    private static func disk(_ settings: GossipSettings, _ logger: Logger) -> (any Disk)? {
+        guard let path = settings.stateDirectory else {
+            logger.warning("no --state-dir (ASPEN_STATE_DIR): nothing is kept for the next start")
+            return nil
+        }
+        do throws(DiskError) {
+            return try PosixDisk(path: path)
+        } catch {
+            logger.warning(
+                "nothing is kept for the next start", metadata: ["error": "\(error)"])
+            return nil
         }
     }
 

@@ -26,6 +26,7 @@ final class GossipOverlay {
     private let logger: Logger
     private let net: NetControl
     private let netSocketPath: String
+    private let epochs: EpochFile
     private let own: EndpointID
     let topic: GossipTopic
     private var machine: GossipMachine
@@ -58,8 +59,9 @@ final class GossipOverlay {
 
     init(
         own: EndpointID, topic: GossipTopic, loop: any EventLoop, logger: Logger, net: NetControl,
-        netSocketPath: String
+        netSocketPath: String, epochs: EpochFile
     ) {
+        self.epochs = epochs
         self.own = own
         self.topic = topic
         self.loop = loop
@@ -67,10 +69,8 @@ final class GossipOverlay {
         self.net = net
         self.netSocketPath = netSocketPath
         random = RandomSource(seed: .random(in: .min ... .max))
-        // Greater than at an earlier start unless the clock went back: then peers say so, and the machine
-        // takes a greater one.
         let configuration = GossipConfiguration(
-            own: own, topic: topic, epoch: max(1, Self.wallMilliseconds()))
+            own: own, topic: topic, epoch: epochs.begin(wall: Self.wallMilliseconds()))
         machine = GossipMachine(configuration: configuration) { signature, text, key in
             Self.isSignature(signature, of: text, by: key)
         }
@@ -81,6 +81,7 @@ final class GossipOverlay {
         clock = loop.scheduleRepeatedTask(initialDelay: .zero, delay: Self.clockInterval) { _ in
             box.value.step(.wallClock(milliseconds: Self.wallMilliseconds()))
             box.value.tryAgain()
+            box.value.measure()
         }
     }
 
@@ -125,6 +126,15 @@ final class GossipOverlay {
         guard book[endpoint] != nil else { return }
         book.found(endpoint, addresses: [], by: source, now: now())
         tellNet()
+        onChange()
+    }
+
+    /// Replaces the list of members; this node may be among them.
+    func setMembers(_ members: [NetMember]) {
+        for member in members where member.endpoint != own {
+            book.found(member.endpoint, addresses: [], by: [], node: member.node, now: now())
+        }
+        step(.members(members.map { GossipMember(endpoint: $0.endpoint, node: $0.node) }))
         onChange()
     }
 
@@ -177,11 +187,14 @@ final class GossipOverlay {
                 self?.step(.signed(ticket, signature: signature))
             }
         case .epochRaised(let epoch):
+            epochs.keep(epoch)
             logger.notice(
-                "this node was started before with a clock that was ahead of today's",
+                "peers have known a later start of this node than is on its disk",
                 metadata: ["epoch": "\(epoch)"])
         case .learned(let announcement, _):
-            book.announced(announcement, now: now())
+            // What it calls itself may be another's number.
+            let node = machine.record(of: announcement.endpoint)?.node
+            book.announced(announcement, node: node, now: now())
             tellNet()
             onChange()
         case .standing(let peer, let standing): stands(peer, standing)
@@ -298,7 +311,21 @@ final class GossipOverlay {
         book.found(peer, addresses: [], by: [], now: now())
         book.connected(peer, address: address, roundTrip: nil, now: now())
         step(.linkUp(peer))
+        measure()
         onChange()
+    }
+
+    /// Where those are with whom there are links, and how far away.
+    private func measure() {
+        guard !links.isEmpty else { return }
+        net.ask(.listConnections) { [weak self] reply in
+            guard let self, case .connections(let connections) = reply else { return }
+            for connection in connections where links[connection.endpoint] != nil {
+                book.inUse(
+                    connection.endpoint, address: connection.address,
+                    roundTrip: .microseconds(Int64(connection.roundTripMicroseconds)), now: now())
+            }
+        }
     }
 
     private func send(_ bytes: [UInt8], to peer: EndpointID) {
@@ -347,7 +374,7 @@ final class GossipOverlay {
                 case .suspected: "suspected"
                 case .gone, nil: "unknown"
                 }
-            let roundTrip = entry.addresses.first?.roundTrip ?? .zero
+            let roundTrip = entry.isConnected ? entry.addresses.first?.roundTrip ?? .zero : .zero
             // Each announcement counts, not only those that say something new.
             let heard = [entry.lastSeen, machine.record(of: entry.endpoint)?.heardAt]
             let lastSeen = heard.compactMap { $0 }.max()

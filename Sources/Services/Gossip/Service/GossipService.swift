@@ -23,6 +23,7 @@ package final class GossipService: @unchecked Sendable {
     private let sockets: [MulticastSocket]
     private let netSocketPath: String
     private let net: NetControl
+    private let epochs: EpochFile
     private var identity: NetIdentity?
     private var interfaces: [RouteInterface]?
     private var choice: InterfaceChoice?
@@ -34,12 +35,14 @@ package final class GossipService: @unchecked Sendable {
     private var connections: [ObjectIdentifier: FrameChannel] = [:]
     private var hasComplained = false
     private var located: [String]?
+    private var members: [NetMember] = []
     private var shownStatus = ""
 
     package init(
         loop: any EventLoop, logger: Logger, node: NodeID, access: LocalAccess,
-        sockets: [MulticastSocket], netSocketPath: String
+        sockets: [MulticastSocket], netSocketPath: String, epochs: EpochFile? = nil
     ) {
+        self.epochs = epochs ?? EpochFile(disk: nil, logger: logger)
         self.loop = loop
         self.logger = logger
         self.node = node
@@ -65,6 +68,7 @@ package final class GossipService: @unchecked Sendable {
         net.onConnected = { [unowned self] in identified($0) }
         net.onEvent = { [unowned self] event in
             if case .peerDown(let endpoint, _) = event { discovery?.step(.doubted(endpoint)) }
+            if case .members(let list) = event { use(list) }
         }
         net.onRefused = { [unowned self] error in
             if !hasComplained { logger.warning("aspend-net refuses: \(error.message)") }
@@ -107,6 +111,13 @@ package final class GossipService: @unchecked Sendable {
         describe()
     }
 
+    /// Who belongs to the cluster, as aspend-raft has told net. Known from then on, also while raft or net
+    /// are away.
+    private func use(_ members: [NetMember]) {
+        self.members = members
+        overlay?.setMembers(members)
+    }
+
     private func identified(_ identity: NetIdentity) {
         hasComplained = false
         let former = self.identity
@@ -140,9 +151,10 @@ package final class GossipService: @unchecked Sendable {
         overlay?.stop()
         let fresh = GossipOverlay(
             own: endpoint, topic: topic, loop: loop, logger: logger, net: net,
-            netSocketPath: netSocketPath)
+            netSocketPath: netSocketPath, epochs: epochs)
         fresh.onChange = { [weak self] in self?.status() }
         overlay = fresh
+        fresh.setMembers(members)
         fresh.start()
         for peer in discovery?.peers ?? [] { heard(.found(DiscoveredNode(peer))) }
     }
