@@ -165,7 +165,7 @@ let services: [Target] = [
         nio + [
             "GossipCore", "MDNSCore", "ResolverCore", "DNSWire", "AspenMachine", "NetClient",
             "EgressClient", "Configuration", "AspenWire", "AspenBytes", "AspenTypes", "ServiceKit",
-            "CAspenSystem", "CSodium", logging,
+            "CAspenSystem", "CSodium", "AspenDisk", logging,
         ]),
     module(
         "RaftStorage", "Services/Raft/Storage",
@@ -223,8 +223,8 @@ let simulation: [Target] = [
     module(
         "SimFaults", "Simulation/SimFaults",
         [
-            "SimKit", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "AspenWire",
-            "RaftStorage", "SQLiteKit", "AspenDisk", "AspenBytes",
+            "SimKit", "RaftCore", "ProposalCore", "KVCore", "WatchCore", "LinkCore", "GossipCore",
+            "AspenWire", "RaftStorage", "SQLiteKit", "AspenDisk", "AspenBytes",
         ],
         settings: simulated),
     module("SimChecks", "Simulation/SimChecks", ["SimFaults"], settings: simulated),
@@ -302,7 +302,7 @@ let checks: [Target] = [
     tests(
         "GossipServiceTests",
         nio + [
-            "GossipService", "EgressService", "EgressClient", "ResolverCore", "MDNSCore", "DNSWire",
+            "GossipService", "GossipCore", "AspenDisk", "EgressService", "EgressClient", "ResolverCore", "MDNSCore", "DNSWire",
             "AspenMachine", "AspenWire", "AspenTypes", "ServiceKit", "CAspenSystem",
             "aspend-gossip", logging,
         ]),

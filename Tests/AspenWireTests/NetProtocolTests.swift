@@ -16,6 +16,8 @@ import Testing
     static let requests: [NetRequest] = [
         .openStream(endpoint: endpoint(1), alpn: .raft, service: .raft), .identify,
         .setPeers(peers: [peer], isClosed: true), .setPeers(peers: [], isClosed: false),
+        .members([NetMember(node: NodeID(3), endpoint: endpoint(3))]), .members([]),
+        .listConnections,
         .subscribe, .sign(context: "gossip", bytes: [1, 2, 3]),
         .learned(peers: [ConfiguredPeer(node: NodeID(7), peer: peer)]), .learned(peers: []),
         .listLearned, .gossipSetup, .located(addresses: ["192.0.2.1:7001", "[2001:db8::1]:7001"]),
@@ -31,6 +33,11 @@ import Testing
         .signature([9]), .failed(code: .unavailable, message: "no"),
         .event(.peerUp(endpoint(3))), .event(.peerDown(endpoint(3), reason: "gone")),
         .event(.serviceGone(endpoint(3), .raft)), .event(.located(["192.0.2.1:7001"])),
+        .event(.members([NetMember(node: NodeID(3), endpoint: endpoint(3))])),
+        .connections([
+            NetConnection(
+                endpoint: endpoint(3), address: "192.0.2.1:7001", roundTripMicroseconds: 250)
+        ]),
         .event(.located([])),
         .learned(peers: [ConfiguredPeer(node: nil, peer: peer)]),
         .gossipSetup(

@@ -58,6 +58,24 @@ extension Decoder {
         return [announcement.encoded(), query.encoded(), claim.encoded()]
     }
 
+    /// A TXT record where a node's addresses are looked for.
+    static let discoveryRecord = Decoder(name: "discovery-record") { bytes in
+        let strings = stride(from: 0, to: bytes.count, by: 255).map {
+            Array(bytes[$0..<min(bytes.count, $0 + 255)])
+        }
+        let found = DiscoveryRecord(
+            endpoint, records: [DNSRecord(resolved, ttl: 9, .text(strings))])
+        guard let found else { return false }
+        let records = found.records(origin: resolved, ttl: 9)
+        check(records.flatMap { DiscoveryRecord(endpoint, records: $0) } == found)
+        return true
+    } examples: {
+        [
+            "addr=192.0.2.1:7700", "addr=192.0.2.1:7700 [2001:db8::1]:7700 nonsense:1",
+            "addr=" + String(repeating: "192.0.2.1:1 ", count: 20) + "192.0.2.2:65535",
+        ].map { Array($0.utf8) }
+    }
+
     static let resolver = Decoder(name: "resolver") { bytes in
         var machine = ResolverMachine()
         var random = RandomSource(seed: 1)
@@ -96,7 +114,7 @@ extension Decoder {
         check(value.encoded() == bytes)
         return true
     } examples: {
-        [GossipRequest.listDiscovered.encoded()]
+        [GossipRequest.listDiscovered.encoded(), GossipRequest.listPeers.encoded()]
     }
 
     static let gossipReply = Decoder(name: "gossip-reply") { bytes in
@@ -107,7 +125,14 @@ extension Decoder {
         let found = DiscoveredPeer(
             source: .mdns, node: NodeID(2), endpoint: endpoint, addresses: peer.addresses)
         return [
-            GossipReply.discovered([found, found]), .failed(code: .unavailable, message: "no"),
+            GossipReply.discovered([found, found]),
+            .peers([
+                PeerLine(
+                    endpoint: endpoint, node: NodeID(2), sources: ["mdns", "gossip"],
+                    addresses: peer.addresses, isConnected: true, standing: "alive",
+                    roundTripMicroseconds: 350, lastSeenMilliseconds: 1200, version: "1.0.0",
+                    reason: "")
+            ]), .failed(code: .unavailable, message: "no"),
         ].map { $0.encoded() }
     }
 }

@@ -27,8 +27,8 @@ struct Decoder: Sendable {
         controlMessage, streamHeader, netRequest, netReply, principal, ticket, peerFrame,
         raftMessage, membership, command, result, scanToken, clientRequest, clientResponse,
         tokenChain, entry, configuration, logRecovery, snapshot, dnsMessage, multicastDNS, resolver,
-        gossipRequest, gossipReply, gossipMessage, gossipAnnouncement, egressRequest, egressReply,
-        resolverFile,
+        discoveryRecord, gossipRequest, gossipReply, gossipMessage, gossipAnnouncement,
+        gossipMachine, egressRequest, egressReply, resolverFile,
     ]
 
     static func named(_ name: String) -> Decoder? { all.first { $0.name == name } }
@@ -114,6 +114,7 @@ extension Decoder {
         [
             NetRequest.openStream(endpoint: endpoint, alpn: .raft, service: .raft), .identify,
             .setPeers(peers: [peer, peer], isClosed: true), .subscribe,
+            .members([NetMember(node: NodeID(3), endpoint: endpoint)]), .listConnections,
             .sign(context: "gossip", bytes: [1, 2, 3]),
         ].map { $0.encoded() }
     }
@@ -134,6 +135,11 @@ extension Decoder {
             .signature(bytes(64)), .failed(code: .unavailable, message: "no"),
             .event(.peerUp(endpoint)), .event(.peerDown(endpoint, reason: "gone")),
             .event(.serviceGone(endpoint, .raft)),
+            .event(.members([NetMember(node: NodeID(3), endpoint: endpoint)])),
+            .connections([
+                NetConnection(
+                    endpoint: endpoint, address: "127.0.0.1:7701", roundTripMicroseconds: 400)
+            ]),
         ].map { $0.encoded() }
     }
 

@@ -34,7 +34,8 @@ import Testing
         .shuffleReply([]),
         .gossip(CarriedAnnouncement(signed(announcement(reports: 0)), silence: 2), round: 3),
         .iHave([GossipMessage.LazyPush(id: MessageID(77), round: 2)]),
-        .graft(MessageID(9), round: 1), .graft(nil, round: 0), .prune,
+        .graft(MessageID(9), round: 1, isWanted: true),
+        .graft(MessageID(9), round: 0, isWanted: false), .prune(MessageID(9)),
         .digest([
             GossipMessage.DigestEntry(
                 endpoint: endpoint(1), version: AnnouncementVersion(epoch: 1, timestamp: 2)),

@@ -212,6 +212,13 @@ import Testing
             effects.contains(.conflict(NodeID(30), holder: endpoint(5), claimant: endpoint(4))))
         _ = tell(5, node: 77, wallStart)
         #expect(node(4) == nil && node(5) == NodeID(30))
+        // This node is a member like the others.
+        _ = tell(6, node: 1, wallStart)
+        #expect(node(6) == NodeID(1))
+        let own = GossipMember(endpoint: endpoint(1), node: NodeID(1))
+        let others = bench.step(.members([own, member]))
+        #expect(others.contains(.conflict(NodeID(1), holder: endpoint(1), claimant: endpoint(6))))
+        #expect(node(6) == nil)
     }
 
     // MARK: - Bounds
@@ -300,7 +307,7 @@ import Testing
         var bench = Bench.started(1)
         bench.befriend(2)
         var effects: [GossipEffect] = []
-        for _ in 0..<2000 { effects += bench.receive(.prune, from: 2) }
+        for _ in 0..<2000 { effects += bench.receive(.prune(MessageID(1)), from: 2) }
         #expect(refusals(effects).first == .flooding)
         #expect(bench.machine.counters.unread >= 2000 - GossipLimits.frames.burst)
         bench.pass(.seconds(9))
@@ -344,7 +351,7 @@ import Testing
         for number in 1000..<1400 {
             bench.step(.linkUp(endpoint(number)))
             bench.step(.contact(endpoint(number)))
-            bench.receive(.prune, from: number)
+            bench.receive(.prune(MessageID(1)), from: number)
         }
         #expect(bench.machine.memoryCounts.meters <= GossipLimits.metersMax)
         #expect(bench.machine.memoryCounts.contacts == GossipLimits.contactsMax)

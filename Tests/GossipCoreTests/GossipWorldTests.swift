@@ -21,8 +21,10 @@ import Testing
         #expect(world.wronglyGone.isEmpty)
     }
 
-    @Test func fiftyNodesThatStartTogetherKnowEachOtherInSeconds() throws {
-        var world = GossipWorld(seed: 1, count: 50)
+    @Test(arguments: 1...4)
+    func fiftyNodesThatStartTogetherKnowEachOtherInSeconds(seed: UInt64) throws {
+        var world = GossipWorld(seed: seed, count: 50)
+        world.checksEachStep = seed == 1
         world.startAll()
         let time = try #require(world.run(limit: .seconds(30)) { $0.everybodyKnowsEverybody })
         #expect(time <= .seconds(5), "\(time)")
@@ -71,18 +73,19 @@ import Testing
         #expect(world.living.allSatisfy { world.nodes[$0].machine.record(of: endpoint(4)) == nil })
     }
 
-    /// Bytes of messages and of the frames around them. What one node sends depends on its place in
-    /// the tree; the tree changes, and so does the place.
-    @Test func idleTrafficIsSmall() {
-        var world = Self.settled(seed: 4)
+    /// Bytes of messages and of the frames around them. What one node sends depends on its places in
+    /// the trees: it is the busiest one that counts.
+    @Test(arguments: 1...4)
+    func idleTrafficIsSmallForTheBusiestToo(seed: UInt64) {
+        var world = Self.settled(seed: seed)
         world.clearTraffic()
         world.run(.seconds(120))
         let sent = world.nodes.map { $0.bytesSent / 120 }
         let received = world.nodes.map { $0.bytesReceived / 120 }
         let average = sent.reduce(0, +) / 50
         #expect(average < 1200, "\(average) bytes a second sent on average")
-        #expect(sent.allSatisfy { $0 < 3000 }, "\(sent)")
-        #expect(received.allSatisfy { $0 < 2000 }, "\(received)")
+        #expect(sent.allSatisfy { $0 < 2000 }, "\(sent.sorted())")
+        #expect(received.allSatisfy { $0 < 2000 }, "\(received.sorted())")
         Self.check(world)
     }
 

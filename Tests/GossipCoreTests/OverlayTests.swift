@@ -163,20 +163,29 @@ import Testing
         #expect(messages(effects, to: 3) == [.gossip(fresh(signed), round: 5)])
         #expect(messages(effects, to: 2).isEmpty)
         let duplicate = bench.receive(.gossip(fresh(signed), round: 5), from: 3)
-        #expect(messages(duplicate, to: 3) == [.prune])
-        #expect(bench.machine.lazy == [endpoint(3)])
+        guard case .prune(let id) = messages(duplicate, to: 3).first else {
+            Issue.record("\(duplicate)")
+            return
+        }
+        #expect(bench.machine.isLazy(endpoint(3), of: endpoint(9)))
+        // What others announce has trees of its own.
+        let other = announced(8, timestamp: bench.wall)
+        let another = bench.receive(.gossip(fresh(other), round: 0), from: 2)
+        #expect(messages(another, to: 3) == [.gossip(fresh(other), round: 1)])
         // From now on it is only told what there is.
         let next = announced(9, timestamp: bench.wall + 1)
         bench.receive(.gossip(fresh(next), round: 0), from: 2)
+        bench.receive(.prune(id), from: 4)
+        #expect(bench.machine.isLazy(endpoint(4), of: endpoint(9)))
         let later = messages(bench.pass(.milliseconds(100)), to: 3)
         guard case .iHave(let pushes) = later.first, later.count == 1 else {
             Issue.record("\(later)")
             return
         }
         #expect(pushes.map(\.round) == [1])
-        let graft = bench.receive(.graft(pushes[0].id, round: 1), from: 3)
+        let graft = bench.receive(.graft(pushes[0].id, round: 1, isWanted: true), from: 3)
         #expect(messages(graft, to: 3) == [.gossip(fresh(next), round: 1)])
-        #expect(bench.machine.lazy.isEmpty)
+        #expect(!bench.machine.isLazy(endpoint(3), of: endpoint(9)))
     }
 
     @Test func whatDoesNotComeIsAskedForFromOneAfterTheOther() {
@@ -188,9 +197,32 @@ import Testing
         var effects = bench.pass(.milliseconds(299))
         #expect(messages(effects).isEmpty)
         effects = bench.pass(.milliseconds(602))
-        #expect(messages(effects, to: 2) == [.graft(MessageID(77), round: 2)])
+        let graft = GossipMessage.graft(MessageID(77), round: 2, isWanted: true)
+        #expect(messages(effects) == [graft], "one of them")
         effects += bench.pass(.milliseconds(250))
-        #expect(messages(effects, to: 3) == [.graft(MessageID(77), round: 2)])
+        #expect(messages(effects, to: 2) == [graft] && messages(effects, to: 3) == [graft])
+    }
+
+    /// An inner node of all trees gives up being one of some; of few trees, of none.
+    @Test(arguments: [10, 30]) func whoHasTooMuchToPushShedsSome(count: Int) {
+        var bench = Bench.started(1)
+        for number in 2...5 { bench.befriend(number) }
+        for number in 10..<10 + count {
+            bench.receive(
+                .gossip(fresh(announced(number, timestamp: bench.wall)), round: 0), from: 2)
+            bench.pass(.milliseconds(50))
+        }
+        func lazy() -> Int {
+            (2...5).reduce(0) { sum, neighbor in
+                sum
+                    + (2..<10 + count).count {
+                        bench.machine.isLazy(endpoint(neighbor), of: endpoint($0))
+                    }
+            }
+        }
+        #expect(lazy() == 0)
+        bench.pass(.seconds(11))
+        #expect(count > 16 ? 1...16 ~= lazy() : lazy() == 0, "\(lazy())")
     }
 
     @Test func aMuchShorterPathIsTaken() {
@@ -200,13 +232,19 @@ import Testing
         // The id as a neighbour would tell it.
         var other = Bench.started(3)
         for number in [1, 4] { other.befriend(number) }
-        for _ in 0..<50 { other.receive(.prune, from: 1) }
+        let former = fresh(announced(9, timestamp: bench.wall - 1))
+        other.receive(.gossip(former, round: 0), from: 4)
+        other.receive(.gossip(former, round: 0), from: 1)
         other.receive(.gossip(fresh(signed), round: 0), from: 4)
         let told = messages(other.pass(.milliseconds(100)), to: 1)
+        guard case .iHave(let pushes) = told.first, let id = pushes.first?.id else {
+            Issue.record("\(told)")
+            return
+        }
         for message in told { bench.receive(message, from: 3) }
         let effects = bench.receive(.gossip(fresh(signed), round: 9), from: 2)
-        #expect(messages(effects, to: 3).contains(.graft(nil, round: 0)))
-        #expect(messages(effects, to: 2) == [.prune])
+        #expect(messages(effects, to: 3).contains(.graft(id, round: 0, isWanted: false)))
+        #expect(messages(effects, to: 2) == [.prune(id)])
     }
 
     // MARK: - Anti-entropy
@@ -234,6 +272,44 @@ import Testing
         }
         #expect(sent == [1: 0, 2: 3, 6: 3, 7: 3])
         #expect(messages(effects, to: 3).contains { if case .digest = $0 { true } else { false } })
+    }
+
+    /// A node that was started with an epoch that it had used before is told so by whoever it meets.
+    @Test func aNodeIsToldOfALaterStartOfItself() {
+        var bench = Bench.started(1)
+        bench.befriend(2)
+        let later = announced(3, epoch: 5, timestamp: bench.wall)
+        bench.receive(.gossip(fresh(later), round: 0), from: 2)
+        bench.step(.linkUp(endpoint(3)))
+        let own = GossipMessage.DigestEntry(
+            endpoint: endpoint(3), version: AnnouncementVersion(epoch: 1, timestamp: bench.wall))
+        let told = messages(bench.receive(.digest([own]), from: 3), to: 3)
+        let isTold = told.contains { message in
+            if case .records(let records) = message {
+                records.contains { $0.signed == later }
+            } else {
+                false
+            }
+        }
+        #expect(isTold)
+        var other = Bench.started(3)
+        other.step(.linkUp(endpoint(1)))
+        var effects: [GossipEffect] = []
+        for message in told { effects += other.receive(message, from: 1) }
+        #expect(effects.contains(.epochRaised(6)))
+        #expect(other.machine.ownAnnouncement?.version.epoch == 6)
+    }
+
+    /// While they were none, news went past them.
+    @Test func whoBecomesANeighbourAgainIsToldWhatThereIs() {
+        var bench = Bench.started(1)
+        bench.befriend(2)
+        func isToldAll(_ effects: [GossipEffect]) -> Bool {
+            messages(effects, to: 2).contains { if case .digest = $0 { true } else { false } }
+        }
+        #expect(!isToldAll(bench.receive(.neighbor(isHighPriority: true), from: 2)))
+        bench.receive(.disconnect, from: 2)
+        #expect(isToldAll(bench.receive(.neighbor(isHighPriority: true), from: 2)))
     }
 
     @Test func whatIsLearntSoIsPassedOn() {

@@ -76,7 +76,7 @@ import Testing
         func reason() -> DisconnectionReason? { book[endpoint(1)]?.reason }
         book.found(endpoint(1), addresses: [], by: .ticket, now: Self.at(1))
         #expect(reason() == .neverSeen)
-        book.announced(announced(1, node: 7).announcement, now: Self.at(2))
+        book.announced(announced(1, node: 7).announcement, node: NodeID(7), now: Self.at(2))
         #expect(reason() == nil && book.entry(of: NodeID(7))?.version == "1.0.0")
         for wanted: DisconnectionReason in [
             .wrongCookie, .refusedKey(address: "a:1"), .unreachable(address: "a:1"),
@@ -95,6 +95,40 @@ import Testing
         book.seen(endpoint(1), now: Self.at(6))
         #expect(reason() == nil)
         book.checkInvariants()
+    }
+
+    /// Where the connection is comes first, whatever was faster once, and whether anybody named it or not.
+    @Test func theAddressInUseComesFirst() {
+        var book = PeerBook()
+        let names = (0..<Limits.addressesMax).map { "192.0.2.\($0):1" }
+        book.found(endpoint(1), addresses: names, by: .mdns, now: Self.at(1))
+        book.inUse(endpoint(1), address: names[3], roundTrip: .milliseconds(1), now: Self.at(2))
+        #expect(book[endpoint(1)]?.addresses.first?.roundTrip == nil, "there is no connection")
+        book.connected(endpoint(1), address: nil, roundTrip: nil, now: Self.at(3))
+        book.inUse(endpoint(1), address: names[3], roundTrip: .milliseconds(1), now: Self.at(3))
+        #expect(Self.texts(book).first == names[3])
+        book.inUse(
+            endpoint(1), address: "203.0.113.7:1", roundTrip: .milliseconds(9), now: Self.at(4))
+        #expect(Self.texts(book).prefix(2) == ["203.0.113.7:1", names[3]])
+        #expect(book[endpoint(1)]?.addresses.first?.roundTrip == .milliseconds(9))
+        #expect(Self.texts(book).count == Limits.addressesMax)
+        book.checkInvariants()
+        // Crowded by new ones, the one in use stays.
+        let others = (0..<Limits.addressesMax).map { "[2001:db8::\($0)]:1" }
+        book.found(endpoint(1), addresses: others, by: .gossip, now: Self.at(5))
+        #expect(Self.texts(book).first == "203.0.113.7:1")
+        book.released(endpoint(1))
+        #expect(Self.texts(book).first == names[3], "the faster one of those that have worked")
+        book.checkInvariants()
+    }
+
+    /// A stranger that calls itself by a member's number has none.
+    @Test func aNumberIsWhatTheTableSaysItIs() {
+        var book = PeerBook()
+        book.announced(announced(1, node: 7).announcement, node: NodeID(7), now: Self.at(1))
+        book.announced(announced(2, node: 7).announcement, node: nil, now: Self.at(2))
+        #expect(book.entry(of: NodeID(7))?.endpoint == endpoint(1))
+        #expect(book[endpoint(2)]?.node == nil)
     }
 
     @Test func itIsBounded() {

@@ -11,8 +11,9 @@ import NIOPosix
 import ServiceKit
 import Testing
 
-/// A service on a socket in a directory of its own, without net and without multicast.
-private final class Bench {
+/// A service on a socket in a directory of its own, without multicast, and without net unless a test has
+/// answers of one.
+final class Bench {
     let loop = MultiThreadedEventLoopGroup(numberOfThreads: 1)
     let directory: String
     let service: GossipService
@@ -20,7 +21,12 @@ private final class Bench {
 
     var path: String { "\(directory)/gossip.sock" }
 
-    init(access: LocalAccess = .ofSystem()) throws {
+    private var net: (any RunningListener)?
+
+    /// - Parameter net: what is answered on net.sock.
+    init(
+        access: LocalAccess = .ofSystem(), net: (@Sendable (NetRequest) -> [NetReply])? = nil
+    ) throws {
         var template = Array("/tmp/aspen-gossip-XXXXXX".utf8CString)
         _ = mkdtemp(&template)
         directory = String(
@@ -28,6 +34,7 @@ private final class Bench {
         service = GossipService(
             loop: loop.next(), logger: Logger(label: "test"), node: NodeID(1), access: access,
             sockets: [], netSocketPath: "\(directory)/net.sock")
+        if let net { try serve(net) }
         let listener = aspen_listen_unix("\(directory)/gossip.sock")
         try #require(listener >= 0)
         try loop.next().flatSubmit { [service] in service.start(gossipSocket: listener) }.wait()
@@ -36,9 +43,29 @@ private final class Bench {
     deinit {
         for descriptor in connections { close(descriptor) }
         try? loop.next().flatSubmit { [service] in service.stop() }.wait()
+        if let net { try? loop.next().submit { net.close() }.wait() }
         try? loop.syncShutdownGracefully()
         unlink(path)
+        unlink("\(directory)/net.sock")
         rmdir(directory)
+    }
+
+    private func serve(_ answers: @escaping @Sendable (NetRequest) -> [NetReply]) throws {
+        let listener = aspen_listen_unix("\(directory)/net.sock")
+        try #require(listener >= 0)
+        let loop = loop.next()
+        net = try loop.flatSubmit {
+            Listener.start(descriptor: listener, on: loop) { channel in
+                let frames = FrameChannel(frameBytesMax: NetRequest.frameBytesMax)
+                frames.onFrame = { frames, frame in
+                    guard let request = try? NetRequest(decoding: Array(buffer: frame)) else {
+                        return frames.close()
+                    }
+                    for reply in answers(request) { frames.send { $0.writeBytes(reply.encoded()) } }
+                }
+                try channel.pipeline.syncOperations.addHandler(frames)
+            }
+        }.wait()
     }
 
     func connect() throws -> CInt {

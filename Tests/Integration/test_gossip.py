@@ -88,6 +88,8 @@ def three_become_a_cluster_without_an_address():
             assert line["addresses"] == [other.address], line
             assert "gossip" in line["sources"], line
             assert line["version"] and not line["reason"], line
+        wait_for("links with a round trip", lambda: all(
+            line["linked"] and 0 < line["rtt"] < 1_000_000 for line in peers(nodes[0]).values()))
         assert cli(nodes[0], "cluster", "init")[0] == 0
         for other in nodes[1:]:
             code, _, error = cli(
@@ -98,6 +100,39 @@ def three_become_a_cluster_without_an_address():
         assert cli(nodes[0], "kv", "set", "a", "1")[0] == 0
         wait_for("the value everywhere", lambda: all(
             cli(node, "kv", "get", "a", "--stale")[0] == 0 for node in nodes))
+
+
+def epoch(node):
+    with open(os.path.join(node.data, "gossip", "epoch")) as f:
+        return int(f.read().split()[3])
+
+
+def one_that_was_started_later_once_is_believed_at_once():
+    """Its clock was ahead when it was started before: what it announces now is newer all the same."""
+    with Link(2) as link:
+        nodes = [Node(link, number) for number in (1, 2)]
+        know_each_other(nodes)
+        nodes[1].stop()
+        ahead = epoch(nodes[1]) + 10**9
+        text = f"aspen-epoch 1\nepoch {ahead}\n"
+        with open(os.path.join(nodes[1].data, "gossip", "epoch"), "w") as f:
+            f.write(f"{text}crc {crc32c(text.encode()):x}\n")
+        # As with a clock that is ahead, and then with one that is not.
+        for start, port in (1, 7798), (2, 7797):
+            nodes[1] = Node(link, 2, address=f"10.99.0.2:{port}")
+            wait_for("the new address", lambda: nodes[1].address in peers(nodes[0])[2]["addresses"])
+            assert epoch(nodes[1]) == ahead + start, epoch(nodes[1])
+            if start == 1:
+                nodes[1].stop()
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def another_cookie_meets_nobody():
@@ -163,5 +198,5 @@ if __name__ == "__main__":
     if os.geteuid() != 0:
         print("SKIPPED, gossip in network namespaces: not root")
         sys.exit(0)
-    run(three_become_a_cluster_without_an_address, another_cookie_meets_nobody,
-        one_that_moves_is_found_again, one_that_falls_silent_is_suspected)
+    run(three_become_a_cluster_without_an_address, one_that_was_started_later_once_is_believed_at_once,
+        another_cookie_meets_nobody, one_that_moves_is_found_again, one_that_falls_silent_is_suspected)

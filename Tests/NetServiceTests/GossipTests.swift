@@ -196,6 +196,66 @@ extension NetServiceTests {
             try await node.stop()
         }
 
+        /// By way of net: aspend-raft tells it who belongs to the cluster, whoever subscribes hears it.
+        @Test func theMembersAreToldToWhoSubscribes() async throws {
+            let node = TestNode()
+            try await node.start()
+            try await node.startControl([], isClosed: false)
+            #expect(await eventually { node.connects.withLock { $0 } == 1 })
+            let raft = try #require(node.control)
+            func tell(_ numbers: [UInt64]) async throws -> [NetMember] {
+                let members = numbers.map {
+                    NetMember(node: NodeID($0), endpoint: NodeKey.generate().endpoint)
+                }
+                try await node.loop.submit { raft.value.setMembers(members) }.get()
+                return members
+            }
+            let first = try await tell([1, 2])
+            #expect(await eventually { node.has(.members(first)) })
+            let heard = Mutex<[NetEvent]>([])
+            let gossip = try await node.loop.submit {
+                let control = NetControl(eventLoop: node.loop, socketPath: node.netSocket)
+                control.onEvent = { event in heard.withLock { $0.append(event) } }
+                control.start()
+                return NIOLoopBound(control, eventLoop: node.loop)
+            }.get()
+            #expect(await eventually { heard.withLock { $0 == [.members(first)] } })
+            let second = try await tell([1, 2, 3])
+            #expect(
+                await eventually { heard.withLock { $0 == [.members(first), .members(second)] } })
+            try await stop(gossip, node)
+            try await node.stop()
+        }
+
+        @Test func whoeverGossipsIsToldWhereTheOtherIsAndHowFarAway() async throws {
+            let (one, two) = (try await started(), try await started())
+            let (control, back) = (try await learn([two.peer], one), try await learn([], two))
+            @Sendable func connections(
+                _ node: TestNode, _ control: NIOLoopBound<NetControl>
+            ) async throws -> [NetConnection] {
+                let reply = try await node.loop.flatSubmit {
+                    let promise = node.loop.makePromise(of: NetReply?.self)
+                    control.value.ask(.listConnections) { promise.succeed($0) }
+                    return promise.futureResult
+                }.get()
+                guard case .connections(let list)? = reply else { return [] }
+                return list
+            }
+            #expect(try await connections(one, control).isEmpty)
+            let stream = try await one.open(to: two.endpoint, alpn: .gossip, service: .gossip)
+            try await stream.write([1])
+            #expect(await eventually { stream.count == 1 })
+            for (node, asked, peer) in [(one, control, two), (two, back, one)] {
+                let list = try await connections(node, asked)
+                #expect(list.map(\.endpoint) == [peer.endpoint])
+                #expect(list.first?.address == "127.0.0.1:\(peer.port)")
+                #expect(list.allSatisfy { 1...10_000_000 ~= $0.roundTripMicroseconds })
+            }
+            try await stop(control, one)
+            try await stop(back, two)
+            for node in [one, two] { try await node.stop() }
+        }
+
         @Test func connectionsForGossipAreCounted() async throws {
             let node = try await started { $0.proofTimeout = .seconds(60) }
             let stranger = try await Rogue()

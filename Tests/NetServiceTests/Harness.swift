@@ -241,7 +241,7 @@ final class TestNode: @unchecked Sendable {
     let port: UInt16
     private let reserved: Mutex<CInt?>
     private(set) var service: NetService?
-    private var control: NIOLoopBound<NetControl>?
+    private(set) var control: NIOLoopBound<NetControl>?
     private let peerSockets: (net: CInt, raft: CInt)
     var netSocket: String { "\(scratch.path)/net.sock" }
     var endpoint: EndpointID { key.endpoint }

@@ -224,6 +224,8 @@ import Testing
                 [.owner, .daemon(.gossip)]
             ),
             (.learned(peers: []), [.owner, .daemon(.gossip)]),
+            (.members([]), [.owner, .daemon(.raft)]),
+            (.listConnections, [.owner, .daemon(.gossip)]),
             (.located(addresses: []), [.owner, .daemon(.gossip)]),
             (.gossipSetup, [.owner, .daemon(.gossip)]),
             (.listLearned, [.owner, .daemon(.gossip), .daemon(.raft)]),

@@ -28,6 +28,8 @@ final class FakeNetwork: Sendable {
         var channels: [(pair: Set<EndpointID>, channel: any Channel)] = []
         /// Whom each node's net lets in; not there: everybody.
         var allowed: [EndpointID: Set<EndpointID>] = [:]
+        /// Who belongs to the cluster, as each node's raft daemon says.
+        var members: [EndpointID: [NetMember]] = [:]
     }
 
     private let state = Mutex(State())
@@ -62,6 +64,15 @@ final class FakeNetwork: Sendable {
         }
         for other in others { other.post(.net(.serviceGone(endpoint, .raft))) }
         for channel in channels { channel.close(promise: nil) }
+    }
+
+    func tell(_ members: [NetMember], at endpoint: EndpointID) {
+        state.withLock { $0.members[endpoint] = members }
+    }
+
+    /// The numbers of the members that `node` has told its net; nil: it has told nothing.
+    func members(at node: NodeID) -> [UInt64]? {
+        state.withLock { $0.members[Self.endpoint(node)]?.map(\.node.rawValue).sorted() }
     }
 
     func cut(_ one: NodeID, _ other: NodeID) {
@@ -171,6 +182,10 @@ final class FakeTransport: PeerTransport {
 
     func setPeers(_ peers: [NetPeer], isClosed: Bool) {
         network.allow(isClosed ? peers.map(\.endpoint) : nil, at: FakeNetwork.endpoint(node))
+    }
+
+    func setMembers(_ members: [NetMember]) {
+        network.tell(members, at: FakeNetwork.endpoint(node))
     }
 
     func open(

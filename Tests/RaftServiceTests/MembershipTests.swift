@@ -86,9 +86,13 @@ import Testing
         let cluster = TestCluster(4)
         for id in cluster.ids { try await cluster.start(id) }
         let first = try await cluster.client(of: NodeID(1))
+        #expect(cluster.network.members(at: NodeID(1)) == [], "it belongs to no cluster")
         #expect(try await first.ask(.initCluster(.init())).failure == nil)
         #expect(try await first.addLearner(2).failure == nil)
         try await caughtUp(cluster, NodeID(2))
+        for id in [NodeID(1), NodeID(2)] {
+            #expect(cluster.network.members(at: id) == [1, 2], "learners are members, too")
+        }
         // Node 2 passes it on to the leader.
         let second = try await cluster.client(of: NodeID(2))
         #expect(try await second.addLearner(3).failure == nil)
@@ -104,6 +108,7 @@ import Testing
         #expect(try await second.put("k", [1]).get().failure == nil)
         let status = try await second.ask(.getClusterStatus(.init())).getClusterStatus
         #expect(status.nodes.map(\.nodeID) == [2, 3])
+        #expect(cluster.network.members(at: NodeID(2)) == [2, 3])
         try await cluster.stop()
     }
 

@@ -150,6 +150,24 @@ import Testing
         #expect(isCompacted)
     }
 
+    /// Gossip daemons live beside the cluster: what it lives through is the same without them.
+    @Test func gossipLeavesTheClusterAlone() {
+        let scenarios = (1...1000 as ClosedRange<UInt64>).lazy.map { Scenario(seed: $0) }.filter {
+            $0.gossip != nil
+        }
+        for scenario in scenarios.prefix(4) {
+            var without = scenario
+            without.gossip = nil
+            let (trial, other) = (Trial.run(scenario), Trial.run(without))
+            #expect(trial.violation == nil && other.violation == nil)
+            #expect(trial.statistics.gossipMessages > 300)
+            var statistics = trial.statistics
+            statistics.gossipMessages = 0
+            #expect(statistics == other.statistics && trial.steps == other.steps)
+            #expect(trial.hash != other.hash)
+        }
+    }
+
     @Test func peaceIsUneventful() {
         let trial = Trial.run(quiet(seed: 1))
         #expect(trial.violation == nil)

@@ -90,6 +90,7 @@ extension GossipMachine {
         let isFirst = own.signed == nil
         own.signed = signed
         counters.announced += 1
+        shedLoad(&turn)
         broadcast(CarriedAnnouncement(signed, silence: 0), round: 0, except: nil, &turn)
         if isFirst {
             // Only now is there something to join with.
@@ -102,9 +103,9 @@ extension GossipMachine {
     /// Someone has an announcement of this node that is newer than its own: it was started with an
     /// epoch that it had used before.
     mutating func raiseEpoch(above version: AnnouncementVersion, _ turn: inout GossipTurn) {
-        guard version.epoch >= own.epoch, version.epoch < AnnouncementVersion.epochMax else {
-            return
-        }
+        guard version.epoch >= own.epoch, version.epoch < AnnouncementVersion.epochMax,
+            !configuration.has(.keepsItsEpoch)
+        else { return }
         own.epoch = version.epoch + 1
         turn.emit(.epochRaised(own.epoch))
         announceSoon(turn)

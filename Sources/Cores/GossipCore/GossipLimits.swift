@@ -106,15 +106,39 @@ package struct GossipConfiguration: Sendable {
     package var missingTimeout: Duration = .milliseconds(300)
     package var graftTimeout: Duration = .milliseconds(250)
     package var optimisationHops: UInt8 = 7
-    /// How long a link counts as useful, and how many duplicates it takes to prune it then.
-    package var usefulFor: Duration = .seconds(5)
-    package var usefulPrunedOneIn: UInt64 = 4
+    /// From how many others on an inner node sheds load, and how much at each of its announcements.
+    package var sheddingFrom = 16
+    package var shedAtOnceMax = 16
     /// How long somebody who sent what no honest node sends is not listened to.
     package var quarantine: Duration = .seconds(60)
+    /// Honoured in test builds only.
+    package var plantedBug: GossipPlantedBug?
 
     package init(own: EndpointID, topic: GossipTopic, epoch: UInt64) {
         self.own = own
         self.topic = topic
         self.epoch = epoch
     }
+
+    /// False unless this is a test build.
+    @inline(__always)
+    func has(_ bug: GossipPlantedBug) -> Bool {
+        #if ASPEN_TEST_BUILD
+            plantedBug == bug
+        #else
+            false
+        #endif
+    }
+}
+
+/// Faults that the gossip of a test build can be told to have, so that the checks can be checked.
+package enum GossipPlantedBug: String, Sendable, CaseIterable {
+    /// Any signature will do.
+    case believesUnsigned = "gossip-believes-unsigned"
+    /// Silence alone makes a node go, whoever has a link with it.
+    case buriesTheLinked = "gossip-buries-the-linked"
+    /// A neighbour more than there are places for makes nobody go.
+    case keepsNeighbours = "gossip-keeps-every-neighbour"
+    /// A node goes on with its epoch although its peers know of a later one.
+    case keepsItsEpoch = "gossip-keeps-its-epoch"
 }

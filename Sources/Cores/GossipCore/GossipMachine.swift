@@ -80,10 +80,8 @@ package struct GossipMachine: Machine {
     var probeDelay: Duration
 
     // Plumtree
-    package internal(set) var eager: [EndpointID] = []
-    package internal(set) var lazy: [EndpointID] = []
-    /// When a neighbour last brought news.
-    var usefulAt: [EndpointID: MonotonicInstant] = [:]
+    /// Per neighbour, those whose announcements it is only told of. All others are pushed to it.
+    var lazySubjects: [EndpointID: Set<EndpointID>] = [:]
     var lazyQueue: [EndpointID: [GossipMessage.LazyPush]] = [:]
     var lazyFlushAt: MonotonicInstant?
     var seen = SeenMessages()
@@ -317,8 +315,9 @@ package struct GossipMachine: Machine {
         case .shuffleReply(let nodes): receiveShuffleReply(nodes, from, &turn)
         case .gossip(let carried, let round): receiveGossip(carried, round, from, &turn)
         case .iHave(let pushes): receiveIHave(pushes, from, &turn)
-        case .graft(let id, let round): receiveGraft(id, round, from, &turn)
-        case .prune: receivePrune(from)
+        case .graft(let id, let round, let isWanted):
+            receiveGraft(id, round, isWanted, from, &turn)
+        case .prune(let id): receivePrune(id, from)
         case .digest(let entries): receiveDigest(entries, from, &turn)
         case .records(let records): receiveRecords(records, from, &turn)
         }
@@ -336,12 +335,7 @@ package struct GossipMachine: Machine {
             precondition(links[endpoint] != nil, "neighbours have links")
             precondition(endpoint != configuration.own, "nobody is his own neighbour")
             precondition(!passiveView.contains(endpoint), "the views are apart")
-            precondition(
-                eager.contains(endpoint) != lazy.contains(endpoint),
-                "each neighbour is pushed to eagerly or lazily")
         }
-        precondition(
-            eager.count + lazy.count == activeView.count, "only neighbours are pushed to")
         for (place, endpoint) in passiveView.enumerated() {
             precondition(!passiveView[..<place].contains(endpoint), "passive ones are there once")
             precondition(table[endpoint] != nil, "passive ones are known")
@@ -349,8 +343,12 @@ package struct GossipMachine: Machine {
         precondition(table[configuration.own] == nil, "nobody is his own peer")
         precondition(
             lazyQueue.keys.allSatisfy(activeView.contains)
-                && usefulAt.keys.allSatisfy(activeView.contains),
+                && lazySubjects.keys.allSatisfy(activeView.contains),
             "what hangs on neighbours goes with them")
+        precondition(
+            lazySubjects.values.allSatisfy { subjects in
+                subjects.allSatisfy { $0 == configuration.own || table[$0] != nil }
+            }, "trees are of those who are known")
         precondition(
             links.count <= GossipLimits.linksMax && dials.count <= GossipLimits.dialsMax,
             "links are bounded")

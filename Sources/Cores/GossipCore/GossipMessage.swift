@@ -24,10 +24,11 @@ package enum GossipMessage: Equatable, Sendable {
     case gossip(CarriedAnnouncement, round: UInt8)
     /// Announcements that the sender has, each with the hops it would have gone over.
     case iHave([LazyPush])
-    /// The sender wants to be pushed to eagerly, and to get `id` if there is one.
-    case graft(MessageID?, round: UInt8)
-    /// The sender has got this from elsewhere already: announce only.
-    case prune
+    /// The sender wants to be pushed to what comes from the same endpoint as this announcement did, and
+    /// to get it if it `isWanted`.
+    case graft(MessageID, round: UInt8, isWanted: Bool)
+    /// The sender has got this from elsewhere already: what comes from the same endpoint, announce only.
+    case prune(MessageID)
     /// All that the sender knows.
     case digest([DigestEntry])
     /// What the receiver's digest did not have.
@@ -109,12 +110,14 @@ package enum GossipMessage: Equatable, Sendable {
                 writer.integer(push.id.rawValue)
                 writer.byte(push.round)
             }
-        case .graft(let id, let round):
+        case .graft(let id, let round, let isWanted):
             writer.kind(.graft)
             writer.byte(round)
-            writer.flag(id != nil)
-            if let id { writer.integer(id.rawValue) }
-        case .prune: writer.kind(.prune)
+            writer.flag(isWanted)
+            writer.integer(id.rawValue)
+        case .prune(let id):
+            writer.kind(.prune)
+            writer.integer(id.rawValue)
         case .digest(let entries):
             writer.kind(.digest)
             writer.integer(UInt16(entries.count))
@@ -184,10 +187,9 @@ package enum GossipMessage: Equatable, Sendable {
         case .iHave: self = .iHave(try reader.pushes())
         case .graft:
             let round = try reader.byte("round")
-            let hasID = try reader.flag("id")
-            let id: MessageID? = hasID ? MessageID(try reader.integer("id")) : nil
-            self = .graft(id, round: round)
-        case .prune: self = .prune
+            let isWanted = try reader.flag("wanted")
+            self = .graft(MessageID(try reader.integer("id")), round: round, isWanted: isWanted)
+        case .prune: self = .prune(MessageID(try reader.integer("id")))
         case .digest: self = .digest(try reader.digest())
         case .records: self = .records(try reader.records())
         }

@@ -17,14 +17,13 @@ extension GossipMachine {
         requests[endpoint] = nil
         guard links[endpoint] != nil, !activeView.contains(endpoint) else { return }
         passiveView.removeAll { $0 == endpoint }
-        if activeView.count >= configuration.activeMax {
+        if activeView.count >= configuration.activeMax, !configuration.has(.keepsNeighbours) {
             let victim = activeView[turn.random.uniform(0..<activeView.count)]
             removeActive(victim, turn)
             tellApart(victim, &turn)
             addPassive(victim, &turn)
         }
         activeView.append(endpoint)
-        eager.append(endpoint)
         links[endpoint]?.isToldApart = false
         sendDigest(to: endpoint, &turn)
     }
@@ -33,12 +32,12 @@ extension GossipMachine {
     mutating func removeActive(_ endpoint: EndpointID, _ turn: GossipTurn) {
         guard let place = activeView.firstIndex(of: endpoint) else { return }
         activeView.remove(at: place)
-        eager.removeAll { $0 == endpoint }
-        lazy.removeAll { $0 == endpoint }
         lazyQueue[endpoint] = nil
-        usefulAt[endpoint] = nil
+        lazySubjects[endpoint] = nil
         for place in missing.indices { missing[place].forget(endpoint) }
         links[endpoint]?.usedAt = turn.now
+        // Should it become one again: what has gone past it meanwhile comes by that.
+        links[endpoint]?.hasDigest = false
         repairDelay = configuration.repairDelayMin
         wakeRepair(turn)
     }

@@ -80,6 +80,7 @@ extension GossipMachine {
     private mutating func verifies(_ signed: SignedAnnouncement) -> Bool {
         guard let topic = topic(of: signed.announcement) else { return false }
         counters.verifications += 1
+        if configuration.has(.believesUnsigned) { return true }
         return checkSignature(
             Array(signed.signature), Announcement.signedText(signed.body, topic),
             signed.announcement.endpoint)
@@ -215,7 +216,7 @@ extension GossipMachine {
         var records: [CarriedAnnouncement] = []
         func add(_ signed: SignedAnnouncement, _ silence: UInt16) {
             let announcement = signed.announcement
-            guard announcement.endpoint != from else { return }
+            // Of the peer itself, too: it may have forgotten how far its epochs went.
             if let version = theirs[announcement.endpoint], version >= announcement.version {
                 return
             }

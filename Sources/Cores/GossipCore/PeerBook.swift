@@ -115,10 +115,15 @@ package struct PeerBook: Sendable {
         package fileprivate(set) var reason: DisconnectionReason? = .neverSeen
         fileprivate var candidates: [CandidateAddress] = []
         fileprivate var namedAt: MonotonicInstant
+        /// Where the connection goes, while there is one.
+        fileprivate var addressInUse: String?
 
-        /// The best first; at most `Limits.addressesMax`.
+        /// The one in use first, then the best; at most `Limits.addressesMax`.
         package var addresses: [CandidateAddress] {
-            candidates.sorted { $0.isBetter(than: $1) }
+            candidates.sorted { left, right in
+                let (isLeft, isRight) = (left.text == addressInUse, right.text == addressInUse)
+                return isLeft == isRight ? left.isBetter(than: right) : isLeft
+            }
         }
     }
 
@@ -170,7 +175,7 @@ package struct PeerBook: Sendable {
             }
         }
         if entry.candidates.count > Limits.addressesMax {
-            entry.candidates.sort { $0.isBetter(than: $1) }
+            entry.candidates = entry.addresses
             // What is new has a try before what has failed.
             entry.candidates.removeLast(entry.candidates.count - Limits.addressesMax)
         }
@@ -178,13 +183,15 @@ package struct PeerBook: Sendable {
         return true
     }
 
-    /// What an announcement says of its node.
-    package mutating func announced(_ announcement: Announcement, now: MonotonicInstant) {
+    /// What an announcement says of its node; `node`: its number, unless that is another's.
+    package mutating func announced(
+        _ announcement: Announcement, node: NodeID?, now: MonotonicInstant
+    ) {
         guard
             found(
-                announcement.endpoint, addresses: announcement.addresses, by: .gossip,
-                node: announcement.node, now: now)
+                announcement.endpoint, addresses: announcement.addresses, by: .gossip, now: now)
         else { return }
+        entries[announcement.endpoint]?.node = node
         let version = announcement.programVersion
         entries[announcement.endpoint]?.version = version.isEmpty ? nil : version
         seen(announcement.endpoint, now: now)
@@ -213,12 +220,34 @@ package struct PeerBook: Sendable {
         entries[endpoint]?.candidates[place].roundTrip = roundTrip
     }
 
+    /// Where the connection with it goes now, and how long the way there and back takes.
+    package mutating func inUse(
+        _ endpoint: EndpointID, address: String, roundTrip: Duration, now: MonotonicInstant
+    ) {
+        guard var entry = entries[endpoint], entry.isConnected else { return }
+        if !entry.candidates.contains(where: { $0.text == address }) {
+            // Nobody has named it, and it has proved itself.
+            if entry.candidates.count >= Limits.addressesMax {
+                entry.candidates.sort { $0.isBetter(than: $1) }
+                entry.candidates.removeLast()
+            }
+            entry.candidates.append(CandidateAddress(text: address, sources: []))
+        }
+        for place in entry.candidates.indices where entry.candidates[place].text == address {
+            entry.candidates[place].lastSuccess = now
+            entry.candidates[place].roundTrip = roundTrip
+        }
+        entry.addressInUse = address
+        entries[endpoint] = entry
+    }
+
     /// A connection has ended, or an attempt has failed; `address`: the one that was tried.
     package mutating func disconnected(
         _ endpoint: EndpointID, address: String?, reason: DisconnectionReason,
         now: MonotonicInstant
     ) {
         entries[endpoint]?.isConnected = false
+        entries[endpoint]?.addressInUse = nil
         entries[endpoint]?.reason = reason
         guard let address, let place = place(of: address, endpoint) else { return }
         entries[endpoint]?.candidates[place].lastFailure = now
@@ -227,6 +256,7 @@ package struct PeerBook: Sendable {
     /// There is no use for a connection any more; nothing is wrong with the peer.
     package mutating func released(_ endpoint: EndpointID) {
         entries[endpoint]?.isConnected = false
+        entries[endpoint]?.addressInUse = nil
     }
 
     package mutating func isGone(_ endpoint: EndpointID) {
@@ -260,6 +290,8 @@ package struct PeerBook: Sendable {
                 Set(entry.candidates.map(\.text)).count == entry.candidates.count,
                 "an address is there once")
             precondition(!entry.isConnected || entry.reason == nil, "why not, only where not")
+            precondition(
+                entry.isConnected || entry.addressInUse == nil, "in use, only while connected")
         }
     }
 }

@@ -175,8 +175,13 @@ struct PeerTable: Sendable {
         _ list: [GossipMember], own: EndpointID, buryUntil: MonotonicInstant
     ) -> [(node: NodeID, holder: EndpointID, claimant: EndpointID)] {
         members = [:]
-        for member in list.prefix(GossipLimits.membersMax) where member.endpoint != own {
-            members[member.endpoint] = member.node
+        var ownNode: NodeID?
+        for member in list.prefix(GossipLimits.membersMax) {
+            if member.endpoint == own {
+                ownNode = member.node
+            } else {
+                members[member.endpoint] = member.node
+            }
         }
         memberOrder = members.keys.sorted()
         strangerCount = 0
@@ -186,8 +191,9 @@ struct PeerTable: Sendable {
             if !isMember { strangerCount += 1 }
         }
         buryExcess(until: buryUntil)
-        // Members first: they have their ids for themselves.
+        // Members first: they have their ids for themselves, and so has this node.
         holders = [:]
+        if let ownNode { holders[ownNode] = own }
         for endpoint in order { records[endpoint]?.node = nil }
         for endpoint in memberOrder {
             if let node = members[endpoint] { holders[node] = endpoint }

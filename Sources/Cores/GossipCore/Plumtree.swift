@@ -34,7 +34,6 @@ struct MissingMessage: Sendable {
     }
 
     let id: MessageID
-    /// In the order in which they said so.
     var announcers: [Announcer]
     var dueAt: MonotonicInstant
 
@@ -46,10 +45,12 @@ struct MissingMessage: Sendable {
 /// Plumtree: announcements are pushed along a tree and announced on all other links, which repair
 /// the tree.
 ///
-/// Beyond the paper: the timer for what is missing is drawn from a range, so that where a tree is
-/// broken, few ask and the others get it along the tree from them; a link that has just been of use
-/// is not always pruned; and what was superseded is not kept. Asked for it, a node sends the newest
-/// announcement of the same endpoint, and only news are passed on.
+/// Beyond the paper: each announcing endpoint has a tree of its own, so that no node carries the
+/// load of an inner node for all of them, and two announcements that are on their way at once
+/// cannot cut each other's tree; the timer for what is missing is drawn from a range, so that where
+/// a tree is broken, few ask and the others get it along the tree from them; and what was superseded
+/// is not kept; and whoever has too much to push leaves some of it to others. Asked for it, a node sends the newest announcement of the same endpoint, and only
+/// news are passed on.
 extension GossipMachine {
     // MARK: - Pushing
 
@@ -59,11 +60,14 @@ extension GossipMachine {
         _ turn: inout GossipTurn
     ) {
         let id = MessageID(of: carried.signed.bytes)
-        seen.insert(id, carried.signed.announcement.endpoint)
-        for neighbor in eager where neighbor != source {
-            send(.gossip(carried, round: round), to: neighbor, &turn)
-        }
-        for neighbor in lazy where neighbor != source {
+        let subject = carried.signed.announcement.endpoint
+        seen.insert(id, subject)
+        let message = GossipMessage.gossip(carried, round: round).encoded()
+        for neighbor in activeView where neighbor != source {
+            guard isLazy(neighbor, of: subject) else {
+                turn.emit(.send(message, to: neighbor))
+                continue
+            }
             lazyQueue[neighbor, default: []].append(GossipMessage.LazyPush(id: id, round: round))
             if lazyQueue[neighbor]?.count == GossipLimits.idsPerMessageMax {
                 send(.iHave(lazyQueue[neighbor] ?? []), to: neighbor, &turn)
@@ -83,14 +87,37 @@ extension GossipMachine {
         }
     }
 
-    private mutating func makeEager(_ endpoint: EndpointID) {
-        guard let place = lazy.firstIndex(of: endpoint) else { return }
-        eager.append(lazy.remove(at: place))
+    /// Whether a neighbour is only told of what `subject` announces.
+    package func isLazy(_ neighbor: EndpointID, of subject: EndpointID) -> Bool {
+        lazySubjects[neighbor]?.contains(subject) ?? false
     }
 
-    private mutating func makeLazy(_ endpoint: EndpointID) {
-        guard let place = eager.firstIndex(of: endpoint) else { return }
-        lazy.append(eager.remove(at: place))
+    private mutating func makeEager(_ neighbor: EndpointID, of subject: EndpointID) {
+        lazySubjects[neighbor]?.remove(subject)
+    }
+
+    private mutating func makeLazy(_ neighbor: EndpointID, of subject: EndpointID) {
+        guard activeView.contains(neighbor),
+            subject == configuration.own || table[subject] != nil
+        else { return }
+        lazySubjects[neighbor, default: []].insert(subject)
+    }
+
+    /// Whoever is an inner node of many trees leaves some of that to others: it makes neighbours lazy by
+    /// itself, and they ask somebody at random once. Only where there are many trees, and neighbours enough.
+    mutating func shedLoad(_ turn: inout GossipTurn) {
+        let subjects = table.order
+        guard subjects.count >= configuration.sheddingFrom, activeView.count > 2 else { return }
+        let pushed = activeView.reduce(0) {
+            $0 + subjects.count - (lazySubjects[$1]?.count ?? 0)
+        }
+        // One of them is where it comes from.
+        let excess = pushed - subjects.count - subjects.count * 3 / 2
+        guard excess > 0 else { return }
+        for _ in 0..<min(excess, configuration.shedAtOnceMax) {
+            let neighbor = activeView[turn.random.uniform(0..<activeView.count)]
+            makeLazy(neighbor, of: subjects[turn.random.uniform(0..<subjects.count)])
+        }
     }
 
     mutating func receiveGossip(
@@ -98,30 +125,27 @@ extension GossipMachine {
         _ turn: inout GossipTurn
     ) {
         let announced = missing.isEmpty ? [] : announcers(of: carried.signed)
+        let subject = carried.signed.announcement.endpoint
         switch judge(carried, from: from, &turn) {
         case .accepted:
-            makeEager(from)
-            if activeView.contains(from) { usefulAt[from] = turn.now }
+            makeEager(from, of: subject)
             broadcast(carried, round: round == .max ? .max : round + 1, except: from, &turn)
-            optimise(announced, round, from, &turn)
+            optimise(announced, carried.signed, round, from, &turn)
         case .duplicate:
-            guard activeView.contains(from), isToBePruned(from, &turn) else { break }
-            counters.prunes += 1
-            makeLazy(from)
-            send(.prune, to: from, &turn)
+            guard activeView.contains(from) else { break }
+            prune(from, MessageID(of: carried.signed.bytes), of: subject, &turn)
         case .refused: break
         }
         if links[from] != nil, !activeView.contains(from) { tellApart(from, &turn) }
     }
 
-    /// There is one tree for the announcements of all, and two that are on their way at once may each
-    /// find another link of a circle superfluous. So a link that has brought news a moment ago is
-    /// given up now and then only: the next duplicate comes soon, and seldom two links go at once.
-    private mutating func isToBePruned(_ from: EndpointID, _ turn: inout GossipTurn) -> Bool {
-        guard let last = usefulAt[from], turn.now - last < configuration.usefulFor else {
-            return true
-        }
-        return turn.random.chance(1, in: configuration.usefulPrunedOneIn)
+    private mutating func prune(
+        _ neighbor: EndpointID, _ id: MessageID, of subject: EndpointID,
+        _ turn: inout GossipTurn
+    ) {
+        counters.prunes += 1
+        makeLazy(neighbor, of: subject)
+        send(.prune(id), to: neighbor, &turn)
     }
 
     private func announcers(of signed: SignedAnnouncement) -> [MissingMessage.Announcer] {
@@ -132,19 +156,18 @@ extension GossipMachine {
     /// A neighbour that would have brought it over much fewer hops takes the place of the one that
     /// did.
     private mutating func optimise(
-        _ announcers: [MissingMessage.Announcer], _ round: UInt8, _ from: EndpointID,
-        _ turn: inout GossipTurn
+        _ announcers: [MissingMessage.Announcer], _ signed: SignedAnnouncement, _ round: UInt8,
+        _ from: EndpointID, _ turn: inout GossipTurn
     ) {
         guard let better = announcers.min(by: { $0.round < $1.round }), better.endpoint != from,
             activeView.contains(from), activeView.contains(better.endpoint),
             Int(better.round) + Int(configuration.optimisationHops) <= Int(round)
         else { return }
         counters.grafts += 1
-        counters.prunes += 1
-        makeEager(better.endpoint)
-        send(.graft(nil, round: 0), to: better.endpoint, &turn)
-        makeLazy(from)
-        send(.prune, to: from, &turn)
+        let (id, subject) = (MessageID(of: signed.bytes), signed.announcement.endpoint)
+        makeEager(better.endpoint, of: subject)
+        send(.graft(id, round: 0, isWanted: false), to: better.endpoint, &turn)
+        prune(from, id, of: subject, &turn)
     }
 
     // MARK: - Repair
@@ -180,30 +203,38 @@ extension GossipMachine {
         guard missing.contains(where: { $0.dueAt <= turn.now }) else { return }
         for place in missing.indices where missing[place].dueAt <= turn.now {
             guard !missing[place].announcers.isEmpty else { continue }
-            let next = missing[place].announcers.removeFirst()
+            let chosen = turn.random.uniform(0..<missing[place].announcers.count)
+            let next = missing[place].announcers.remove(at: chosen)
             missing[place].dueAt = turn.now + configuration.graftTimeout
             counters.grafts += 1
-            makeEager(next.endpoint)
-            send(.graft(missing[place].id, round: next.round), to: next.endpoint, &turn)
+            // In whose tree, is known when it comes.
+            send(
+                .graft(missing[place].id, round: next.round, isWanted: true), to: next.endpoint,
+                &turn)
         }
         missing.removeAll { $0.dueAt <= turn.now && $0.announcers.isEmpty }
     }
 
     mutating func receiveGraft(
-        _ id: MessageID?, _ round: UInt8, _ from: EndpointID, _ turn: inout GossipTurn
+        _ id: MessageID, _ round: UInt8, _ isWanted: Bool, _ from: EndpointID,
+        _ turn: inout GossipTurn
     ) {
         guard activeView.contains(from) else { return tellApart(from, &turn) }
-        makeEager(from)
-        guard let id, let endpoint = seen[id] else { return }
-        if endpoint == configuration.own {
+        guard let subject = seen[id] else { return }
+        makeEager(from, of: subject)
+        guard isWanted else { return }
+        if subject == configuration.own {
             guard let signed = own.signed else { return }
             send(
                 .gossip(CarriedAnnouncement(signed, silence: 0), round: round), to: from, &turn)
-        } else if let record = table[endpoint] {
+        } else if let record = table[subject] {
             let carried = CarriedAnnouncement(record.signed, silence: record.silence(turn.now))
             send(.gossip(carried, round: round), to: from, &turn)
         }
     }
 
-    mutating func receivePrune(_ from: EndpointID) { makeLazy(from) }
+    mutating func receivePrune(_ id: MessageID, _ from: EndpointID) {
+        guard let subject = seen[id] else { return }
+        makeLazy(from, of: subject)
+    }
 }

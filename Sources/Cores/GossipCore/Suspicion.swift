@@ -77,7 +77,8 @@ extension GossipMachine {
             } else if max(record.heardAt + configuration.goneAfter, record.nextGoneCheck ?? .zero)
                 <= turn.now
             {
-                if links[endpoint] != nil || table.isVouchedFor(endpoint) {
+                let isLinked = links[endpoint] != nil || table.isVouchedFor(endpoint)
+                if isLinked, !configuration.has(.buriesTheLinked) {
                     table.setNextGoneCheck(endpoint, turn.now + configuration.announceInterval)
                 } else {
                     table.bury(endpoint, until: turn.now + configuration.tombstoneKept)
@@ -103,5 +104,11 @@ extension GossipMachine {
     mutating func forgetBuried() {
         passiveView.removeAll { table[$0] == nil }
         if !unreachable.isEmpty { unreachable = unreachable.filter { table[$0.key] != nil } }
+        for neighbor in activeView {
+            guard let subjects = lazySubjects[neighbor] else { continue }
+            lazySubjects[neighbor] = subjects.filter {
+                $0 == configuration.own || table[$0] != nil
+            }
+        }
     }
 }

@@ -126,11 +126,20 @@ package enum PlantedBug: String, Sendable, CaseIterable {
     case watchDropsWhenBlocked = "watch-drops-when-blocked"
     case watchIgnoresSnapshot = "watch-ignores-snapshot"
     case watchSplitsRevision = "watch-splits-revision"
+    // Of gossip: see `GossipPlantedBug`.
+    case gossipBelievesUnsigned = "gossip-believes-unsigned"
+    case gossipBuriesTheLinked = "gossip-buries-the-linked"
+    case gossipKeepsNeighbours = "gossip-keeps-every-neighbour"
+    case gossipKeepsItsEpoch = "gossip-keeps-its-epoch"
 
     package static let inDatabase: Set = [
         PlantedBug.databaseNotSynced, .checkpointBelieved, .misdirectedPageServed, .tornPageServed,
     ]
-    /// Of those, what takes a damaged page to be seen.
+    package static let inGossip: Set = [
+        PlantedBug.gossipBelievesUnsigned, .gossipBuriesTheLinked, .gossipKeepsNeighbours,
+        .gossipKeepsItsEpoch,
+    ]
+    /// Of those in the database, what takes a damaged page to be seen.
     package static let inPages: Set = [PlantedBug.misdirectedPageServed, .tornPageServed]
 }
 

@@ -2,6 +2,7 @@
 
 import AspenMachine
 import AspenTypes
+import GossipCore
 import KVCore
 import RaftCore
 import RaftStorage
@@ -131,6 +132,9 @@ package struct Scenario: Sendable {
     package var watchers = 0
     package var watches = WatchConfiguration()
 
+    /// Nil: there are no gossip daemons.
+    package var gossip: GossipScenario?
+
     package var rates: [Rate] = []
     package var downtimeMax = Duration.seconds(1)
     package var troubleMax = Duration.seconds(3)
@@ -184,6 +188,7 @@ extension Scenario {
         var limiting = source.split()
         var upgrading = source.split()
         var leading = source.split()
+        var gossiping = source.split()
 
         self.seed = seed
         self.planted = planted
@@ -199,6 +204,7 @@ extension Scenario {
         drawFollowing(&following)
         drawLimits(&limiting)
         drawLeading(&leading)
+        drawGossip(&gossiping)
         // One program for all of them would be nothing new.
         if upgrading.chance(1, in: 5) { oldProgramPercent = upgrading.uniform(20..<80) }
         // It takes a leader that has cut its log while an acknowledgement was on its way, or while a
@@ -372,6 +378,25 @@ extension Scenario {
             learnerLagMax = UInt64(random.uniform(0..<4))
         }
         if random.chance(1, in: 6) { stalledLeaderPercent = 30 }
+    }
+
+    private mutating func drawGossip(_ random: inout RandomSource) {
+        let isPlanted = !planted.isDisjoint(with: PlantedBug.inGossip)
+        guard random.chance(1, in: 64) || isPlanted else { return }
+        var options = GossipScenario()
+        options.strangers = random.uniform(0..<5)
+        options.activeMax = random.uniform(3..<6)
+        options.passiveMax = random.uniform(2..<12)
+        options.pace = UInt64(random.uniform(3..<7))
+        options.afterwards = .seconds(random.uniform(20..<100))
+        options.mishapInterval = .seconds(random.uniform(3..<12))
+        // It takes one that stands still for longer than it takes to be gone.
+        if isPlanted { options.afterwards = .seconds(400) }
+        for bug in GossipPlantedBug.allCases
+        where planted.contains(where: { $0.rawValue == bug.rawValue }) {
+            options.plantedBug = bug
+        }
+        gossip = options
     }
 
     private mutating func drawTrouble(_ random: inout RandomSource) {

@@ -142,8 +142,9 @@ extension World {
 
     // MARK: - Machines
 
-    /// Both daemons are killed; what they wrote is in the page cache.
+    /// All daemons are killed; what they wrote is in the page cache.
     func killNode(_ node: SimNode, restartAfter delay: Duration) {
+        gossip?.killed(node.index, restartAfter: delay)
         // The net first: nobody is left to say SERVICE_GONE.
         killNet(node, restartAfter: delay)
         killRaft(node, restartAfter: delay + fate.uniform(.milliseconds(1), .milliseconds(20)))

@@ -95,7 +95,8 @@ extension World {
             } else {
                 reply(net, .failed(code: .unavailable, message: "not expected"), request)
             }
-        case .openStream, .identify, .sign, .learned, .listLearned, .gossipSetup, .located:
+        case .openStream, .identify, .sign, .learned, .listLearned, .gossipSetup, .located,
+            .members, .listConnections:
             break
         }
     }
@@ -148,12 +149,12 @@ extension World {
         case .failed: openFailed(shell, request)
         case .event(.peerUp(let endpoint)):
             if let peer = position(endpoint) { dialAgain(shell, peer) }
-        case .event(.peerDown), .event(.located): break
+        case .event(.peerDown), .event(.located), .event(.members): break
         case .event(.serviceGone(let endpoint, _)):
             guard let peer = position(endpoint) else { return }
             note("n\(shell.node.id) hears SERVICE_GONE of n\(nodes[peer].id)")
             try feed(shell, .serviceGone(nodes[peer].id))
-        case .identity, .signature, .learned, .gossipSetup: break
+        case .identity, .signature, .learned, .gossipSetup, .connections: break
         }
     }
 

@@ -83,6 +83,8 @@ package final class World {
     var nodeRandom: RandomSource
 
     private var databases: SimDatabases?
+    /// Nil in worlds without.
+    private(set) var gossip: SimGossip?
 
     package struct Statistics: Equatable, Sendable {
         package var messages = 0
@@ -111,6 +113,8 @@ package final class World {
         package var damagedDatabases = 0
         package var watchEvents = 0
         package var watchesCompacted = 0
+        /// Between gossip daemons.
+        package var gossipMessages = 0
         /// From the end of a leader's raft daemon (not of its net) to the next leader.
         package var takeovers: [Duration] = []
         /// The longest time in trouble without any new commit.
@@ -165,6 +169,9 @@ package final class World {
             for (node, database) in zip(nodes, databases.all) { node.database = database }
             self.databases = databases
         }
+        if let options = scenario.gossip {
+            gossip = SimGossip(options, world: self, random: source.split())
+        }
     }
 
     /// Runs to the end, or to the first broken promise.
@@ -184,6 +191,7 @@ package final class World {
             }
             precondition(at >= now, "time never goes back")
             now = at
+            try gossip?.advance(to: now)
             if let postponed = postpone(event) {
                 heap.schedule(event, at: postponed)
                 continue
@@ -197,9 +205,16 @@ package final class World {
             try observer.afterEvent(self)
             try advancePart()
         }
+        try gossip?.finish()
+        statistics.gossipMessages = gossip?.messages ?? 0
     }
 
-    package var traceHash: TraceHash { trace.hash }
+    package var traceHash: TraceHash {
+        guard let gossip else { return trace.hash }
+        var both = trace.hash
+        both.fold(gossip.hash.value)
+        return both
+    }
 
     /// A raft daemon that stands still sees nothing until it goes on.
     private func postpone(_ event: SimEvent) -> MonotonicInstant? {

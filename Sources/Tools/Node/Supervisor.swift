@@ -39,7 +39,7 @@ struct Supervisor {
         nodeID = options.nodeID
         signal(SIGPIPE, SIG_IGN)
         let data = options.dataDirectory
-        for part in ["net", "raft"] { try Directories.create("\(data)/\(part)") }
+        for part in ["net", "raft", "gossip"] { try Directories.create("\(data)/\(part)") }
         lock = try Directories.lock(data)
         let runtime = try Directories.makeRuntime(data)
         self.runtime = runtime

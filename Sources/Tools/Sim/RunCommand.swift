@@ -51,7 +51,8 @@ struct RunCommand: ParsableCommand {
                 + "clients on \(scenario.keys) keys, heartbeat \(scenario.heartbeatInterval)",
             "trouble for \(scenario.steps) events: \(troubles.isEmpty ? "none" : troubles)"
                 + (scenario.operatorInterval == nil ? "" : " membership")
-                + (scenario.network.datagramLanes > 0 ? " datagrams" : ""),
+                + (scenario.network.datagramLanes > 0 ? " datagrams" : "")
+                + (scenario.gossip == nil ? "" : " gossip"),
         ]
         if let bug = scenario.planted.first { lines.append("planted: \(bug.rawValue)") }
         return lines.joined(separator: "\n")

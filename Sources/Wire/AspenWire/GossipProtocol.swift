@@ -40,13 +40,13 @@ package struct PeerLine: Equatable, Sendable {
     package var node: NodeID?
     /// How it was found: "mdns", "gossip", "dns", "manual", "ticket".
     package var sources: [String]
-    /// The best first.
+    /// The one in use first, then the best.
     package var addresses: [String]
     /// There is a link for gossip between the two nodes.
     package var isConnected: Bool
     /// "alive", "suspected", or "unknown" while it has announced nothing.
     package var standing: String
-    /// Of the last handshake, in microseconds; 0: unknown.
+    /// Of the connection in use, smoothed, in microseconds; 0: unknown.
     package var roundTripMicroseconds: UInt64
     /// How long ago anything was heard of it, in milliseconds; nil: never.
     package var lastSeenMilliseconds: UInt64?

@@ -31,6 +31,11 @@ package enum NetRequest: Equatable, Sendable {
     /// Where this node can be reached by the addresses of its interfaces (gossip's uid only): what it
     /// tells others while the settings name none. Answers `done`.
     case located(addresses: [String])
+    /// Who belongs to the cluster, this node included (raft's uid only): `setPeers` names others, too.
+    /// Replaces the former list; an empty one: there is no cluster. Answers `done`.
+    case members([NetMember])
+    /// The connections that carry gossip (gossip's uid only). Answers `connections`.
+    case listConnections
     /// Ed25519 over context and bytes; the context is fixed by the caller's uid. Answers `signature`.
     case sign(context: String, bytes: [UInt8])
 }
@@ -46,6 +51,32 @@ package struct NetPeer: Equatable, Sendable {
     }
 }
 
+/// A member, as the replicated membership names it.
+package struct NetMember: Equatable, Sendable {
+    package var node: NodeID
+    package var endpoint: EndpointID
+
+    package init(node: NodeID, endpoint: EndpointID) {
+        self.node = node
+        self.endpoint = endpoint
+    }
+}
+
+/// A connection whose other end has proved its key and the cookie.
+package struct NetConnection: Equatable, Sendable {
+    package var endpoint: EndpointID
+    /// Where it is just now, whoever dialled.
+    package var address: String
+    /// Smoothed (RFC 9002 section 5.3), in microseconds.
+    package var roundTripMicroseconds: UInt32
+
+    package init(endpoint: EndpointID, address: String, roundTripMicroseconds: UInt32) {
+        self.endpoint = endpoint
+        self.address = address
+        self.roundTripMicroseconds = roundTripMicroseconds
+    }
+}
+
 package enum NetReply: Equatable, Sendable {
     case opened
     case done
@@ -53,9 +84,11 @@ package enum NetReply: Equatable, Sendable {
     case signature([UInt8])
     case learned(peers: [ConfiguredPeer])
     /// The topic of this cluster's gossip, derived from the stretched cookie (32 bytes, secret to those
-    /// who have the cookie), and behind it that of the cookie that is also accepted, if there is one; the port of the QUIC socket, and where the settings say that this node is
-    /// to be dialled: none leaves it to the interfaces.
+    /// who have the cookie), and behind it that of the cookie that is also accepted, if there is one; the
+    /// port of the QUIC socket, and where the settings say that this node is to be dialled: none leaves it
+    /// to the interfaces.
     case gossipSetup(topics: [[UInt8]], port: UInt16, advertised: [String])
+    case connections([NetConnection])
     case failed(code: AspenErrorCode, message: String)
     case event(NetEvent)
 }
@@ -81,6 +114,8 @@ package enum NetEvent: Equatable, Sendable {
     case serviceGone(EndpointID, ServiceName)
     /// What this node tells others to dial is now this: `identity` said something else before.
     case located([String])
+    /// The members are these now; for whoever subscribes, also at first, once they are known.
+    case members([NetMember])
 }
 
 /// The first frame on NAME.peer.sock: on whose behalf the bytes that follow come.
@@ -144,6 +179,10 @@ extension NetRequest {
         case .located(let addresses):
             writer.byte(9)
             writer.addresses(addresses)
+        case .members(let members):
+            writer.byte(10)
+            writer.members(members)
+        case .listConnections: writer.byte(11)
         }
         return writer.bytes
     }
@@ -171,6 +210,8 @@ extension NetRequest {
         case 7: self = .listLearned
         case 8: self = .gossipSetup
         case 9: self = .located(addresses: try reader.addresses())
+        case 10: self = .members(try reader.members())
+        case 11: self = .listConnections
         default: throw .unknown(field: "request")
         }
         try reader.end()
@@ -188,6 +229,25 @@ extension ByteWriter {
         for peer in peers {
             integer(peer.node?.rawValue ?? 0)
             peer.peer.encode(into: &self)
+        }
+    }
+}
+
+extension ByteWriter {
+    mutating func members(_ list: [NetMember]) {
+        integer(UInt32(list.count))
+        for member in list {
+            integer(member.node.rawValue)
+            raw(member.endpoint.bytes)
+        }
+    }
+
+    mutating func connections(_ list: [NetConnection]) {
+        integer(UInt32(list.count))
+        for connection in list {
+            raw(connection.endpoint.bytes)
+            string(connection.address)
+            integer(connection.roundTripMicroseconds)
         }
     }
 }
@@ -233,6 +293,30 @@ extension ByteReader {
             let node: UInt64 = try integer("node")
             let peer = try NetPeer(from: &self)
             result.append(ConfiguredPeer(node: node == 0 ? nil : NodeID(node), peer: peer))
+        }
+        return result
+    }
+
+    mutating func members() throws(DecodeError) -> [NetMember] {
+        let count = try count("members", max: 1000, elementBytesMin: 40)
+        var result: [NetMember] = []
+        for _ in 0..<count {
+            let node = NodeID(try integer("node"))
+            result.append(NetMember(node: node, endpoint: try endpoint()))
+        }
+        return result
+    }
+
+    mutating func connections() throws(DecodeError) -> [NetConnection] {
+        let count = try count("connections", max: 1000, elementBytesMin: 40)
+        var result: [NetConnection] = []
+        for _ in 0..<count {
+            let endpoint = try endpoint()
+            let address = try string("address", max: addressBytesMax)
+            result.append(
+                NetConnection(
+                    endpoint: endpoint, address: address,
+                    roundTripMicroseconds: try integer("round trip")))
         }
         return result
     }
@@ -283,6 +367,12 @@ extension NetReply {
         case .event(.located(let addresses)):
             writer.byte(11)
             writer.addresses(addresses)
+        case .event(.members(let members)):
+            writer.byte(12)
+            writer.members(members)
+        case .connections(let connections):
+            writer.byte(13)
+            writer.connections(connections)
         case .learned(let peers):
             writer.byte(9)
             writer.configured(peers)
@@ -327,6 +417,8 @@ extension NetReply {
                 topics: topics, port: try reader.integer("port"),
                 advertised: try reader.addresses())
         case 11: self = .event(.located(try reader.addresses()))
+        case 12: self = .event(.members(try reader.members()))
+        case 13: self = .connections(try reader.connections())
         default: throw .unknown(field: "reply")
         }
         try reader.end()

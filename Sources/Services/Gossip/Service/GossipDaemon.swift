@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenDisk
 import AspenTypes
 import AspenWire
 import EgressClient
@@ -49,7 +50,8 @@ package enum GossipDaemon {
             loop: context.eventLoop, logger: context.logger, node: settings.node,
             access: .ofSystem(), sockets: multicast,
             netSocketPath: settings.runtimeDirectory + "/net.sock", dns: dns,
-            isGossipDisabled: settings.isGossipDisabled)
+            isGossipDisabled: settings.isGossipDisabled,
+            epochs: EpochFile(disk: disk(settings, context.logger), logger: context.logger))
         // Also without multicast DNS: net has to be told where this node's interfaces are.
         if let socket = routes.first {
             RouteWatch(socket: socket, loop: context.eventLoop, logger: context.logger) {
@@ -67,6 +69,21 @@ package enum GossipDaemon {
                     "dns": "\(settings.dnsOrigin.map { "\($0)" } ?? "off")",
                 ])
             return RunningDaemon { service.stop() }
+        }
+    }
+
+    /// Without it the daemon serves all the same: see `EpochFile`.
+    private static func disk(_ settings: GossipSettings, _ logger: Logger) -> (any Disk)? {
+        guard let path = settings.stateDirectory else {
+            logger.warning("no --state-dir (ASPEN_STATE_DIR): nothing is kept for the next start")
+            return nil
+        }
+        do throws(DiskError) {
+            return try PosixDisk(path: path)
+        } catch {
+            logger.warning(
+                "nothing is kept for the next start", metadata: ["error": "\(error)"])
+            return nil
         }
     }
 

@@ -28,6 +28,7 @@ final class GossipOverlay {
     private let netSocketPath: String
     /// Else this is a book of peers and no more: no link is made, none is accepted, nothing is announced.
     private let isGossiping: Bool
+    private let epochs: EpochFile
     private let own: EndpointID
     /// What this node says is for the first of them.
     let topics: [GossipTopic]
@@ -61,8 +62,9 @@ final class GossipOverlay {
 
     init(
         own: EndpointID, topics: [GossipTopic], loop: any EventLoop, logger: Logger,
-        net: NetControl, netSocketPath: String, isGossiping: Bool = true
+        net: NetControl, netSocketPath: String, epochs: EpochFile, isGossiping: Bool = true
     ) {
+        self.epochs = epochs
         self.own = own
         self.topics = topics
         self.loop = loop
@@ -71,10 +73,8 @@ final class GossipOverlay {
         self.netSocketPath = netSocketPath
         self.isGossiping = isGossiping
         random = RandomSource(seed: .random(in: .min ... .max))
-        // Greater than at an earlier start unless the clock went back: then peers say so, and the machine
-        // takes a greater one.
         var configuration = GossipConfiguration(
-            own: own, topic: topics[0], epoch: max(1, Self.wallMilliseconds()))
+            own: own, topic: topics[0], epoch: epochs.begin(wall: Self.wallMilliseconds()))
         configuration.acceptedTopics = Array(topics.dropFirst())
         machine = GossipMachine(configuration: configuration) { signature, text, key in
             Self.isSignature(signature, of: text, by: key)
@@ -87,6 +87,7 @@ final class GossipOverlay {
         clock = loop.scheduleRepeatedTask(initialDelay: .zero, delay: Self.clockInterval) { _ in
             box.value.step(.wallClock(milliseconds: Self.wallMilliseconds()))
             box.value.tryAgain()
+            box.value.measure()
         }
     }
 
@@ -157,6 +158,15 @@ final class GossipOverlay {
         }.map(\.endpoint)
     }
 
+    /// Replaces the list of members; this node may be among them.
+    func setMembers(_ members: [NetMember]) {
+        for member in members where member.endpoint != own {
+            book.found(member.endpoint, addresses: [], by: [], node: member.node, now: now())
+        }
+        step(.members(members.map { GossipMember(endpoint: $0.endpoint, node: $0.node) }))
+        onChange()
+    }
+
     /// A stream that a peer has opened; its first frame says whose it is.
     func accept(_ channel: any Channel) throws {
         guard isGossiping else {
@@ -210,11 +220,14 @@ final class GossipOverlay {
                 self?.step(.signed(ticket, signature: signature))
             }
         case .epochRaised(let epoch):
+            epochs.keep(epoch)
             logger.notice(
-                "this node was started before with a clock that was ahead of today's",
+                "peers have known a later start of this node than is on its disk",
                 metadata: ["epoch": "\(epoch)"])
         case .learned(let announcement, _):
-            book.announced(announcement, now: now())
+            // What it calls itself may be another's number.
+            let node = machine.record(of: announcement.endpoint)?.node
+            book.announced(announcement, node: node, now: now())
             tellNet()
             onChange()
         case .standing(let peer, let standing): stands(peer, standing)
@@ -331,7 +344,21 @@ final class GossipOverlay {
         book.found(peer, addresses: [], by: [], now: now())
         book.connected(peer, address: address, roundTrip: nil, now: now())
         step(.linkUp(peer))
+        measure()
         onChange()
+    }
+
+    /// Where those are with whom there are links, and how far away.
+    private func measure() {
+        guard !links.isEmpty else { return }
+        net.ask(.listConnections) { [weak self] reply in
+            guard let self, case .connections(let connections) = reply else { return }
+            for connection in connections where links[connection.endpoint] != nil {
+                book.inUse(
+                    connection.endpoint, address: connection.address,
+                    roundTrip: .microseconds(Int64(connection.roundTripMicroseconds)), now: now())
+            }
+        }
     }
 
     private func send(_ bytes: [UInt8], to peer: EndpointID) {
@@ -380,7 +407,7 @@ final class GossipOverlay {
                 case .suspected: "suspected"
                 case .gone, nil: "unknown"
                 }
-            let roundTrip = entry.addresses.first?.roundTrip ?? .zero
+            let roundTrip = entry.isConnected ? entry.addresses.first?.roundTrip ?? .zero : .zero
             // Each announcement counts, not only those that say something new.
             let heard = [entry.lastSeen, machine.record(of: entry.endpoint)?.heardAt]
             let lastSeen = heard.compactMap { $0 }.max()

@@ -23,14 +23,14 @@ package final class GossipService: @unchecked Sendable {
     private let sockets: [MulticastSocket]
     private let netSocketPath: String
     private let net: NetControl
+    private let epochs: EpochFile
     private var identity: NetIdentity?
     private var interfaces: [RouteInterface]?
     private var choice: InterfaceChoice?
     private var discovery: MDNSDiscovery?
     private let dns: DNSDiscovery?
     private let isGossipDisabled: Bool
-    /// Members to whom net has no connection. (One that is removed from the membership while it is away
-    /// stays among them until net's next start; that costs a question to DNS now and then.)
+    /// Members to whom net has no connection.
     private var missingMembers: Set<EndpointID> = []
     private(set) var overlay: GossipOverlay?
     /// What aspend-net says of this node.
@@ -39,13 +39,15 @@ package final class GossipService: @unchecked Sendable {
     private var connections: [ObjectIdentifier: FrameChannel] = [:]
     private var hasComplained = false
     private var located: [String]?
+    private var members: [NetMember] = []
     private var shownStatus = ""
 
     package init(
         loop: any EventLoop, logger: Logger, node: NodeID, access: LocalAccess,
         sockets: [MulticastSocket], netSocketPath: String, dns: DNSDiscovery? = nil,
-        isGossipDisabled: Bool = false
+        isGossipDisabled: Bool = false, epochs: EpochFile? = nil
     ) {
+        self.epochs = epochs ?? EpochFile(disk: nil, logger: logger)
         self.loop = loop
         self.logger = logger
         self.node = node
@@ -115,6 +117,14 @@ package final class GossipService: @unchecked Sendable {
         describe()
     }
 
+    /// Who belongs to the cluster, as aspend-raft has told net. Known from then on, also while raft or net
+    /// are away.
+    private func use(_ members: [NetMember]) {
+        self.members = members
+        missingMembers.formIntersection(members.map(\.endpoint))
+        overlay?.setMembers(members)
+    }
+
     private func identified(_ identity: NetIdentity) {
         hasComplained = false
         missingMembers = []
@@ -151,9 +161,10 @@ package final class GossipService: @unchecked Sendable {
         overlay?.stop()
         let fresh = GossipOverlay(
             own: endpoint, topics: topics, loop: loop, logger: logger, net: net,
-            netSocketPath: netSocketPath, isGossiping: !isGossipDisabled)
+            netSocketPath: netSocketPath, epochs: epochs, isGossiping: !isGossipDisabled)
         fresh.onChange = { [weak self] in self?.status() }
         overlay = fresh
+        fresh.setMembers(members)
         fresh.start()
         for peer in discovery?.peers ?? [] { heard(.found(DiscoveredNode(peer))) }
         dns?.forget()
@@ -235,6 +246,7 @@ package final class GossipService: @unchecked Sendable {
             if missingMembers.count < PeerBook.entriesMax { missingMembers.insert(endpoint) }
             discovery?.step(.doubted(endpoint))
             overlay?.reached(endpoint, is: false)
+        case .members(let list): use(list)
         case .serviceGone, .located: return
         }
         status()

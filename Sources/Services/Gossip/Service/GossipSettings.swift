@@ -8,11 +8,13 @@ import ServiceKit
 /// The settings of `aspend-gossip`.
 package struct GossipSettings: Sendable {
     package static let known: Set<String> = [
-        "node-id", "runtime-dir", "disable-mdns", "disable-gossip", "enable-dns-discovery",
-        "dns-discovery-origin", "enable-pkarr",
+        "node-id", "state-dir", "runtime-dir", "disable-mdns", "disable-gossip",
+        "enable-dns-discovery", "dns-discovery-origin", "enable-pkarr",
     ]
 
     package var node: NodeID
+    /// Nil: nothing is kept.
+    package var stateDirectory: String?
     package var runtimeDirectory: String
     package var isMDNSDisabled: Bool
     /// No part is taken in gossip; nodes are found in the other ways.
@@ -28,6 +30,7 @@ package struct GossipSettings: Sendable {
                 "--node-id (ASPEN_NODE_ID) is missing: this node's number, at least 1")
         }
         node = NodeID(UInt64(id))
+        stateDirectory = settings.stateDirectory
         runtimeDirectory = settings.string("runtime-dir") ?? "/run/aspen"
         isMDNSDisabled = try settings.flag("disable-mdns") ?? false
         isGossipDisabled = try settings.flag("disable-gossip") ?? false

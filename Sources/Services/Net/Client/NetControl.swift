@@ -51,6 +51,7 @@ package final class NetControl {
     private let eventLoop: any EventLoop
     private let socketPath: String
     private var peers: (list: [NetPeer], isClosed: Bool)?
+    private var members: [NetMember]?
     private var learned: [ConfiguredPeer]?
     private var located: [String]?
     private var isStarted = false
@@ -76,6 +77,14 @@ package final class NetControl {
         eventLoop.preconditionInEventLoop()
         self.peers = (peers, isClosed)
         if let frames { sendPeers(on: frames) }
+    }
+
+    /// Replaces the list of who belongs to the cluster (see `NetRequest.members`). Remembered likewise.
+    package func setMembers(_ members: [NetMember]) {
+        eventLoop.preconditionInEventLoop()
+        guard members != self.members else { return }
+        self.members = members
+        if let frames { sendMembers(on: frames) }
     }
 
     /// Replaces the list of where peers are said to be (see `NetRequest.learned`). Remembered, and sent
@@ -157,6 +166,7 @@ package final class NetControl {
         self.frames = frames
         identity = nil
         sendPeers(on: frames)
+        sendMembers(on: frames)
         sendLearned(on: frames)
         sendLocated(on: frames)
         send(.identify, expecting: .identity, on: frames)
@@ -168,6 +178,11 @@ package final class NetControl {
         send(
             .setPeers(peers: peers.list, isClosed: peers.isClosed), expecting: .done,
             on: frames)
+    }
+
+    private func sendMembers(on frames: FrameChannel) {
+        guard let members else { return }
+        send(.members(members), expecting: .done, on: frames)
     }
 
     private func sendLearned(on frames: FrameChannel) {

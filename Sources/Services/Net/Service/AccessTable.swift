@@ -77,10 +77,15 @@ package struct AccessTable: Sendable {
         case (.daemon(.raft), .setPeers): nil
         case (.daemon(let service), .setPeers):
             "the members are aspend-raft's to tell, not aspend-\(service.name)'s"
+        case (.daemon(.raft), .members): nil
+        case (.daemon(let service), .members):
+            "the members are aspend-raft's to tell, not aspend-\(service.name)'s"
         case (.daemon(.gossip), .learned), (.daemon(.gossip), .located): nil
         case (.daemon(let service), .learned), (.daemon(let service), .located):
             "where nodes are is aspend-gossip's to tell, not aspend-\(service.name)'s"
-        case (.daemon(.gossip), .gossipSetup): nil
+        case (.daemon(.gossip), .gossipSetup), (.daemon(.gossip), .listConnections): nil
+        case (.daemon(let service), .listConnections):
+            "the connections for gossip are aspend-gossip's to ask for, not aspend-\(service.name)'s"
         case (.daemon(let service), .gossipSetup):
             "the topic is for aspend-gossip, not for aspend-\(service.name)"
         case (.daemon(.raft), .listLearned), (.daemon(.gossip), .listLearned): nil

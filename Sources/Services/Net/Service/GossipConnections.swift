@@ -79,6 +79,18 @@ final class GossipConnections {
             }
     }
 
+    /// One for each peer, ascending by endpoint.
+    var connections: [NetConnection] {
+        entries.sorted { $0.key < $1.key }.compactMap { peer, entry in
+            entry.sessions.first.map { session in
+                NetConnection(
+                    endpoint: peer, address: NetAddress.text(session.connection.remoteAddress),
+                    roundTripMicroseconds: UInt32(
+                        clamping: Int64(session.connection.smoothedRTT / .microseconds(1))))
+            }
+        }
+    }
+
     private var dialling: Int { entries.values.count(where: \.isDialling) }
 
     // MARK: - Sessions

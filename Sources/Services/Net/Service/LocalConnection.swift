@@ -156,6 +156,12 @@ extension NetService {
                         LinkPeer(endpoint: $0.peer.endpoint, addresses: $0.peer.addresses)
                     }))
             connection.send(.done)
+        case .members(let list):
+            connection.send(.done)
+            guard list != members else { return }
+            members = list
+            publish(.members(list))
+        case .listConnections: connection.send(.connections(gossip.connections))
         case .listLearned: connection.send(.learned(peers: learned))
         case .gossipSetup:
             connection.send(
@@ -170,6 +176,7 @@ extension NetService {
         case .subscribe:
             connection.send(.done)
             connection.isSubscribed = true
+            if let members { connection.send(.event(.members(members))) }
             for (peer, standing) in machine.standings {
                 switch standing {
                 case .pending: break

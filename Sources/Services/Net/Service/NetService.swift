@@ -46,6 +46,8 @@ package final class NetService: @unchecked Sendable {
     /// Who was found, and where this node's interfaces are, as gossip's daemon says.
     var learned: [ConfiguredPeer] = []
     var located: [String] = []
+    /// As raft's daemon last said; nil before it has.
+    var members: [NetMember]?
     /// What is said of this node's own raft daemon, to peers and in deciding whether to join.
     var raftState = ServiceState.unknown
 

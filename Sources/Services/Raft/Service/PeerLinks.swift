@@ -158,6 +158,8 @@ final class PeerLinks {
     }
 
     private func publishPeers() {
+        transport.setMembers(
+            (membership?.members ?? []).map { NetMember(node: $0.node, endpoint: $0.endpoint) })
         if let membership, !membership.members.isEmpty {
             let members = membership.members.filter { $0.node != identity.node }.map {
                 NetPeer(endpoint: $0.endpoint, addresses: $0.addresses)
@@ -243,7 +245,7 @@ final class PeerLinks {
         case .net(.serviceGone(let endpoint, .raft)):
             guard let link = link(endpoint) else { return }
             delegate?.serviceGone(link.node)
-        case .net(.serviceGone): break
+        case .net(.serviceGone), .net(.members): break
         case .net(.located(let addresses)): netIdentity?.addresses = addresses
         }
     }

@@ -12,6 +12,8 @@ package protocol PeerTransport: AnyObject {
     func start()
     /// The members, or with `isClosed` false those who may be contacted before there is a membership.
     func setPeers(_ peers: [NetPeer], isClosed: Bool)
+    /// Who belongs to the cluster, this node included; empty: there is none.
+    func setMembers(_ members: [NetMember])
     /// A stream to the raft service of that endpoint. The far end sees a `Principal` frame first.
     /// - Throws: `AspenError` through the future.
     func open(
@@ -58,6 +60,8 @@ package final class NetTransport: PeerTransport {
     package func setPeers(_ peers: [NetPeer], isClosed: Bool) {
         control.setPeers(peers, isClosed: isClosed)
     }
+
+    package func setMembers(_ members: [NetMember]) { control.setMembers(members) }
 
     package func open(
         _ endpoint: EndpointID, initialize: @escaping @Sendable (any Channel) throws -> Void
