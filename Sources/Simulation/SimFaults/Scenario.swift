@@ -387,8 +387,8 @@ extension Scenario {
         options.strangers = random.uniform(0..<5)
         options.activeMax = random.uniform(3..<6)
         options.passiveMax = random.uniform(2..<12)
-        options.pace = UInt64(random.uniform(3..<7))
-        options.afterwards = .seconds(random.uniform(20..<100))
+        options.pace = UInt64(random.uniform(3..<5))
+        options.afterwards = .seconds(random.uniform(20..<60))
         options.mishapInterval = .seconds(random.uniform(3..<12))
         // It takes one that stands still for longer than it takes to be gone.
         if isPlanted { options.afterwards = .seconds(400) }
