@@ -54,7 +54,8 @@ import Testing
         let scratch = Scratch()
         let key = String(repeating: "a", count: 52)
         scratch.write("aspen.toml", "node.peers = ['1@\(key)']")
-        scratch.write("peers.d/b", "\n# the cellar\n  2@\(key)@192.0.2.2:7700   # rack 2\r\naspenabc\n")
+        scratch.write(
+            "peers.d/b", "\n# the cellar\n  2@\(key)@192.0.2.2:7700   # rack 2\r\naspenabc\n")
         scratch.write("peers.d/a.peer", "3@\(key)@[2001:db8::3]:1@192.0.2.3:1")
         scratch.write("peers.d/b~", "nonsense")
         scratch.write("peers.d/.hidden", "nonsense")

@@ -19,14 +19,14 @@ import Testing
             NetMember(node: NodeID(1), endpoint: own),
             NetMember(node: NodeID(7), endpoint: try Self.endpoint(7)),
         ]
-        let bench = try Bench { request in
+        let bench = try SocketBench { request in
             switch request {
             case .identify: [.identity(endpoint: own, addresses: [], configuredPeers: [])]
             case .subscribe: [.done, .event(.members(members))]
             case .gossipSetup:
                 [
                     .gossipSetup(
-                        topic: [UInt8](repeating: 9, count: 32), port: 7001, advertised: [])
+                        topics: [[UInt8](repeating: 9, count: 32)], port: 7001, advertised: [])
                 ]
             case .sign: [.signature([UInt8](repeating: 0, count: 64))]
             case .listConnections: [.connections([])]

@@ -13,7 +13,7 @@ import Testing
 
 /// A service on a socket in a directory of its own, without multicast, and without net unless a test has
 /// answers of one.
-final class Bench {
+final class SocketBench {
     let loop = MultiThreadedEventLoopGroup(numberOfThreads: 1)
     let directory: String
     let service: GossipService
@@ -102,7 +102,7 @@ final class Bench {
 
 @Suite struct GossipServiceTests {
     @Test func whoHasBeenFoundIsToldInOrderAndRubbishEndsTheConnection() throws {
-        let bench = try Bench()
+        let bench = try SocketBench()
         let connection = try bench.connect()
         for _ in 0..<3 {
             let reply = try bench.ask(GossipRequest.listDiscovered.encoded(), on: connection)
@@ -116,7 +116,7 @@ final class Bench {
     }
 
     @Test func strangersAreRefused() throws {
-        let bench = try Bench(access: LocalAccess(users: [], groups: []))
+        let bench = try SocketBench(access: LocalAccess(users: [], groups: []))
         let reply = try bench.ask(
             GossipRequest.listDiscovered.encoded(), on: try bench.connect())
         guard case .failed(.permissionDenied, _)? = reply else {
@@ -126,7 +126,7 @@ final class Bench {
     }
 
     @Test func connectionsAreBounded() throws {
-        let bench = try Bench()
+        let bench = try SocketBench()
         let request = GossipRequest.listDiscovered.encoded()
         for _ in 0..<GossipSocketLimits.localConnectionsMax {
             #expect(try bench.ask(request, on: try bench.connect()) == .discovered([]))

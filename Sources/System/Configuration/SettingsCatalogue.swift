@@ -41,7 +41,8 @@ package enum SettingsCatalogue {
             name: "advertise", table: "node", key: "advertise",
             kind: .list(.address, countMax: Limits.addressesMax), standard: nil,
             standardNote: "the address listened on, or the interfaces'",
-            summary: "Addresses that others dial, where they are not those that the machine has itself.",
+            summary:
+                "Addresses that others dial, where they are not those that the machine has itself.",
             example: "[\"192.0.2.1:7700\"]", users: ["aspend-net"]),
         Setting(
             name: "peers", table: "node", key: "peers",

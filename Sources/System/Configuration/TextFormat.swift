@@ -26,7 +26,8 @@ package enum TextFormat: Sendable, Equatable {
         switch self {
         case .listenAddress: "a text: a port (\":7700\") or a numeric address with one"
         case .address: "a text: a numeric address with a port (\"192.0.2.1:7700\")"
-        case .peer: "a text of the form \"NODE@ENDPOINT\" or \"NODE@ENDPOINT@ADDRESS:PORT\", or a ticket"
+        case .peer:
+            "a text of the form \"NODE@ENDPOINT\" or \"NODE@ENDPOINT@ADDRESS:PORT\", or a ticket"
         case .domainName: "a domain name (\"nodes.example.org\")"
         case .ticket: "a ticket as `aspen-cli cluster ticket` prints it"
         }
