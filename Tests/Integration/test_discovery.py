@@ -104,7 +104,6 @@ class Node:
     def __init__(self, link, number, *options, address=None, env=None):
         self.link, self.number = link, number
         self.data = os.path.join(link.directory, f"data-{number}")
-        self.log_name = f"node-{number}"
         self.address = address or f"10.99.0.{number}:7700"
         up = "is up; its sockets"
         before = self.log().count(up) if os.path.exists(link.log_path(self.log_name)) else 0
@@ -116,6 +115,10 @@ class Node:
         wait_for(f"node {number} up", lambda: self.log().count(up) > before
                  or self.process.poll() is not None)
         assert self.process.poll() is None, self.log()
+
+    @property
+    def log_name(self):
+        return f"node-{self.number}"
 
     def log(self):
         return self.link.read(self.log_name)
