@@ -148,6 +148,45 @@ extension NetServiceTests {
             for node in [one, two] { try await node.stop() }
         }
 
+        /// An address of this machine is gone: who does not answer at once is dialled anew. Here nobody is given
+        /// the time to.
+        @Test func connectionsThatAreSilentAfterAMoveAreMadeAnew() async throws {
+            @Sendable func node() async throws -> TestNode {
+                try await started { $0.answerAfterMove = .zero }
+            }
+            let (one, two) = (try await node(), try await node())
+            try await one.setPeers([two.peer], isClosed: true)
+            try await two.setPeers(
+                [NetPeer(endpoint: one.endpoint, addresses: [])], isClosed: true)
+            let control = try await learn([two.peer], one)
+            #expect(await eventually { one.has(.peerUp(two.endpoint)) })
+            @Sendable func links() async throws -> Set<ObjectIdentifier> {
+                try await one.loop.submit {
+                    Set((one.service?.sessions ?? [:]).values.filter(\.isProved).map { .init($0) })
+                }.get()
+            }
+            let before = try await links()
+            #expect(before.count == 1)
+            func located(_ addresses: [String]) async throws {
+                try await one.loop.submit { control.value.setLocated(addresses) }.get()
+            }
+            // One more, then another one: nothing is gone.
+            try await located(["192.0.2.1:1"])
+            try await located(["192.0.2.1:1", "192.0.2.2:1"])
+            #expect(try await links() == before)
+            try await located(["192.0.2.2:1"])
+            while true {
+                let now = try await links()
+                if now.count == 1, now.isDisjoint(with: before) { break }
+                try Task.checkCancellation()
+            }
+            let stream = try await one.open(to: two.endpoint)
+            try await stream.write([1, 2, 3])
+            #expect(await eventually { stream.count == 3 })
+            try await stop(control, one)
+            for node in [one, two] { try await node.stop() }
+        }
+
         @Test func whatGossipSaysIsThereForTheOtherDaemons() async throws {
             let node = TestNode()
             try await node.start {

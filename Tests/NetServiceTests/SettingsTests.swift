@@ -146,6 +146,16 @@ import Testing
             ])
     }
 
+    @Test func addressesHaveOneText() throws {
+        for (host, text) in [
+            ("192.0.2.1", "192.0.2.1:7"), ("::ffff:192.0.2.1", "192.0.2.1:7"),
+            ("2001:db8::1", "[2001:db8::1]:7"),
+        ] {
+            #expect(NetAddress.text(try SocketAddress(ipAddress: host, port: 7)) == text)
+        }
+        #expect(NetAddress.text(nil) == "unknown")
+    }
+
     @Test func withoutTokensOnlyTheLoopbackInterfaceWillDo() throws {
         let outside = try SocketAddress(ipAddress: "192.0.2.1", port: 7)
         let open = try settings("--tokens-required", "false")

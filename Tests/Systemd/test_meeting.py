@@ -24,7 +24,8 @@ def peers(machine):
     answer = machine.cli("peers", "list", "-o", "json", check=None)
     if answer.code != 0:
         return {}
-    return {line["node_id"]: line for line in answer.json()["peers"] if line["state"] == "alive"}
+    return {line["node_id"]: line for line in answer.json()["peers"]
+            if line["last_seen_ms"] is not None and line["state"] in ("alive", "connected")}
 
 
 def know_each_other(machines, seconds=30.0):

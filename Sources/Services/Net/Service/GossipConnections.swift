@@ -93,6 +93,25 @@ final class GossipConnections {
 
     private var dialling: Int { entries.values.count(where: \.isDialling) }
 
+    /// Has each peer acknowledge something.
+    func callAll() {
+        for session in all.values where session.isProved { session.notify(.raft, .unknown) }
+    }
+
+    /// By session.
+    var lastHeard: [ObjectIdentifier: UInt64] {
+        all.filter(\.value.isProved).mapValues(\.connection.heardAt)
+    }
+
+    /// Ends those of which nothing has come since.
+    func closeSilent(since before: [ObjectIdentifier: UInt64], _ reason: String) {
+        for (number, heardAt) in before {
+            guard let session = all[number], session.connection.heardAt == heardAt else { continue }
+            session.close(.none, reason)
+            remove(session)
+        }
+    }
+
     // MARK: - Sessions
 
     private func adopt(_ connection: QUICConnection) {

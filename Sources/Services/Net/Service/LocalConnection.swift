@@ -173,6 +173,8 @@ extension NetService {
             located = addresses.filter { NetAddress.parse($0) != nil }
             connection.send(.done)
             if ownAddresses != former { publish(.located(ownAddresses)) }
+            if !knownLocated.isSubset(of: located) { dropSilentConnections() }
+            knownLocated = Set(located)
         case .subscribe:
             connection.send(.done)
             connection.isSubscribed = true

@@ -23,10 +23,13 @@ package enum NetAddress {
         return try? SocketAddress(ipAddress: String(host), port: Int(port))
     }
 
+    /// An IPv4 address as such, also where an IPv6 socket has it mapped.
     package static func text(_ address: SocketAddress?) -> String {
-        guard let address, let host = address.ipAddress, let port = address.port else {
+        guard let address, var host = address.ipAddress, let port = address.port else {
             return "unknown"
         }
+        let mapped = "::ffff:"
+        if host.hasPrefix(mapped), host.contains(".") { host.removeFirst(mapped.count) }
         return host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)"
     }
 

@@ -25,6 +25,8 @@ package struct NetConfiguration: Sendable {
     package var quic = QUICConfiguration()
     /// Less in tests.
     package var clientBytesMax = NetLimits.clientBytesMax
+    /// Less in tests.
+    package var answerAfterMove = NetLimits.answerAfterMove
     /// More in tests that count what has not proved itself.
     package var proofTimeout = NetLimits.proofTimeout
     /// See `NetService.stop()`. Two units that are told to stop by one command hear it some

@@ -27,6 +27,8 @@ package enum NetLimits {
     package static let gossipUnprovedMax = 16
     /// How long a connection for gossip without streams is kept.
     package static let gossipLinger = Duration.seconds(10)
+    /// How long peers have to answer once an address of this machine is gone.
+    package static let answerAfterMove = Duration.seconds(1)
     /// Connections of clients that have not shown a token yet, where one is required.
     package static let clientsWithoutTokenMax = 64
     /// The same from one address (of IPv6: from one /64).

@@ -32,6 +32,8 @@ package final class NetService: @unchecked Sendable {
     var joinedClientStreams = 0
     var inboundClients = 0
     var clientCounts = ClientCounts()
+    /// Where this node's interfaces were when gossip last told.
+    var knownLocated: Set<String> = []
     /// Those among them that have to show a token first; see ClientDoor.
     var clientsWithoutToken = 0
     /// Streams of clients whose beginning is being read.
@@ -228,6 +230,32 @@ package final class NetService: @unchecked Sendable {
     }
 
     // MARK: - Connections of the cluster
+
+    /// An address of this machine is gone, and with it the way back of whoever has dialled it there: such a
+    /// connection would only be missed after the idle timeout, at both ends, and cannot be moved by the side
+    /// that was dialled (RFC 9000 section 9). Each peer is told something; whose connection has
+    /// brought nothing a moment later, not even that it came, is dialled anew, and takes the new
+    /// connection for what it is.
+    func dropSilentConnections() {
+        for session in sessions.values where session.isProved { session.notify(.raft, raftState) }
+        gossip.callAll()
+        let asked = sessions.values.filter(\.isProved).map { ($0.id, $0.connection.heardAt) }
+        let gossiping = gossip.lastHeard
+        eventLoop.assumeIsolated().scheduleTask(in: TimeAmount(configuration.answerAfterMove)) {
+            [weak self] in
+            guard let self else { return }
+            let reason = "this node has other addresses now"
+            for (id, heardAt) in asked {
+                guard let session = sessions[id], session.connection.heardAt == heardAt else {
+                    continue
+                }
+                sessions[id] = nil
+                session.close(.none, reason)
+                drive(.closed(id, reason: reason))
+            }
+            gossip.closeSilent(since: gossiping, reason)
+        }
+    }
 
     private func dial(_ peer: EndpointID, _ addresses: [String]) {
         let numeric = addresses.compactMap { NetAddress.parse($0) }

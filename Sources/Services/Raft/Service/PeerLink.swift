@@ -178,7 +178,8 @@ final class Probe {
     private let peer: NetPeer
     private let node: NodeID
     private let time: Duration
-    private unowned let links: PeerLinks
+    /// Until it has ended, which may be after its node has.
+    private let links: PeerLinks
     private var completion: ((Result<PeerHello, AspenError>) -> Void)?
     private var frames: FrameChannel?
 
