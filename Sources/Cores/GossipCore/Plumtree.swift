@@ -48,9 +48,9 @@ struct MissingMessage: Sendable {
 /// Beyond the paper: each announcing endpoint has a tree of its own, so that no node carries the
 /// load of an inner node for all of them, and two announcements that are on their way at once
 /// cannot cut each other's tree; the timer for what is missing is drawn from a range, so that where
-/// a tree is broken, few ask and the others get it along the tree from them; and what was superseded
-/// is not kept; and whoever has too much to push leaves some of it to others. Asked for it, a node sends the newest announcement of the same endpoint, and only
-/// news are passed on.
+/// a tree is broken, few ask and the others get it along the tree from them; what was superseded is
+/// not kept; and whoever has too much to push leaves some of it to others. Asked for it, a node sends
+/// the newest announcement of the same endpoint, and only news are passed on.
 extension GossipMachine {
     // MARK: - Pushing
 
