@@ -223,6 +223,17 @@ extension NetServiceTests {
                         endpoint: node.endpoint, addresses: ["192.0.2.1:7123"], configuredPeers: []
                     ))
             #expect(await eventually { node.has(.located(["192.0.2.1:7123"])) })
+            // And who subscribes only now, after it has asked who the node is.
+            let events = Mutex<[NetEvent]>([])
+            let late = try await node.loop.submit {
+                let late = NetControl(eventLoop: node.loop, socketPath: node.netSocket)
+                late.onEvent = { event in events.withLock { $0.append(event) } }
+                late.start()
+                return NIOLoopBound(late, eventLoop: node.loop)
+            }.get()
+            #expect(
+                await eventually { events.withLock { $0.contains(.located(["192.0.2.1:7123"])) } })
+            try await node.loop.submit { late.value.stop() }.get()
             let setup = try await ask(.gossipSetup)
             #expect(
                 setup

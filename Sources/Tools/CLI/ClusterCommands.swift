@@ -146,11 +146,14 @@ extension CommandContext {
     private static let triesMax = 30
     private static let pause = Duration.milliseconds(100)
 
-    /// The node asked, once it knows who it is: just started, it may not have asked its net yet.
+    /// The node asked, once it knows who it is, and where: just started, it may not have asked its net yet,
+    /// nor that its gossip where the interfaces are. One that nobody tells has no address.
     func identifiedNode() async throws -> NodeStatus {
-        for _ in 0..<Self.triesMax {
+        for attempt in 1...Self.triesMax {
             let node = try await client.nodeInfo().status
-            if !node.endpointID.isEmpty { return node }
+            if !node.endpointID.isEmpty, !node.addresses.isEmpty || attempt == Self.triesMax {
+                return node
+            }
             try await Task.sleep(for: Self.pause)
         }
         throw AspenError(

@@ -179,6 +179,10 @@ extension NetService {
             connection.send(.done)
             connection.isSubscribed = true
             if let members { connection.send(.event(.members(members))) }
+            // It may have become known between the answer to `identify` and this.
+            if configuration.advertised.isEmpty, !located.isEmpty {
+                connection.send(.event(.located(located)))
+            }
             for (peer, standing) in machine.standings {
                 switch standing {
                 case .pending: break
