@@ -2,6 +2,7 @@
 
 import AspenTypes
 import AspenWire
+import KVCore
 import NIOCore
 import RaftCore
 import Testing
@@ -26,7 +27,6 @@ import Testing
             roster.admitted[FakeNetwork.endpoint(NodeID(number))] = NodeID(number)
         }
         return JoinRule(
-            own: NodeID(voters[0]),
             membership: Membership(
                 cluster: ClusterID(1), voters: voters.map { NodeID($0) },
                 learners: learners.map { NodeID($0) }, members: (voters + learners).map(member)),
@@ -102,6 +102,25 @@ import Testing
         rule = Self.rule(
             voters: [1], learners: Array(2..<2 + UInt64(Limits.learnersMax)))
         #expect(objection([Self.found(200, key: 200)]) == .learnersAreFull)
+    }
+
+    /// Whoever writes values that look like it makes nobody read the tables again.
+    @Test func onlyWhatNamesReservedKeysIsLookedAt() {
+        func changes(_ transaction: Transaction) -> Bool {
+            SystemTables.mayBeChanged(
+                by: Entry(
+                    index: LogIndex(1), term: Term(1), kind: .command, origin: nil, time: .zero,
+                    payload: CommandCodec.encode(.transaction(transaction, nil))))
+        }
+        func put(_ key: String, _ value: String) -> Transaction {
+            Transaction(success: [.put(key: Array(key.utf8), value: Array(value.utf8))])
+        }
+        #expect(changes(JoinRoster.removal(of: [Self.member(3)])))
+        #expect(changes(JoinRoster.admission(of: NodeID(3), FakeNetwork.endpoint(NodeID(3)))))
+        #expect(changes(put("_sys/tokens/roots/x", "")))
+        #expect(!changes(put("a", "b")))
+        #expect(!changes(put("a", "_sys/join/removed/x")))
+        #expect(!changes(put("a_sys/join/", "")))
     }
 
     // MARK: - Clusters

@@ -63,7 +63,7 @@ extension ClientService {
     }
 
     private func rule(_ membership: Membership) -> JoinRule {
-        JoinRule(own: options.raft.node, membership: membership, roster: roster ?? JoinRoster())
+        JoinRule(membership: membership, roster: roster ?? JoinRoster())
     }
 
     /// Nil while nothing can be changed, or it is not known who was removed.

@@ -95,13 +95,19 @@ struct SystemTables: Sendable, Equatable {
         }
     }
 
-    /// Whether an entry may have changed these keys: a look for the bytes of their prefix, without
-    /// decoding the entry. A value that happens to hold them only costs a look at the state.
+    /// Whether an entry may have changed these keys. Few entries are decoded for that: those that hold
+    /// the bytes of the prefix, be it in a value.
     static func mayBeChanged(by entry: Entry) -> Bool {
         guard entry.kind == .command else { return false }
-        return entry.payload.withUnsafeBytes { payload in
+        let isNamed = entry.payload.withUnsafeBytes { payload in
             ReservedNamespace.prefix.withUnsafeBytes { prefix in contains(payload, prefix) }
         }
+        guard isNamed else { return false }
+        guard case .transaction(let transaction, _)? = try? CommandCodec.decode(entry.payload)
+        else {
+            return true
+        }
+        return transaction.touchesReservedNamespace
     }
 
     private static func contains(

@@ -7,7 +7,6 @@ import RaftCore
 /// Whom a leader with `auto-join` takes into the cluster, and whom it makes a voter. Only decides;
 /// nothing that anybody says of himself is believed here but his number, and that only to ask him.
 struct JoinRule {
-    var own: NodeID
     var membership: Membership
     var roster: JoinRoster
 
