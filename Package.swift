@@ -302,8 +302,9 @@ let checks: [Target] = [
     tests(
         "GossipServiceTests",
         nio + [
-            "GossipService", "GossipCore", "AspenDisk", "EgressService", "EgressClient", "ResolverCore", "MDNSCore", "DNSWire",
-            "AspenMachine", "AspenWire", "AspenTypes", "ServiceKit", "CAspenSystem",
+            "GossipService", "GossipCore", "AspenDisk", "EgressService", "EgressClient",
+            "ResolverCore", "MDNSCore", "DNSWire", "AspenMachine", "AspenWire", "AspenTypes",
+            "ServiceKit", "CAspenSystem",
             "aspend-gossip", logging,
         ]),
     tests(

@@ -4,7 +4,6 @@ import ArgumentParser
 import AspenTypes
 import AspenWire
 import Configuration
-import Glibc
 
 struct SetupVerb: LocalCommand {
     static let configuration = CommandConfiguration(
