@@ -60,8 +60,11 @@ private final class SmallDisk: Sendable {
 
     func empty() { taken.withLock { $0 = 0 } }
 
-    func start(_ cluster: TestCluster, _ id: NodeID) async throws {
-        try await cluster.start(id, storage: { try self.open($0) })
+    func start(
+        _ cluster: TestCluster, _ id: NodeID,
+        adjust: @escaping @Sendable (inout RaftSettings) -> Void = { _ in }
+    ) async throws {
+        try await cluster.start(id, storage: { try self.open($0) }, adjust: adjust)
     }
 
     func open(_ settings: RaftSettings) throws -> OpenedStorage {
@@ -348,5 +351,54 @@ private final class FullState: Sendable {
         for number in 0..<40 { #expect(try await client.get("k\(number)").failure == nil) }
         try await cluster.stop()
         withExtendedLifetime(observer) {}
+    }
+
+    /// A state larger than what is free of its leader's disk reaches a new member all the same.
+    @Test(.timeLimit(.minutes(2)))
+    func aSnapshotNeedsLessRoomThanItsState() async throws {
+        let disk = try SmallDisk()
+        let cluster = TestCluster(2)
+        try await disk.start(cluster, NodeID(1), adjust: { $0.options.logTailEntries = 0 })
+        let client = try await cluster.client(of: NodeID(1))
+        #expect(try await client.ask(.initCluster(.init())).failure == nil)
+        let value = [UInt8](repeating: 7, count: 500_000)
+        for number in 0..<36 {
+            let response = try await client.put("k\(number)", value).get()
+            #expect(response.failure == nil, "\(response)")
+        }
+        #expect(try await client.ask(.triggerSnapshot(.init())).failure == nil)
+        while try await client.nodeInfo().firstLogIndex < 30 {}
+        // Not short of anything: three reserves and a little.
+        disk.leave(26 << 20)
+        let leader = try cluster.running(NodeID(1))
+        while try await leader.loop.submit({ leader.server.node.space.spoolBytesMax }).get()
+            .map({ $0 > 9 << 20 }) ?? false
+        {}
+        try await cluster.start(NodeID(2))
+        #expect(try await client.addLearner(2).failure == nil)
+        let applied = try await client.nodeInfo().node.applied
+        let reader = try await cluster.client(of: NodeID(2))
+        let info = try await reader.nodeInfo(applied: applied)
+        #expect(info.stateHash == (try await client.nodeInfo().stateHash))
+        try await cluster.stop()
+    }
+
+    /// A WAL that was written to is not left lying there when nobody writes any more.
+    @Test(.timeLimit(.minutes(2)))
+    func aQuietNodeGivesItsWALBack() async throws {
+        let disk = try SmallDisk()
+        let cluster = TestCluster(1)
+        try await disk.start(cluster, cluster.ids[0])
+        try await cluster.found()
+        let client = try await cluster.client(of: cluster.ids[0])
+        let node = try cluster.running(cluster.ids[0])
+        let before = try await node.loop.submit { node.server.node.metrics.checkpoints }.get()
+        // Bytes and entries of less than makes anybody look, pages of more than make a checkpoint due.
+        let value = [UInt8](repeating: 7, count: 4100)
+        for number in 0..<245 { _ = try await client.put("k\(number)", value).get() }
+        while try await node.loop.submit({ node.server.node.metrics.checkpoints }).get() == before {
+        }
+        #expect(disk.walByteCount == 0)
+        try await cluster.stop()
     }
 }

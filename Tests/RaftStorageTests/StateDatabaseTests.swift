@@ -94,6 +94,75 @@ import Testing
         state.close()
     }
 
+    /// Of a state that is larger than what is free, no more lies in the spool than there is room for: it
+    /// is filled as it is read.
+    @Test func aSpoolHoldsNoMoreThanItMay() throws {
+        let (directory, state, _) = try Self.large()
+        let spool = try #require(try state.makeSnapshot(spoolBytesMax: 2_000_000) as? SnapshotSpool)
+        let copy = MemoryState()
+        let writer = copy.receiveSnapshot(spool.meta)
+        var held: UInt64 = 0
+        while let piece = try spool.next() {
+            held = max(held, spool.heldBytes + UInt64(piece.count))
+            try writer.append(piece)
+        }
+        try writer.finish()
+        #expect(held < 2_300_000, "\(held)")
+        try expectEqual(copy, state)
+        spool.close()
+        state.close()
+        withExtendedLifetime(directory) {}
+    }
+
+    /// Whoever has to wait for a spool that waits for its reader, waits in vain: it is given up.
+    @Test func aSpoolThatNobodyReadsHoldsNobodyUp() throws {
+        let (directory, state, _) = try Self.large()
+        let spool = try #require(try state.makeSnapshot(spoolBytesMax: 2_000_000) as? SnapshotSpool)
+        state.waitForSnapshots()
+        #expect(!spool.isReadingDatabase)
+        do throws(StorageError) {
+            while try spool.next() != nil {}
+            Issue.record("half of a snapshot was taken for a whole one")
+        } catch {
+            #expect("\(error)".contains("no space left"), "\(error)")
+        }
+        spool.close()
+        #expect(try state.checkpoint() == state.appliedIndex)
+        state.close()
+        withExtendedLifetime(directory) {}
+    }
+
+    /// The read transaction keeps the WAL from being started over: that takes room as well.
+    @Test func aSpoolIsGivenUpWhereTheWALTakesItsRoom() throws {
+        let (directory, state, filled) = try Self.large()
+        let spool = try #require(try state.makeSnapshot(spoolBytesMax: 2_000_000) as? SnapshotSpool)
+        var (source, written) = (filled, 0)
+        while spool.isReadingDatabase {
+            written += 100_000
+            _ = try state.apply([source.put([1], source.bytes(100_000))])
+            _ = try state.checkpointIfDue()
+            try #require(written < 20_000_000, "it goes on and on")
+        }
+        #expect(written < 8_000_000, "\(written)")
+        spool.close()
+        _ = try state.checkpoint()
+        let wal = StateDirectory.read(directory.path + "/state.db-wal")
+        #expect(wal.isEmpty, "\(wal.count)")
+        state.close()
+        withExtendedLifetime(directory) {}
+    }
+
+    private static func large() throws -> (StateDirectory, SQLiteState, EntrySource) {
+        let directory = StateDirectory()
+        let state = try SQLiteState(directory: directory.path)
+        var source = EntrySource(seed: 4)
+        _ = try state.apply([source.membership(), source.command(.activateVersion(2))])
+        for number in 0..<80 as Range<UInt8> {
+            _ = try state.apply([source.put([number], source.bytes(100_000))])
+        }
+        return (directory, state, source)
+    }
+
     /// Any byte of any page in use: an error, or nothing was lost; never a wrong answer.
     @Test func flippedBitsAreNeverServed() throws {
         let directory = StateDirectory()

@@ -59,6 +59,7 @@ import Testing
         "answersBytesMax": "Integration.answers_that_nobody_reads_wait_unmade",
         "awaitedBytesMax": "Integration.answers_of_transactions_wait_unmade",
         "awaitedBytesHigh": "Integration.answers_of_transactions_wait_unmade",
+        "spoolBytesMin": "RaftStorageTests.aSpoolHoldsNoMoreThanItMay",
         "reserveBytes": "RaftStorageTests.theReserveIsGivenUpBitByBitAndTakenBack",
         "segmentBytes": "RaftStorageTests.everythingScalesDownWithTheFileSystem",
         "walBytes": "RaftStorageTests.theWALStaysBounded",

@@ -16,7 +16,7 @@ final class BackupStream {
     static let pause = TimeAmount.milliseconds(10)
     /// A client that has taken nothing for so long is given up.
     static let stallTimeout = Duration.seconds(60)
-    /// Backups at a time; each has a spool file as large as the state.
+    /// Backups at a time; each has a spool file, as large as the state where there is room for that.
     static let streamsMax = 2
 
     private let service: ClientService
@@ -35,12 +35,13 @@ final class BackupStream {
         let cluster = service.node.membership?.cluster.text ?? ""
         let wall = NodeEvents.wallMilliseconds()
         let box = NIOLoopBound((service, origin), eventLoop: service.node.loop)
-        service.node.state.perform { store in
+        service.node.state.perform { [room = service.node.space.spoolBytesMax] store in
             let header = BackupHeader(
                 cluster: cluster, revision: store.revision, index: store.appliedIndex,
                 term: store.appliedTerm, wallMilliseconds: wall)
             do {
-                let reader = BackupReader(try store.makeSnapshot(), header)
+                guard let room else { throw StorageError.disk("no space left on the disk for it") }
+                let reader = BackupReader(try store.makeSnapshot(spoolBytesMax: room), header)
                 return {
                     let (service, origin) = box.value
                     BackupStream(service, origin, reader).begin()

@@ -19,6 +19,7 @@ final class SnapshotTransfers: @unchecked Sendable {
     /// Bytes sent and not acknowledged, per peer.
     static let windowBytes: UInt64 = 4_000_000
     static let intakeNiceness: CInt = 10
+    static let noRoom = "no space left on the disk of the leader for a snapshot on its way"
     /// Between two looks at a spool that has no whole piece yet. Nobody waits for it on the state
     /// thread: writes would wait behind him.
     static let spoolPause = TimeAmount.milliseconds(5)
@@ -42,16 +43,13 @@ final class SnapshotTransfers: @unchecked Sendable {
         let transfer = OutgoingSnapshot(peer: peer, id: UInt64.random(in: 1...UInt64.max), self)
         outgoing[peer] = transfer
         let box = NIOLoopBound(transfer, eventLoop: node.loop)
-        node.state.perform { [weak self, spare = node.space.spareBytes] store in
-            // The spool is as large as the state at most; the reserve is not for that.
-            guard store.byteCount < spare else {
-                return { [weak self] in self?.ended(box.value, succeeded: false) }
-            }
+        node.state.perform { [weak self, room = node.space.spoolBytesMax] store in
             do {
-                let reader = ReaderBox(try store.makeSnapshot())
+                guard let room else { throw StorageError.disk(Self.noRoom) }
+                let reader = ReaderBox(try store.makeSnapshot(spoolBytesMax: room))
                 return { box.value.opened(reader) }
             } catch let error as StorageError where error.isFull {
-                return { [weak self] in self?.ended(box.value, succeeded: false) }
+                return { [weak self] in self?.ended(box.value, succeeded: false, error.text) }
             }
         }
     }
@@ -69,7 +67,9 @@ final class SnapshotTransfers: @unchecked Sendable {
         transfer.acknowledged(received)
     }
 
-    fileprivate func ended(_ transfer: OutgoingSnapshot, succeeded: Bool) {
+    fileprivate func ended(
+        _ transfer: OutgoingSnapshot, succeeded: Bool, _ reason: String? = nil
+    ) {
         guard outgoing[transfer.peer] === transfer else { return }
         outgoing[transfer.peer] = nil
         transfer.close()
@@ -77,10 +77,13 @@ final class SnapshotTransfers: @unchecked Sendable {
         node.events.record(
             "snapshot-sent",
             "a snapshot of \(transfer.sent) bytes was \(succeeded ? "" : "not ")taken by node "
-                + "\(transfer.peer)")
+                + "\(transfer.peer)\(reason.map { ": " + $0 } ?? "")")
+        var fields: Logger.Metadata = [
+            "peer": "\(transfer.peer)", "bytes": "\(transfer.sent)",
+        ]
+        if let reason { fields["reason"] = "\(reason)" }
         node.logger.info(
-            succeeded ? "sent a snapshot" : "a snapshot was not taken",
-            metadata: ["peer": "\(transfer.peer)", "bytes": "\(transfer.sent)"])
+            succeeded ? "sent a snapshot" : "a snapshot was not taken", metadata: fields)
         node.step(
             .snapshotSent(
                 to: transfer.peer, index: transfer.meta?.index ?? .zero, succeeded: succeeded))
@@ -197,8 +200,10 @@ private final class OutgoingSnapshot {
     private func didRead(_ outcome: Result<[UInt8]?, StorageError>) {
         isReading = false
         guard let transfers, !isClosed, let meta else { return }
-        guard case .success(let bytes) = outcome else {
-            return transfers.ended(self, succeeded: false)
+        let bytes: [UInt8]?
+        switch outcome {
+        case .success(let piece): bytes = piece
+        case .failure(let error): return transfers.ended(self, succeeded: false, error.text)
         }
         isAtEnd = bytes == nil
         let chunk = SnapshotChunk(

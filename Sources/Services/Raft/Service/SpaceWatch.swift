@@ -49,6 +49,12 @@ final class SpaceWatch {
     var limits: SpaceLimits { gauge.limits }
     /// What may be used for a while beside all else.
     var spareBytes: Int { room == .max ? .max : max(0, room - limits.reserveBytes) }
+    /// What a snapshot on its way out may take, and as much again what is written meanwhile; nil: it has
+    /// to wait. The reserve is not for that.
+    var spoolBytesMax: Int? {
+        guard room != .max else { return .max }
+        return spareBytes / 2 >= SpaceLimits.spoolBytesMin ? spareBytes / 2 : nil
+    }
     /// False once not even the reserve is left: entries from the leader have to wait.
     var takesEntries: Bool { level < .exhausted }
 

@@ -127,6 +127,8 @@ package protocol StateStore: AnyObject {
     /// What was applied since the last call, or since recording was switched on; nil while it is
     /// off, and when a snapshot has taken the place of entries.
     func takeRecording() -> ChangeRecording?
+    /// There is enough in the WAL for `checkpointIfDue`: entries of a few bytes can write many pages.
+    var isCheckpointDue: Bool { get }
     /// Copies the WAL into the database if there is enough of it. Returns the applied index that is
     /// durable in the database afterwards: the log may be discarded up to there and no further.
     func checkpointIfDue() throws(StorageError) -> LogIndex?
@@ -147,7 +149,9 @@ package protocol StateStore: AnyObject {
 
     /// A consistent reader over everything, independent of later writes; bounded in time by its
     /// user. Chunks of at most `Limits.snapshotChunkBytesMax`.
-    func makeSnapshot() throws(StorageError) -> any SnapshotReader
+    /// - Parameter spoolBytesMax: bytes of the disk that what is not read yet may take up, and as much
+    ///   again what is written meanwhile. A reader who is too slow for that hears that there is no space.
+    func makeSnapshot(spoolBytesMax: Int) throws(StorageError) -> any SnapshotReader
     /// Collects chunks beside the state; `finish` replaces the state by them.
     func receiveSnapshot(_ meta: SnapshotMeta) throws(StorageError) -> any SnapshotWriter
     /// Where what has come of a snapshot may outlive the process; nil: nowhere.
@@ -157,6 +161,10 @@ package protocol StateStore: AnyObject {
 
 extension StateStore {
     package var partialSnapshots: String? { nil }
+    package var isCheckpointDue: Bool { false }
+    package func makeSnapshot() throws(StorageError) -> any SnapshotReader {
+        try makeSnapshot(spoolBytesMax: .max)
+    }
     package func fitting(_ entries: [Entry]) -> Int { entries.count }
     package func setSpaceTight(_ isTight: Bool) throws(StorageError) {}
     package func rest() throws(StorageError) {}

@@ -16,6 +16,9 @@ package struct SpaceLimits: Equatable, Sendable {
     /// Entries appended and not committed: a 32nd.
     package var uncommittedBytes = uncommittedBytesMax
 
+    /// With less room than that, and as much again for the WAL, no snapshot is begun: a piece that can be
+    /// sent and one being made would not fit.
+    package static let spoolBytesMin = 2 << 20
     package static let reserveBytesMax = 32 << 20
     package static let segmentBytesMax = 8 << 20
     package static let walBytesMax = 4_096_000

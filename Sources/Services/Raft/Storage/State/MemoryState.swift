@@ -138,7 +138,7 @@ package final class MemoryState: StateStore {
         return copy
     }
 
-    package func makeSnapshot() throws(StorageError) -> any SnapshotReader {
+    package func makeSnapshot(spoolBytesMax: Int) throws(StorageError) -> any SnapshotReader {
         guard let membership else {
             throw .corrupt("a state without a membership has no snapshot")
         }

@@ -325,11 +325,10 @@ package final class SQLiteState: StateStore {
 
     package func checkpointIfDue() throws(StorageError) -> LogIndex? {
         // While space is tight it was due earlier: the log is to hear of it as soon as elsewhere.
+        if let failure { throw failure }
         let isDone = isSpaceTight && durableIndex > reportedIndex
         defer { reportedIndex = durableIndex }
-        guard try pagesSinceCheckpoint() >= options.checkpointPages else {
-            return isDone ? durableIndex : nil
-        }
+        guard isCheckpointDue else { return isDone ? durableIndex : nil }
         let before = durableIndex
         let after = try checkpoint()
         try storing { machine throws(SQLiteError) in try Self.vacuum(machine.tables.database) }
@@ -370,12 +369,12 @@ package final class SQLiteState: StateStore {
 
     /// While a reader or a full disk keeps the WAL from being started over, a checkpoint is due every so
     /// many pages still.
-    private func pagesSinceCheckpoint() throws(StorageError) -> Int {
-        let pages = try storing { machine throws(SQLiteError) in
-            machine.tables.database.walFrameCount
-        }
+    private var pagesSinceCheckpoint: Int {
+        let pages = opened?.tables.database.walFrameCount ?? 0
         return pages < pagesAtCheckpoint ? pages : pages - pagesAtCheckpoint
     }
+
+    package var isCheckpointDue: Bool { pagesSinceCheckpoint >= options.checkpointPages }
 
     package func setSpaceTight(_ isTight: Bool) throws(StorageError) {
         isSpaceTight = isTight
@@ -385,7 +384,7 @@ package final class SQLiteState: StateStore {
 
     private func keepWALShort() throws(StorageError) {
         let due = max(1, options.checkpointPages / Self.tightCheckpointParts)
-        if try pagesSinceCheckpoint() >= due { _ = try checkpoint() }
+        if pagesSinceCheckpoint >= due { _ = try checkpoint() }
     }
 
     /// Makes what a process before this one has left durable, names included. Its pages of the WAL
@@ -430,7 +429,7 @@ package final class SQLiteState: StateStore {
 
     // MARK: Snapshots
 
-    package func makeSnapshot() throws(StorageError) -> any SnapshotReader {
+    package func makeSnapshot(spoolBytesMax: Int) throws(StorageError) -> any SnapshotReader {
         if let failure { throw failure }
         guard let membership else {
             throw .corrupt("a state without a membership has no snapshot")
@@ -441,7 +440,7 @@ package final class SQLiteState: StateStore {
             time: meta.time)
         let spool = try SnapshotSpool(
             meta: meta, state: self.meta, database: directory + "/" + Self.fileName,
-            directory: directory)
+            directory: directory, bytesMax: spoolBytesMax)
         spools.removeAll { !$0.isReadingDatabase }
         spools.append(spool)
         return spool
@@ -499,9 +498,11 @@ package final class SQLiteState: StateStore {
     private func waitForSpoolsIfNeeded() throws(StorageError) {
         guard !spools.isEmpty else { return }
         spools.removeAll { !$0.isReadingDatabase }
-        for spool in spools { spool.applied(isHurried: pagesAtCheckpoint > Self.walPagesMax / 2) }
-        guard pagesAtCheckpoint > Self.walPagesMax else { return }
-        waitForSnapshots()
+        for spool in spools {
+            let pagesMax = min(Self.walPagesMax, spool.bytesMax / 4096)
+            spool.applied(isHurried: pagesAtCheckpoint > pagesMax / 2)
+            if pagesAtCheckpoint > pagesMax { spool.waitUntilRead() }
+        }
     }
 
     // MARK: Errors

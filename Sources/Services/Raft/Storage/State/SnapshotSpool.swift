@@ -14,6 +14,10 @@ import SQLiteKit
 /// the network. While entries are applied beside it, it rests after each piece: putting is to be
 /// disturbed for longer rather than more, unless the WAL gets too long.
 ///
+/// Where the disk has no room for all of it, it is filled only as it is read, and the WAL may become no
+/// longer than the spool: the two of them are what a snapshot takes of a disk. What would take more is
+/// given up, and its reader hears that there was no room.
+///
 /// `next` waits for the spooling thread when it has to, at most for one piece; whoever cannot wait
 /// asks `isReady` first.
 final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
@@ -28,6 +32,8 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         /// When entries were applied last, in nanoseconds of the monotonic clock.
         var lastApplied = Int.min
         var isHurried = false
+        /// Room that only its reader could make is not waited for any more.
+        var isGivenUp = false
         var failure: StorageError?
     }
 
@@ -40,7 +46,12 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
     /// Bytes of the spool that wait for the disk at most: more would stall the syncs of the log.
     private static let writeBehindBytes: UInt64 = 2_097_152
 
+    /// Rows of about so many bytes are read before anybody else is let in; one large row is more.
+    fileprivate static let pieceBytes = 262_144
+
     let meta: SnapshotMeta
+    /// Bytes of it that may lie on the disk at a time; so many may be in the WAL.
+    let bytesMax: Int
     private let directory: String
     private let descriptor: Int32
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
@@ -53,10 +64,13 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
     /// - Parameters:
     ///   - state: what the database holds now; nobody may commit before this returns.
     ///   - directory: where the spool file lies.
+    ///   - bytesMax: see there; `SpaceLimits.spoolBytesMin` if it is less.
     init(
-        meta: SnapshotMeta, state: StateMeta, database path: String, directory: String
+        meta: SnapshotMeta, state: StateMeta, database path: String, directory: String,
+        bytesMax: Int
     ) throws(StorageError) {
         self.meta = meta
+        self.bytesMax = max(bytesMax, SpaceLimits.spoolBytesMin)
         self.directory = directory
         descriptor = aspen_vfs_unnamed_file(directory)
         mutex = .allocate(capacity: 1)
@@ -140,6 +154,7 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         aspen_vfs_discard(descriptor, offset, UInt64(count))
         pthread_mutex_lock(mutex)
         sent += UInt64(count)
+        pthread_cond_broadcast(changed)
         pthread_mutex_unlock(mutex)
         return piece
     }
@@ -181,8 +196,10 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         pthread_cond_broadcast(changed)
     }
 
+    /// Until it is through, or has no room to go on: whoever calls this may be the one who reads it.
     func waitUntilRead() {
         pthread_mutex_lock(mutex)
+        progress.isGivenUp = true
         hurry()
         while progress.isReading { pthread_cond_wait(changed, mutex) }
         pthread_mutex_unlock(mutex)
@@ -211,8 +228,26 @@ final class SnapshotSpool: SnapshotReader, @unchecked Sendable {
         }
     }
 
+    /// Waits until the reader has taken enough for so many bytes more.
+    private func awaitRoom(for count: Int) throws(StorageError) {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        // One large row may be more than all the room: it goes in when nothing else is there.
+        while progress.byteCount > sent,
+            progress.byteCount - sent + UInt64(count) > UInt64(bytesMax), !progress.isCancelled
+        {
+            // As long as a piece can be taken: less than that is waited for by the reader.
+            guard isNextThere else { return }
+            guard !progress.isGivenUp else {
+                throw .disk("no space left on the device for a snapshot of the state")
+            }
+            pthread_cond_wait(changed, mutex)
+        }
+    }
+
     /// - Returns: whether to go on.
     fileprivate func append(_ bytes: [UInt8], at offset: UInt64) throws(StorageError) -> Bool {
+        try awaitRoom(for: bytes.count)
         var done = 0
         while done < bytes.count {
             let wrote = bytes.withUnsafeBytes {
@@ -304,7 +339,7 @@ private final class SpoolWork {
         var offset: UInt64 = 0
         var began = SnapshotSpool.now()
         do {
-            while let piece = try stream?.next(bytesMax: 262_144) {
+            while let piece = try stream?.next(bytesMax: SnapshotSpool.pieceBytes) {
                 guard try spool.append(piece, at: offset) else {
                     return .disk("the snapshot was closed")
                 }
