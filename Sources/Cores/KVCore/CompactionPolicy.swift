@@ -15,8 +15,9 @@ package struct CompactionPolicy: Equatable, Sendable {
     /// Changes that go at a time while little is written: so few that the entry which lets them go
     /// has swept them, and writes, which sweep too, find nothing to sweep.
     package static let step: UInt64 = 500
-    /// Revisions that go at a time at most.
-    package static let stepMax: UInt64 = 8000
+    /// Revisions that go at a time at most: two seconds of writing at full speed, so that one who was
+    /// held up for that long still overtakes it. They are swept little by little, with what is written.
+    package static let stepMax: UInt64 = 32_000
 
     package init() {}
 

@@ -9,7 +9,7 @@ import RaftCore
 import RaftStorage
 import SwiftProtobuf
 
-/// What a leader needs to know of the state to keep house. Comes with every batch applied, and
+/// What a node needs to know of its state to keep house. Comes with every batch applied, and
 /// costs nothing to find out.
 struct HousekeepingFacts: Sendable {
     /// Commands up to this version may be proposed.
@@ -22,6 +22,7 @@ struct HousekeepingFacts: Sendable {
     /// Changes kept, and how many of them a revision of history has on average.
     var changeCount: UInt64
     var changesPerRevision: UInt64
+    var isCheckpointDue: Bool
 
     init(_ store: any StateStore, _ policy: CompactionPolicy) {
         let meta = store.meta
@@ -32,6 +33,7 @@ struct HousekeepingFacts: Sendable {
         changeCount = meta.figures.changeCount
         let span = meta.revision.rawValue - meta.compacted.rawValue
         changesPerRevision = meta.figures.historyCount / max(1, span)
+        isCheckpointDue = store.isCheckpointDue
     }
 }
 

@@ -80,7 +80,7 @@ extension RaftNode {
         if let last = batch.answers.last { landed(last.number) }
         releaseRounds()
         maintenanceCountdown -= count
-        if maintenanceCountdown <= 0 || maintenanceBytes <= 0 {
+        if maintenanceCountdown <= 0 || maintenanceBytes <= 0 || batch.facts.isCheckpointDue {
             maintenanceCountdown = Self.maintenanceEntries
             maintenanceBytes = space.limits.walBytes
             maintain()
@@ -119,20 +119,28 @@ extension RaftNode {
     // MARK: - Housekeeping
 
     private func maintain() {
+        // What was applied before it has begun says again that it is due.
+        guard !isMaintaining else { return }
+        isMaintaining = true
         state.perform { [self] store in
             let durable = try store.checkpointIfDue()
             return { [self] in
-                guard let durable else { return }
-                metrics.checkpoints += 1
-                discardLog(durable: durable)
+                isMaintaining = false
+                maintained(durable)
             }
         }
     }
 
-    /// Looks of `SpaceWatch` without anything new to apply, before memory is given back.
+    private func maintained(_ durable: LogIndex?) {
+        guard let durable else { return }
+        metrics.checkpoints += 1
+        discardLog(durable: durable)
+    }
+
+    /// Looks of `SpaceWatch` without anything new to apply, before memory and WAL are given back.
     private static let quietLooks = 5
 
-    /// Gives back the memory that a busy time took, once it is over.
+    /// Gives back the memory and the WAL that a busy time took, once it is over.
     func restIfQuiet() {
         guard applied.index == quiet.index else {
             quiet = (applied.index, 0)
@@ -140,10 +148,11 @@ extension RaftNode {
         }
         quiet.looks += 1
         guard quiet.looks == Self.quietLooks else { return }
-        state.perform { store in
+        state.perform { [self] store in
             try store.rest()
+            let durable = try store.checkpointIfDue()
             ProcessMemory.giveBack()
-            return {}
+            return { [self] in maintained(durable) }
         }
     }
 

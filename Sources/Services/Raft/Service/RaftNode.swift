@@ -99,6 +99,7 @@ package final class RaftNode: @unchecked Sendable {
     var maintenanceCountdown = RaftNode.maintenanceEntries
     /// The same for bytes of payload.
     var maintenanceBytes = SpaceLimits.walBytesMax
+    var isMaintaining = false
     /// What was applied when somebody last looked, and for how many looks that has been so.
     var quiet = (index: LogIndex.zero, looks: 0)
     /// Read rounds that wait until an index is applied, ascending by round.
