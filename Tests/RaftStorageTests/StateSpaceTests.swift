@@ -58,7 +58,7 @@ import Testing
         var plan = Plan(
             overwrites: 100_000, keys: 200, valueBytes: 50..<1000, slackBytes: 134_217_728 / 50)
         plan.policy.revisionsKept = 2000
-        plan.policy.historyBytesMax = 41_943_040 / 50
+        plan.policy.historyBytesMax = 25_165_824 / 50
         plan.policy.revisionsKeptMin = 100
         plan.options.checkpointPages = 100
         plan.options.commitEntries = 256

@@ -9,7 +9,7 @@ package struct CompactionPolicy: Equatable, Sendable {
     /// Revisions kept.
     package var revisionsKept: UInt64 = 100_000
     /// Bytes of history (see `StateFigures.historyBytes`) from which on fewer are kept.
-    package var historyBytesMax: UInt64 = 41_943_040
+    package var historyBytesMax: UInt64 = 25_165_824
     /// Kept even if they are larger than that.
     package var revisionsKeptMin: UInt64 = 1000
     /// Changes that go at a time while little is written: so few that the entry which lets them go

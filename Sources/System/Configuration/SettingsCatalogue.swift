@@ -121,7 +121,7 @@ package enum SettingsCatalogue {
             example: nil, users: ["aspend-raft"]),
         Setting(
             name: "history-bytes-max", table: "storage", key: "history_bytes_max",
-            kind: .integer(1_000_000...1_000_000_000_000), standard: "41943040", standardNote: nil,
+            kind: .integer(1_000_000...1_000_000_000_000), standard: "25165824", standardNote: nil,
             summary:
                 "Bytes of history from which on fewer revisions are kept (at least 1,000 are).",
             example: nil, users: ["aspend-raft"]),

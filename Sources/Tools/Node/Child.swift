@@ -23,6 +23,8 @@ struct Child {
     /// When to start it again, in monotonic milliseconds; nil while it runs.
     var restartAt: UInt64?
     var restartDelay: UInt64 = 0
+    /// Starts, one after the other, that ended with damaged data before the daemon served.
+    private(set) var damagedStarts = 0
 
     /// A daemon that lived this long starts again at once; one that dies sooner waits a little
     /// longer each time, so that a broken one does not burn a core.
@@ -90,8 +92,9 @@ struct Child {
     }
 
     /// Notes that the process has ended and plans its next start.
-    mutating func ended(now: UInt64) {
+    mutating func ended(now: UInt64, foundDamage: Bool = false) {
         pid = 0
+        damagedStarts = foundDamage && !isReady ? damagedStarts + 1 : 0
         isReady = false
         if now - startedAt >= Self.stableMilliseconds {
             restartDelay = 0

@@ -29,10 +29,10 @@ struct Supervisor {
         DaemonExit.noPermission.rawValue,
     ]
 
-    /// A daemon that finds damage while it serves mends it when it starts again; one that finds it
-    /// when it starts, and does not mend it then, would find it again and again.
-    private static func isHopeless(_ code: CInt, _ hasServed: Bool) -> Bool {
-        hopeless.contains(code) || (code == DaemonExit.dataError.rawValue && !hasServed)
+    /// A daemon that finds damage, while it serves or while it applies its log again at the start, mends
+    /// it when it starts the next time; one that finds it then, too, would find it again and again.
+    private static func isHopeless(_ code: CInt, _ child: Child) -> Bool {
+        hopeless.contains(code) || child.damagedStarts > 1
     }
 
     init(options: NodeOptions, programs: String) throws(AspenError) {
@@ -226,13 +226,13 @@ struct Supervisor {
             guard pid > 0 else { return }
             guard let index = children.firstIndex(where: { $0.pid == pid }) else { continue }
             let name = children[index].name
-            let hasServed = children[index].isReady
-            children[index].forwardOutput()
-            children[index].ended(now: Self.milliseconds())
-            if isStopping { continue }
             let signal = status & 0x7f
             let code = (status >> 8) & 0xff
-            if signal == 0, Self.isHopeless(code, hasServed) {
+            let foundDamage = signal == 0 && code == DaemonExit.dataError.rawValue
+            children[index].forwardOutput()
+            children[index].ended(now: Self.milliseconds(), foundDamage: foundDamage)
+            if isStopping { continue }
+            if signal == 0, Self.isHopeless(code, children[index]) {
                 Terminal.error("aspen-node: \(name) cannot run (exit \(code)); stopping the node")
                 stop(exit: code)
             } else {

@@ -6,7 +6,7 @@ import Glibc
 /// A whole segment in memory, for recovery.
 ///
 /// Most of a segment is often zeros that nobody has written to yet. Memory for those is never
-/// touched: a daemon that was killed is missed, and on some machines the page faults of 8 MiB cost
+/// touched: a daemon that was killed is missed, and on some machines the page faults of 4 MiB cost
 /// it thirty milliseconds.
 final class SegmentContent {
     /// Less than the allocator gives back to the system with each block (1 MiB).

@@ -7,7 +7,7 @@ import RaftCore
 /// How a log lays itself out on the disk.
 package struct LogConfiguration: Sendable {
     /// Size of a segment, at least 16 KiB. A larger record gets a segment of its own.
-    package var segmentBytes = 8 << 20
+    package var segmentBytes = 4 << 20
     /// Most discarded segments kept for use again; more are removed.
     package var sparesMax = 2
     /// Most bytes of records held in memory until the next sync.

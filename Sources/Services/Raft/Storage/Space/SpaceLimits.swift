@@ -3,13 +3,14 @@
 import AspenDisk
 
 /// What a node takes of its file system and when it is short of space, in bytes. Everything scales
-/// down with a small file system, and is the same on all from 2 GiB on. Reserve, three segments and WAL
-/// take less than 72 MB: history has the rest of the 128 MB that a node may take beside its live data.
+/// down with a small file system, and is the same on all from 2 GiB on. Reserve, log and WAL take less than
+/// 80 MB, also at full speed (five segments, and a WAL with one transaction that filled the cache): history
+/// has the rest of the 128 MB that a node may take beside four times its live data.
 package struct SpaceLimits: Equatable, Sendable {
     /// Kept back in a file of its own (see `SpaceReserve`): an eighth of the file system. What
     /// deletes, compaction, elections and a restart live on when others have filled it up.
     package var reserveBytes = reserveBytesMax
-    /// Size of a log segment: a 32nd of the file system, so that the reserve is four of them.
+    /// Size of a log segment: a 32nd of the file system, so that the reserve is four of them or more.
     package var segmentBytes = segmentBytesMax
     /// The WAL of the state that makes a checkpoint due: a 64th.
     package var walBytes = walBytesMax
@@ -20,7 +21,7 @@ package struct SpaceLimits: Equatable, Sendable {
     /// sent and one being made would not fit.
     package static let spoolBytesMin = 2 << 20
     package static let reserveBytesMax = 32 << 20
-    package static let segmentBytesMax = 8 << 20
+    package static let segmentBytesMax = 4 << 20
     package static let walBytesMax = 4_096_000
     package static let uncommittedBytesMax = 64_000_000
 
