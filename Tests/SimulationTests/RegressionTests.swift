@@ -67,6 +67,9 @@ import Testing
         .init(
             seed: 135452, reason: "entries counted as proven that a cut had replaced by new ones"),
         .init(
+            seed: 323933,
+            reason: "an acknowledgement in a term that only the snapshot put in force has told"),
+        .init(
             seed: 129563, reason: "a membership of old, applied again, was taken for a later one"),
         .init(
             seed: 106612, reason: "errands were given by a leader that did not know of its end"),

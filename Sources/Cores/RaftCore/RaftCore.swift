@@ -127,9 +127,10 @@ package struct RaftCore: Machine {
         hardState = recovery.hardState
         log = RaftLog(recovery: recovery, cacheBytesMax: configuration.cacheBytesMax)
         // A snapshot put in force resets the log before the term that it brought is durable. Nothing
-        // was promised in that term yet: promises wait for it.
+        // was promised in that term yet; the first step writes it, and promises wait for that.
         if log.lastTerm > hardState.term {
             hardState = HardState(term: log.lastTerm, votedFor: nil)
+            isHardStateDirty = true
         }
         ledger = WriteLedger(durableIndex: recovery.lastIndex)
         memberships = recovery.memberships
@@ -141,7 +142,10 @@ package struct RaftCore: Machine {
             salvage = Salvage(recovery.salvage)
             // The same of the term of an entry behind the damage.
             let newest = recovery.salvage.map(\.term).max() ?? .zero
-            if newest > hardState.term { hardState = HardState(term: newest, votedFor: nil) }
+            if newest > hardState.term {
+                hardState = HardState(term: newest, votedFor: nil)
+                isHardStateDirty = true
+            }
         }
         repairNonce = random.next()
         commitIndex = recovery.appliedIndex
