@@ -52,4 +52,24 @@ import Testing
         gate.reset()
         #expect(gate.waits(start) == nil)
     }
+
+    @Test func aLeaderAppendsOneBatchAtATime() {
+        var gate = ProposalGate(batchesMax: ProposalGate.appendedBatchesMax)
+        #expect(gate.waits(start) == nil)
+        gate.passed(17)
+        #expect(!gate.isOpen)
+        #expect(gate.waits(start) == start + ProposalGate.patience)
+        // Committed, but not all of it.
+        gate.landed(16)
+        #expect(!gate.isOpen)
+        gate.landed(17)
+        #expect(gate.isOpen)
+        #expect(gate.waits(start) == nil)
+    }
+
+    @Test func muchIsNotKeptWaiting() {
+        var gate = full()
+        #expect(gate.waits(start, bytes: ProposalGate.gatheredBytesMax - 1) != nil)
+        #expect(gate.waits(start, bytes: ProposalGate.gatheredBytesMax) == nil)
+    }
 }

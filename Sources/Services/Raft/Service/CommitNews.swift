@@ -35,13 +35,18 @@ struct CommitNews {
         }
     }
 
-    /// - Returns: false if the message was kept back, to be taken by `release`.
-    mutating func maySend(_ message: Message) -> Bool {
+    /// - Parameter isAppendDue: this turn of the loop ends with appends, then `releaseAwaited`: even
+    ///   what a client waits for is as soon there with them.
+    /// - Returns: false if the message was kept back, to be taken by `release` or `releaseAwaited`.
+    mutating func maySend(_ message: Message, isAppendDue: Bool = false) -> Bool {
         switch message.body {
         case .heartbeat(_, 0, _, _):
             var peer = peers[message.to] ?? Waiting()
             defer { peers[message.to] = peer }
-            if peer.isAwaited || peer.forwarded > 0 {
+            let isAwaited = peer.isAwaited || peer.forwarded > 0
+            if isAwaited, isAppendDue {
+                peer.isAwaited = true
+            } else if isAwaited {
                 peer.isAwaited = false
                 peer.message = nil
                 return true
@@ -51,16 +56,28 @@ struct CommitNews {
         case .append, .heartbeat:
             // It says the same and more.
             peers[message.to]?.message = nil
+            peers[message.to]?.isAwaited = false
             return true
         default: return true
         }
     }
 
+    /// What a client waits for and no append has carried.
+    mutating func releaseAwaited() -> [Message] {
+        take { $0.isAwaited }
+    }
+
     mutating func release() -> [Message] {
+        take { _ in true }
+    }
+
+    private mutating func take(where isDue: (Waiting) -> Bool) -> [Message] {
         var messages: [Message] = []
         for node in peers.keys.sorted() {
-            if let message = peers[node]?.message { messages.append(message) }
+            guard let peer = peers[node], let message = peer.message, isDue(peer) else { continue }
+            messages.append(message)
             peers[node]?.message = nil
+            peers[node]?.isAwaited = false
         }
         return messages
     }

@@ -11,18 +11,33 @@ import DequeModule
 /// one, and so do the next requests. So, while `batchesMax` batches of this node's own proposals are
 /// on their way, further ones are gathered: until one of those is answered, but no longer than
 /// `patience`, which is what a longer way to the leader or a lost batch can cost a request.
+///
+/// A leader has such a gate in front of what it appends, its own and what peers have forwarded: each
+/// batch there costs a write and a sync on every node, and a message to and from each peer. Its numbers
+/// are indexes of the log, and a batch has landed when it is committed.
 struct ProposalGate {
     static let batchesMax = 2
+    /// Of a leader: what comes while one batch is made durable is the next one, which also carries the
+    /// news that the first is committed.
+    static let appendedBatchesMax = 1
     static let patience = Duration.milliseconds(2)
+    /// Payload bytes that are not kept waiting.
+    static let gatheredBytesMax = 262_144
 
+    private let batchesMax: Int
     /// The number of the last proposal of each batch on its way, ascending.
     private var underWay: Deque<UInt64> = []
     /// When the first of the gathered ones came.
     private var since: MonotonicInstant?
 
+    init(batchesMax: Int = Self.batchesMax) { self.batchesMax = batchesMax }
+
+    var isOpen: Bool { underWay.count < batchesMax }
+
+    /// - Parameter bytes: payload that has been gathered.
     /// - Returns: nil if what has been gathered may go now, else when it may at the latest.
-    mutating func waits(_ now: MonotonicInstant) -> MonotonicInstant? {
-        guard underWay.count >= Self.batchesMax else { return nil }
+    mutating func waits(_ now: MonotonicInstant, bytes: Int = 0) -> MonotonicInstant? {
+        guard !isOpen, bytes < Self.gatheredBytesMax else { return nil }
         let until = (since ?? now) + Self.patience
         if since == nil { since = now }
         return now < until ? until : nil

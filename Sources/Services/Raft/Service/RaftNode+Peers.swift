@@ -56,10 +56,9 @@ extension RaftNode: PeerLinksDelegate {
             links.send(answer, after: nil)
             if taken.isEmpty { return }
         }
-        news.forwarded(taken.count, by: message.from)
         var message = message
         message.body = .forward(proposals: taken)
-        step(.received(message))
+        gather(message, bytes: taken.reduce(0) { $0 + $1.payload.count })
     }
 
     func linkLost(_ node: NodeID) {

@@ -84,6 +84,11 @@ package final class RaftNode: @unchecked Sendable {
     // What this turn has gathered.
     private var proposals: [Proposal] = []
     private var gate = ProposalGate()
+    /// In front of what a leader appends.
+    private var appendGate = ProposalGate(batchesMax: ProposalGate.appendedBatchesMax)
+    /// What peers have forwarded to this leader.
+    private var forwards: [Message] = []
+    private var gatheredBytes = 0
     private var gateTimer: Scheduled<Void>?
     private var isReadWanted = false
     private var nextRound: UInt64 = 1
@@ -208,10 +213,18 @@ package final class RaftNode: @unchecked Sendable {
             scheduleDisk()
         case .send(let message, let after):
             message.tellElection(to: logger)
-            if news.maySend(message) { links.send(message, after: after) } else { scheduleNews() }
+            if news.maySend(message, isAppendDue: isAppendDue) {
+                links.send(message, after: after)
+            } else {
+                scheduleNews()
+            }
         case .commit(let entries, let upTo):
             stages.committed(upTo: upTo, Self.now)
-            if core.isLeader { news.committed(entries, own: options.raft.node) }
+            if core.isLeader {
+                news.committed(entries, own: options.raft.node)
+                appendGate.landed(upTo.rawValue)
+                if hasGathered { scheduleTurn() }
+            }
             committed.append(entries)
             scheduleApply()
         case .commitFromLog(let from, let upTo):
@@ -246,6 +259,8 @@ package final class RaftNode: @unchecked Sendable {
     private func changed(_ standing: RaftStanding) {
         news.reset()
         gate.reset()
+        appendGate.reset()
+        if hasGathered { scheduleTurn() }
         let before = self.standing
         self.standing = standing
         let change = events.changed(from: before, to: standing, own: options.raft.node)
@@ -322,7 +337,22 @@ package final class RaftNode: @unchecked Sendable {
     func propose(_ payload: [UInt8], number: UInt64) {
         if proposals.isEmpty { stages.proposed(Self.now) }
         proposals.append(Proposal(id: proposalID(number), payload: payload))
+        gatheredBytes += payload.count
         scheduleTurn()
+    }
+
+    /// Takes what a peer has forwarded to this leader, for the end of this turn.
+    func gather(_ forward: Message, bytes: Int) {
+        forwards.append(forward)
+        gatheredBytes += bytes
+        scheduleTurn()
+    }
+
+    private var hasGathered: Bool { !proposals.isEmpty || !forwards.isEmpty }
+
+    /// This turn will end with appends.
+    private var isAppendDue: Bool {
+        isTurnScheduled && hasGathered && appendGate.isOpen && core.isLeader
     }
 
     /// Passes proposals of this process on once more, under the numbers that they have.
@@ -356,11 +386,45 @@ package final class RaftNode: @unchecked Sendable {
             nextRound += 1
             step(.read(ReadID(round)))
         }
-        guard let last = proposals.last else { return }
-        if let until = gate.waits(Self.now) { return endTurn(at: until) }
+        guard hasGathered else { return }
+        if core.isLeader { appendGathered() } else { forwardGathered() }
+    }
+
+    private func appendGathered() {
+        if let until = appendGate.waits(Self.now, bytes: gatheredBytes) {
+            endTurn(at: until)
+        } else {
+            let before = core.lastIndex
+            giveGathered()
+            if core.lastIndex > before { appendGate.passed(core.lastIndex.rawValue) }
+        }
+        for message in news.releaseAwaited() { links.send(message, after: nil) }
+    }
+
+    private func forwardGathered() {
+        if let last = proposals.last {
+            if let until = gate.waits(Self.now, bytes: gatheredBytes) { return endTurn(at: until) }
+            gate.passed(last.id.number)
+        }
+        giveGathered()
+    }
+
+    private func giveGathered() {
         gateTimer?.cancel()
         gateTimer = nil
-        gate.passed(last.id.number)
+        gatheredBytes = 0
+        var gathered: [Message] = []
+        swap(&gathered, &forwards)
+        for message in gathered {
+            if core.isLeader, case .forward(let proposals) = message.body {
+                news.forwarded(proposals.count, by: message.from)
+            }
+            step(.received(message))
+        }
+        if !proposals.isEmpty { giveProposals() }
+    }
+
+    private func giveProposals() {
         client?.willPropose(in: core.term)
         var rest: [Proposal] = []
         swap(&rest, &proposals)
