@@ -62,11 +62,13 @@ import Testing
     }
 
     @Test func whatIsNotUnderstoodCountsAsTheMost() {
-        let whole = CommandCodec.encode(.transaction(Self.transactions[5], nil))
-        for count in 0..<whole.count {
-            var bound = AnswerBound()
-            let bytes = bound.bytes(of: Self.entry(Array(whole.prefix(count))))
-            #expect(bytes == KVLimits.answerBytesMax, "\(count) of \(whole.count) bytes")
+        for transaction in [Self.transactions[5], Self.transactions[0]] {
+            let whole = CommandCodec.encode(.transaction(transaction, nil))
+            for part in (0..<whole.count).map({ Array(whole.prefix($0)) }) + [whole + [0]] {
+                var bound = AnswerBound()
+                let bytes = bound.bytes(of: Self.entry(part))
+                #expect(bytes == KVLimits.answerBytesMax, "\(part.count) of \(whole.count) bytes")
+            }
         }
         var bound = AnswerBound()
         #expect(bound.bytes(of: Self.entry([1, 99])) == KVLimits.answerBytesMax)

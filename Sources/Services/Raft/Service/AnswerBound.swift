@@ -40,7 +40,7 @@ struct AnswerBound {
     /// time. Of one session there are at most `KVLimits.sessionAnswersBytesMax` of these, as long as
     /// none is repeated within a batch: a request seen before counts as the most, too.
     mutating func bytes(of entry: Entry) -> Int {
-        guard entry.kind == .command else { return 0 }
+        guard entry.kind == .command, !Self.isSinglePut(entry.payload) else { return 0 }
         var walk = Walk(reader: ByteReader(entry.payload))
         do {
             let gets = try walk.gets()
@@ -55,12 +55,35 @@ struct AnswerBound {
         }
     }
 
+    /// What most commands are, seen at a glance: a transaction without a session and without compares
+    /// that puts one key (no lease).
+    private static func isSinglePut(_ payload: [UInt8]) -> Bool {
+        payload.withUnsafeBytes { bytes in
+            func count(at offset: Int) -> Int? {
+                guard offset + 4 <= bytes.count else { return nil }
+                return Int(
+                    UInt32(
+                        littleEndian: bytes.loadUnaligned(
+                            fromByteOffset: offset, as: UInt32.self)))
+            }
+            // Version, tag, no request; counts of compares and of operations; the first's tag, its key.
+            guard bytes.count > 16, bytes[1] == Walk.transaction, bytes[2] == 0, count(at: 3) == 0,
+                count(at: 7) == 1, bytes[11] == Walk.put, let key = count(at: 12),
+                let value = count(at: 16 + key)
+            else { return false }
+            // Nothing but the count of operations otherwise follows.
+            let end = 20 + key + value
+            return count(at: end) == 0 && end + 4 == bytes.count
+        }
+    }
+
     /// Over the encoding of a command.
     private struct Walk {
         var reader: ByteReader
         var request: (session: UInt64, number: UInt64)?
 
-        private static let transaction: UInt8 = 5
+        static let transaction: UInt8 = 5
+        static let put: UInt8 = 1
         private static let otherCommands: Set<UInt8> = [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
         mutating func gets() throws(DecodeError) -> Int {
@@ -90,7 +113,7 @@ struct AnswerBound {
             var gets = 0
             for _ in 0..<(try reader.integer("transaction.operations", as: UInt32.self)) {
                 switch try reader.byte("operation.tag") {
-                case 1:
+                case Self.put:
                     try skipBlob()
                     try skipBlob()
                 case 2: try skipBlob()
