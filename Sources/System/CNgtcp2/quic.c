@@ -43,8 +43,9 @@ static void fill_settings(ngtcp2_settings *out, const aspen_quic_settings *setti
     out->initial_ts = settings->now;
     out->initial_rtt = settings->initial_rtt;
     out->handshake_timeout = settings->handshake_timeout;
-    /* Packets are written once a burst: an acknowledgement then rides on them, and needs no timer. */
-    out->ack_thresh = 1;
+    /* An acknowledgement rides on data, if that comes soon (see acknowledgementPatience); not so in
+       bulk. Below the ten packets that a sender begins with: it is not to wait for the timer. */
+    out->ack_thresh = 8;
 }
 
 static void fill_params(ngtcp2_transport_params *out, const aspen_quic_settings *settings) {

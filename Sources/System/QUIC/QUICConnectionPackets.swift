@@ -20,6 +20,10 @@ struct CloseMessage {
 extension QUICConnection {
     /// Most stream chunks that one packet is built from.
     private static let vectorsMax = 8
+    /// How long what has been received may wait for data to ride on with its acknowledgement, in
+    /// nanoseconds. The answer to a message comes from another process, after a sync: a packet that
+    /// only acknowledges would go before almost each of them, and wake the peer for nothing.
+    private static let acknowledgementPatience: UInt64 = 5_000_000
 
     private func settings(now: UInt64) -> aspen_quic_settings {
         let window =
@@ -297,7 +301,12 @@ extension QUICConnection {
             isExpiryDue = true
             endpoint.flushNextTurn(self)
         }
-        let next = isExpiryDue ? silenceEnds : min(expiry, silenceEnds)
+        // Nothing waits for the pacer; a loss, which is rare, is noticed that much later.
+        var due = expiry
+        if !wrote, ready.isEmpty, handshakeCompleted {
+            due = max(due, endpoint.clock + Self.acknowledgementPatience)
+        }
+        let next = isExpiryDue ? silenceEnds : min(due, silenceEnds)
         if next != UInt64.max { arm(at: next) }
     }
 
