@@ -38,6 +38,22 @@ import Testing
         } catch { return error }
     }
 
+    /// Whichever of them ends a transaction: with values of some hundred bytes it is the bytes.
+    @Test func allThatEndsATransactionIsOutOfStepWithOtherNodes() {
+        let usual = SQLiteState.Options()
+        for _ in 0..<20 {
+            let other = usual.outOfStep()
+            let share = other.commitInterval / usual.commitInterval
+            #expect((0.84...1).contains(share))
+            for bound in [
+                \SQLiteState.Options.commitEntries, \.commitBytes, \.cacheKiB, \.cacheKiBMax,
+            ] {
+                let own = Double(other[keyPath: bound])
+                #expect(abs(own - share * Double(usual[keyPath: bound])) <= 1)
+            }
+        }
+    }
+
     /// Whoever applies entries may never read that page: a snapshot that does so says it for all.
     @Test func whatASnapshotFindsDamagedIsKnownToTheNextStart() throws {
         let directory = StateDirectory()

@@ -55,6 +55,7 @@ package final class SQLiteState: StateStore {
             options.cacheKiB = Int(Double(cacheKiB) * share)
             options.cacheKiBMax = Int(Double(cacheKiBMax) * share)
             options.commitEntries = max(1, Int(Double(commitEntries) * share))
+            options.commitBytes = max(1, Int(Double(commitBytes) * share))
             options.commitInterval = commitInterval * share
             return options
         }
