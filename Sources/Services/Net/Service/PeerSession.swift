@@ -42,10 +42,16 @@ final class PeerSession {
     let connection: QUICConnection
     var endpoint: EndpointID { connection.remoteEndpoint }
     private(set) var isProved = false
+    /// What the peer calls this connection, too; nil until this side shows its proof.
+    private(set) var name: LinkName?
 
     /// Both sides have proved the cookie. Incarnation and service are the peer's.
     var onProved: (PeerSession, _ incarnation: UInt64, ServiceState) -> Void = { _, _, _ in }
     var onNotice: (PeerSession, ServiceName, ServiceState) -> Void = { _, _, _ in }
+    /// Which connections with it are over for this side: told when it dials, behind the proof.
+    var over: () -> [LinkName] = { [] }
+    /// The peer says which are over for it.
+    var onOver: (PeerSession, [LinkName]) -> Void = { _, _ in }
     /// A stream to join to a service, after the proof; its header is read.
     var onStream: (PeerSession, QUICStream, ServiceName, ByteBuffer) -> Void = { _, _, _, _ in }
     /// The session is over, by whatever side; not called after `close`.
@@ -143,9 +149,13 @@ final class PeerSession {
 
     private func showProof(under key: CookieKey) throws(QUICError) {
         let mac = key.proof(of: ownSide, exported: try exported())
+        let bytes = try connection.exporter(label: CookieKey.nameLabel, context: [], length: 8)
+        name = LinkName(bytes.reduce(0) { $0 << 8 | UInt64($1) })
         hasShownProof = true
         control?.write(
             ControlMessage.proof(mac: mac, incarnation: incarnation, raft: service()).encoded())
+        let over = connection.isInbound ? [] : over()
+        if !over.isEmpty { control?.write(ControlMessage.over(over).encoded()) }
     }
 
     private func receivedControl(_ data: ByteBuffer) {
@@ -186,6 +196,9 @@ final class PeerSession {
         case .service(let name, let state):
             guard isProved else { throw DecodeError.unknown(field: "type") }
             onNotice(self, name, state)
+        case .over(let names):
+            guard isProved else { throw DecodeError.unknown(field: "type") }
+            onOver(self, names)
         case .unknown:
             guard isProved else { throw DecodeError.unknown(field: "type") }
         }
