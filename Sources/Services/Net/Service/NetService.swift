@@ -403,7 +403,7 @@ package final class NetService: @unchecked Sendable {
                 of: peer, from: origin, needsToken: configuration.areTokensRequired)
         case .gossip:
             if peer == configuration.key.endpoint { return "this is the node's own key" }
-            return gossip.refusal
+            return gossip.refusal(from: origin)
         default: return "nobody here speaks \(alpn)"
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenBytes
+import AspenMachine
 import AspenTypes
 import AspenWire
 import LinkCore
@@ -65,10 +66,16 @@ final class PeerSession {
     private let service: () -> ServiceState
     private var control: QUICStream?
     private var incoming = ByteBuffer()
+    private var pace = TokenBucket()
+    /// Set while the first stream is not read because it has said too much.
+    private var rest: Scheduled<Void>?
+    /// What the peer's net has said so far.
+    private(set) var noticeCount = 0
     private var hasShownProof = false
     private var isOver = false
     private var waiting: [QUICStream] = []
     private var timer: Scheduled<Void>?
+    private var loop: (any EventLoop)?
     private var streams = 0
 
     init(
@@ -83,6 +90,7 @@ final class PeerSession {
     }
 
     func start(on loop: any EventLoop) {
+        self.loop = loop
         timer = loop.assumeIsolated().scheduleTask(in: TimeAmount(proofTimeout)) {
             [self] in end(.timedOut)
         }
@@ -161,15 +169,41 @@ final class PeerSession {
     private func receivedControl(_ data: ByteBuffer) {
         var data = data
         incoming.writeBuffer(&data)
+        takeControl()
+    }
+
+    private var now: MonotonicInstant {
+        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
+    }
+
+    private func takeControl() {
         do {
-            while !isOver, let message = try ControlMessage.next(in: &incoming) {
+            while !isOver, rest == nil, let message = try ControlMessage.next(in: &incoming) {
+                noticeCount += 1
+                pace.spend(NetLimits.notices, now: now)
                 try handle(message)
+                if !pace.has(NetLimits.notices, now: now) { pause() }
             }
             incoming.discardReadBytes()
         } catch let error as QUICError {
             end(.connection(error))
         } catch {
             end(.malformed("\(error)"))
+        }
+    }
+
+    /// The peer's net says more than one does: what it goes on to say waits, here as far as it has
+    /// come and then at its own end.
+    private func pause() {
+        guard !isOver else { return }
+        control?.pauseReading()
+        let at = pace.availableAt(
+            NetLimits.notices, count: NetLimits.notices.burst / 10, now: now)
+        rest = loop?.assumeIsolated().scheduleTask(deadline: .uptimeNanoseconds(at.nanoseconds)) {
+            [self] in
+            rest = nil
+            control?.resumeReading()
+            takeControl()
         }
     }
 
@@ -270,6 +304,8 @@ final class PeerSession {
         isOver = true
         timer?.cancel()
         timer = nil
+        rest?.cancel()
+        rest = nil
         control?.onData = nil
         control?.onEnd = nil
         control?.onReset = nil
