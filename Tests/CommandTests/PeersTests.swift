@@ -83,7 +83,8 @@ import Testing
     @Test(arguments: [
         DisconnectionReason.neverSeen, .noAddress, .wrongCookie,
         .refusedKey(address: "192.0.2.1:7700"), .unreachable(address: "192.0.2.1:7700"),
-        .version("9.9.9"), .clock, .gone,
+        .version("9.9.9"), .clock, .gone, .shunned(.flooding), .shunned(.forged),
+        .shunned(.malformed),
     ])
     func eachReasonComesWithWhatToDo(reason: DisconnectionReason) throws {
         // A new reason does not compile here until somebody has thought of its advice.
@@ -96,6 +97,7 @@ import Testing
             case .version: "same version"
             case .clock: "time server"
             case .gone: "is it running"
+            case .shunned: "one of yours"
             }
         let advice = try #require(PeerLine.advice(on: reason.text), "\(reason.text)")
         #expect(advice.contains(words))

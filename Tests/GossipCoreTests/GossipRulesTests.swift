@@ -145,7 +145,8 @@ import Testing
             #expect(bench.machine.activeView.isEmpty)
             // And keeps it out for a while.
             let again = bench.step(.linkUp(endpoint(2)))
-            #expect(again == [.disconnect(endpoint(2))])
+            let why = number == 2 ? GossipRefusal.forged : .malformed
+            #expect(again == [.shunned(endpoint(2), why), .disconnect(endpoint(2))])
             bench.pass(.seconds(61))
             let later = bench.step(.linkUp(endpoint(2)))
             #expect(later != again)

@@ -21,6 +21,8 @@ struct GossipWorld {
         var timerAt: MonotonicInstant?
         /// What happens to it while it is paused.
         var waiting: [Event] = []
+        /// Of links that are not read: what has arrived since.
+        var unread: [Int: [Event]] = [:]
         var bytesSent = 0
         var bytesReceived = 0
         var standings: [EndpointID: PeerStanding] = [:]
@@ -119,6 +121,7 @@ struct GossipWorld {
         nodes[place].isAlive = false
         nodes[place].isPaused = false
         nodes[place].waiting = []
+        nodes[place].unread = [:]
         nodes[place].timerAt = nil
         breakLinks { $0.ends.0 == place || $0.ends.1 == place }
         nodes[place].links = [:]
@@ -147,6 +150,11 @@ struct GossipWorld {
     mutating func move(_ place: Int, to address: String) {
         nodes[place].description.addresses = [address]
         step(place, .described(nodes[place].description))
+    }
+
+    /// One more message on the link of these two, behind what is on its way.
+    mutating func inject(_ message: GossipMessage, at place: Int, from: Int) {
+        send(message.encoded(), from, place)
     }
 
     mutating func cut(_ isOnOtherSide: (Int) -> Bool) {
@@ -201,7 +209,13 @@ struct GossipWorld {
         switch effect {
         case .send(let bytes, let target): send(bytes, place, number(target))
         case .connect(let target): dial(place, number(target))
-        case .disconnect(let target): disconnect(place, number(target))
+        case .pause(let target): nodes[place].unread[number(target)] = []
+        case .resume(let target):
+            let unread = nodes[place].unread.removeValue(forKey: number(target)) ?? []
+            for event in unread { queue.add(event, at: now) }
+        case .disconnect(let target):
+            nodes[place].unread[number(target)] = nil
+            disconnect(place, number(target))
         case .sign(let text, let ticket):
             step(
                 place,
@@ -214,7 +228,7 @@ struct GossipWorld {
                 wronglyGone.append((place, number(subject)))
             }
         case .conflict: conflicts += 1
-        case .learned, .refused, .epochRaised: break
+        case .learned, .refused, .epochRaised, .shunned: break
         }
     }
 
@@ -306,17 +320,24 @@ struct GossipWorld {
                 return
             }
             nodes[place].links[endpoint(peer + 1)] = link
+            nodes[place].unread[peer] = nil
             step(place, .linkUp(endpoint(peer + 1)))
         case .down(let place, let peer, let link):
             guard !defers(event, place) else { return }
             linkTable[link].isCut = true
             guard nodes[place].links[endpoint(peer + 1)] == link else { return }
             nodes[place].links[endpoint(peer + 1)] = nil
+            nodes[place].unread[peer] = nil
             step(place, .linkDown(endpoint(peer + 1)))
         case .arrived(let bytes, let place, let from, let link):
             guard !defers(event, place) else { return }
             messagesOnTheWay -= 1
             guard !linkTable[link].isCut, nodes[place].links[endpoint(from + 1)] == link else {
+                return
+            }
+            if nodes[place].unread[from] != nil {
+                messagesOnTheWay += 1
+                nodes[place].unread[from]?.append(event)
                 return
             }
             nodes[place].bytesReceived += bytes.count + 4

@@ -21,6 +21,9 @@ final class SocketBench {
 
     var path: String { "\(directory)/gossip.sock" }
 
+    /// Where aspend-net hands over streams of other nodes.
+    var peerPath: String { "\(directory)/gossip.peer.sock" }
+
     private var net: (any RunningListener)?
 
     /// - Parameter net: what is answered on net.sock.
@@ -36,8 +39,11 @@ final class SocketBench {
             sockets: [], netSocketPath: "\(directory)/net.sock")
         if let net { try serve(net) }
         let listener = aspen_listen_unix("\(directory)/gossip.sock")
-        try #require(listener >= 0)
-        try loop.next().flatSubmit { [service] in service.start(gossipSocket: listener) }.wait()
+        let peers = aspen_listen_unix("\(directory)/gossip.peer.sock")
+        try #require(listener >= 0 && peers >= 0)
+        try loop.next().flatSubmit { [service] in
+            service.start(gossipSocket: listener, peerSocket: peers)
+        }.wait()
     }
 
     deinit {
@@ -46,6 +52,7 @@ final class SocketBench {
         if let net { try? loop.next().submit { net.close() }.wait() }
         try? loop.syncShutdownGracefully()
         unlink(path)
+        unlink(peerPath)
         unlink("\(directory)/net.sock")
         rmdir(directory)
     }
@@ -68,7 +75,9 @@ final class SocketBench {
         }.wait()
     }
 
-    func connect() throws -> CInt {
+    /// - Parameter path: nil: gossip.sock.
+    func connect(to path: String? = nil) throws -> CInt {
+        let path = path ?? self.path
         let descriptor = socket(AF_UNIX, CInt(SOCK_STREAM.rawValue), 0)
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)

@@ -182,6 +182,37 @@ def one_that_moves_is_found_again():
         print(f"  told of after {told:.1f} s, back {time.monotonic() - started:.1f} s after it was up")
 
 
+def one_that_moves_while_its_links_are_young_is_back_at_once():
+    """Its peers have links with it that are as young as those of two dials that cross: it says which are
+    over, and nobody waits until they are silent for too long."""
+    with Link(3) as link:
+        nodes = [Node(link, number, address="0.0.0.0:7700") for number in (1, 2, 3)]
+        know_each_other(nodes)
+        assert cli(nodes[0], "cluster", "init")[0] == 0
+        for other in nodes[1:]:
+            assert cli(nodes[0], "cluster", "add-learner", "--node-id", str(other.number))[0] == 0
+
+        def has(value):
+            return cli(nodes[2], "kv", "get", "a", "--stale")[1].strip() == value
+
+        took = []
+        for turn in range(1, 4):
+            nodes[2].stop()
+            nodes[2] = Node(link, 3, address="0.0.0.0:7700")
+            assert cli(nodes[0], "kv", "set", "a", f"{turn} before")[0] == 0
+            wait_for("the value before", lambda: has(f"{turn} before"))
+            old, new = ("10.99.0.3/24", "10.99.0.33/24")[::1 if turn % 2 else -1]
+            link.inside(3, "ip", "addr", "del", old, "dev", "eth0")
+            link.inside(3, "ip", "addr", "add", new, "dev", "eth0")
+            started = time.monotonic()
+            assert cli(nodes[0], "kv", "set", "a", f"{turn} after")[0] == 0
+            wait_for("the value after", lambda: has(f"{turn} after"))
+            took.append(time.monotonic() - started)
+        print(f"  back after {', '.join(f'{seconds:.1f}' for seconds in took)} s")
+        # The idle timeout is 8 s.
+        assert max(took) < 6, took
+
+
 def one_that_falls_silent_is_suspected():
     with Link(3) as link:
         nodes = [Node(link, number) for number in (1, 2, 3)]
@@ -199,4 +230,5 @@ if __name__ == "__main__":
         print("SKIPPED, gossip in network namespaces: not root")
         sys.exit(0)
     run(three_become_a_cluster_without_an_address, one_that_was_started_later_once_is_believed_at_once,
-        another_cookie_meets_nobody, one_that_moves_is_found_again, one_that_falls_silent_is_suspected)
+        another_cookie_meets_nobody, one_that_moves_is_found_again,
+        one_that_moves_while_its_links_are_young_is_back_at_once, one_that_falls_silent_is_suspected)

@@ -55,8 +55,11 @@ struct Bench {
         step(
             .proved(
                 LinkID(id), endpoint(number), isInbound: isInbound, incarnation: incarnation,
-                service: service))
+                service: service, name: name(id)))
     }
+
+    /// What both ends call the connection with this number.
+    func name(_ id: UInt64) -> LinkName { LinkName(1_000_000 - id) }
 }
 
 func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else { false } }
@@ -386,5 +389,86 @@ func isDial(_ effect: LinkEffect) -> Bool { if case .dial = effect { true } else
         _ = bench.step(.learned(many))
         #expect(bench.machine.addresses(of: many[max - 1].endpoint).count == Limits.addressesMax)
         #expect(bench.machine.addresses(of: many[max].endpoint) == [])
+    }
+
+    // MARK: - Connections that one side has lost
+
+    /// A peer that has moved dials again while its former connection is young: as soon as a dial could
+    /// have crossed with another. It says that the former one is over.
+    @Test func aPeerThatMovesIsBackAtOnceHoweverYoungTheConnection() {
+        for isInbound in [true, false] {
+            for own: UInt8 in [1, 3] {
+                var bench = Bench(own: own)
+                _ = bench.step(.members([peer(2)], isClosed: true))
+                _ = bench.prove(1, 2, isInbound: isInbound)
+                _ = bench.step(.carrying(LinkID(1), true))
+                _ = bench.pass(.seconds(1))
+                var effects = bench.prove(2, 2)
+                effects += bench.step(.over(LinkID(2), [bench.name(1), bench.name(7)]))
+                #expect(effects.contains(.close(LinkID(1), .superseded)))
+                #expect(bench.machine.primary(of: endpoint(2)) == LinkID(2))
+                #expect(!effects.contains { if case .peerDown = $0 { true } else { false } })
+                #expect(bench.pass(.seconds(20)) == [], "one is left, and it stays")
+            }
+        }
+    }
+
+    /// Two dials that cross: each side has lost an earlier connection, and neither has had the other's
+    /// new one.
+    @Test func dialsThatCrossEndInOneConnectionAsBefore() {
+        var small = Bench(own: 1)
+        var great = Bench(own: 2)
+        _ = small.step(.members([peer(2)], isClosed: true))
+        _ = great.step(.members([peer(1)], isClosed: true))
+        // An earlier one, which both have lost.
+        _ = small.prove(9, 2, isInbound: false)
+        _ = great.prove(9, 1)
+        _ = small.step(.closed(LinkID(9), reason: "lost"))
+        _ = great.step(.closed(LinkID(9), reason: "lost"))
+        let said = small.machine.over(with: endpoint(2))
+        #expect(said == [small.name(9)] && said == great.machine.over(with: endpoint(1)))
+        var effects = great.prove(2, 1, isInbound: false)
+        effects += great.prove(1, 1)
+        effects += great.step(.over(LinkID(1), said))
+        effects += small.prove(1, 2, isInbound: false)
+        effects += small.prove(2, 2)
+        effects += small.step(.over(LinkID(2), said))
+        #expect(!effects.contains { if case .close = $0 { true } else { false } })
+        #expect(small.machine.primary(of: endpoint(2)) == LinkID(1))
+        #expect(great.machine.primary(of: endpoint(1)) == LinkID(1))
+        #expect(great.pass(.seconds(2)).contains(.close(LinkID(2), .duplicate)))
+    }
+
+    @Test func whatIsOverIsRememberedForTheNextDial() {
+        var bench = Bench(own: 3)
+        _ = bench.step(.members([peer(2)], isClosed: true))
+        #expect(bench.machine.over(with: endpoint(2)).isEmpty)
+        // One that the peer may think proved, though its answer has not come.
+        _ = bench.pass(.milliseconds(20))
+        _ = bench.step(.unanswered(endpoint(2), LinkName(5)))
+        _ = bench.step(.dialFailed(endpoint(2), .unreachable("silence")))
+        #expect(bench.machine.over(with: endpoint(2)) == [LinkName(5)])
+        for id: UInt64 in 1...6 {
+            _ = bench.prove(id, 2)
+            _ = bench.step(.closed(LinkID(id), reason: "lost"))
+        }
+        let over = bench.machine.over(with: endpoint(2))
+        #expect(over == (3...6).map { bench.name($0) }.sorted(), "the latest, ascending")
+        // One that is superseded is over as well; one that lives is not named.
+        _ = bench.prove(7, 2)
+        _ = bench.prove(8, 2, incarnation: 2)
+        #expect(bench.machine.over(with: endpoint(2)).contains(bench.name(7)))
+        #expect(!bench.machine.over(with: endpoint(2)).contains(bench.name(8)))
+    }
+
+    /// Nobody can end another's connections, or the one on which he speaks.
+    @Test func whatIsSaidToBeOverIsTheSpeakersOwn() {
+        var bench = Bench(own: 1)
+        _ = bench.step(.members([peer(2), peer(3)], isClosed: true))
+        _ = bench.prove(1, 2)
+        _ = bench.prove(2, 3)
+        #expect(bench.step(.over(LinkID(2), [bench.name(1), bench.name(2)])) == [])
+        #expect(bench.step(.over(LinkID(77), [bench.name(1)])) == [])
+        #expect(bench.machine.primary(of: endpoint(2)) == LinkID(1))
     }
 }

@@ -11,6 +11,7 @@ import Testing
             mac: Array(repeating: 7, count: LinkNotice.proofByteCount), incarnation: .max - 3,
             raft: .gone),
         .service(1, .serving), .service(200, .unknown),
+        .over([LinkName(7)]), .over([LinkName(1), LinkName(2), LinkName(9), LinkName(.max)]),
     ]
 
     /// However a stream is cut into pieces, the same notices come out.
@@ -28,6 +29,8 @@ import Testing
     /// The bytes are a promise to other versions.
     @Test func theBytesAreFixed() {
         #expect(LinkNotice.service(1, .gone).encoded() == [3, 0, 2, 1, 2])
+        #expect(
+            LinkNotice.over([LinkName(5)]).encoded() == [10, 0, 3, 1, 5, 0, 0, 0, 0, 0, 0, 0])
     }
 
     @Test func laterTypesAreSkippedAndNonsenseIsRefused() throws {
@@ -37,6 +40,12 @@ import Testing
         #expect(throws: (any Error).self) { try LinkNotice.take(from: &tooLong) }
         #expect(throws: (any Error).self) { try LinkNotice(decoding: [2, 1, 77]) }
         #expect(throws: (any Error).self) { try LinkNotice(decoding: [2, 1, 1, 0]) }
+        // None, too many, one twice, and not in order.
+        let (one, two): ([UInt8], [UInt8]) = ([1, 0, 0, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 0])
+        for names in [[0], [5] + one + one + one + one + one, [2] + one + one, [2] + two + one] {
+            #expect(throws: (any Error).self) { try LinkNotice(decoding: [3] + names) }
+        }
+        #expect(try LinkNotice(decoding: [3, 2] + one + two) == .over([LinkName(1), LinkName(2)]))
     }
 
     @Test func anyBytesAreReadOrRefused() {

@@ -17,6 +17,8 @@ private struct World {
         var dialler: Int
         var acceptor: Int
         var incarnations: (UInt64, UInt64)
+        /// What its dialler says behind its proof.
+        var over: [LinkName]
         var open: (Bool, Bool) = (false, false)
         /// Ended before the proof was complete at that end.
         var failed: (Bool, Bool) = (false, false)
@@ -70,7 +72,8 @@ private struct World {
             connections.append(
                 Connection(
                     dialler: place, acceptor: other,
-                    incarnations: (nodes[place].incarnation, nodes[other].incarnation)))
+                    incarnations: (nodes[place].incarnation, nodes[other].incarnation),
+                    over: nodes[place].bench.machine.over(with: target)))
             after(0, 30, .proved(connection: connections.count - 1, atDialler: true))
             after(0, 30, .proved(connection: connections.count - 1, atDialler: false))
         case .close(let id, _):
@@ -111,7 +114,9 @@ private struct World {
             let hasFailed = atDialler ? connection.failed.0 : connection.failed.1
             guard nodes[there].incarnation == other, !hasFailed else {
                 if atDialler {
-                    step(here, .dialFailed(endpoint(UInt8(there + 1)), .unreachable("gone")))
+                    let peer = endpoint(UInt8(there + 1))
+                    step(here, .unanswered(peer, LinkName(UInt64(index))))
+                    step(here, .dialFailed(peer, .unreachable("gone")))
                 }
                 return
             }
@@ -124,7 +129,10 @@ private struct World {
                 here,
                 .proved(
                     LinkID(UInt64(index)), endpoint(UInt8(there + 1)), isInbound: !atDialler,
-                    incarnation: other, service: .serving))
+                    incarnation: other, service: .serving, name: LinkName(UInt64(index))))
+            if !atDialler, !connection.over.isEmpty {
+                step(here, .over(LinkID(UInt64(index)), connection.over))
+            }
         case .ended(let index, let atDialler):
             let connection = connections[index]
             guard atDialler ? connection.open.0 : connection.open.1 else {
@@ -190,8 +198,11 @@ private struct World {
             restart(random.uniform(0..<nodes.count))
         } else if !connections.isEmpty {
             let index = random.uniform(0..<connections.count)
-            after(0, 100, .ended(connection: index, atDialler: true))
-            after(0, 100, .ended(connection: index, atDialler: false))
+            // One end may learn of it long after the other: the node there has moved.
+            let late: Int64 = random.chance(1, in: 3) ? 8000 : 100
+            let isDiallerLate = random.chance(1, in: 2)
+            after(0, isDiallerLate ? late : 100, .ended(connection: index, atDialler: true))
+            after(0, isDiallerLate ? 100 : late, .ended(connection: index, atDialler: false))
         }
     }
 }

@@ -91,7 +91,7 @@ enum Garbage {
     @Test func controlMessagesRoundTrip() throws {
         let messages: [ControlMessage] = [
             .proof(mac: (0..<32).map { UInt8($0) }, incarnation: .max - 5, raft: .gone),
-            .service(.raft, .serving), .service(.dns, .unknown),
+            .service(.raft, .serving), .service(.dns, .unknown), .over([LinkName(7), LinkName(9)]),
         ]
         var buffer = ByteBuffer()
         for message in messages { buffer.writeImmutableBuffer(message.encoded()) }

@@ -308,24 +308,38 @@ extension NetServiceTests {
 
         @Test func connectionsForGossipAreCounted() async throws {
             let node = try await started { $0.proofTimeout = .seconds(60) }
-            let stranger = try await Rogue()
             let address = try SocketAddress(ipAddress: "127.0.0.1", port: Int(node.port))
-            @Sendable func connect() async throws -> QUICConnection {
+            @Sendable func connect(_ stranger: Rogue) async throws -> QUICConnection {
                 try await stranger.endpoint.connect(
                     to: node.endpoint, addresses: [address], alpn: ALPN.gossip.rawValue
                 ).get()
             }
+            // At as many addresses as it takes: one alone may not fill all there is.
+            var strangers: [Rogue] = []
             var open: [QUICConnection] = []
-            for _ in 0..<NetLimits.gossipUnprovedMax { open.append(try await connect()) }
-            await #expect(throws: QUICError.self) { _ = try await connect() }
+            while open.count < NetLimits.gossipUnprovedMax {
+                let stranger = try await Rogue(host: UInt8(2 + strangers.count))
+                strangers.append(stranger)
+                for _ in 0..<NetLimits.gossipUnprovedPerAddressMax {
+                    open.append(try await connect(stranger))
+                }
+                await #expect(throws: QUICError.self) { _ = try await connect(stranger) }
+            }
+            #expect(
+                await eventually {
+                    node.log.count("more than 8 strangers at one address before the proof") > 0
+                })
+            let another = try await Rogue(host: 200)
+            await #expect(throws: QUICError.self) { _ = try await connect(another) }
             #expect(
                 await eventually {
                     node.log.count("more than 16 strangers before the proof") > 0
                 })
-            let last = try #require(open.last)
+            // Who has left makes room.
+            let (stranger, last) = (try #require(strangers.last), try #require(open.last))
             try await stranger.loop.submit { last.close(code: 0, reason: "") }.get()
-            #expect(await eventually { (try? await connect()) != nil })
-            try await stranger.stop()
+            #expect(await eventually { (try? await connect(another)) != nil })
+            for rogue in strangers + [another] { try await rogue.stop() }
             try await node.stop()
         }
 

@@ -176,13 +176,19 @@ import TokenCore
         }
     }
 
-    @Test(.timeLimit(.minutes(3))) func everyRequestWithEveryKindOfToken() async throws {
+    /// A cluster of one, which trusts the root of the tests; and somebody who is on the machine.
+    private func started() async throws -> (Node, TestClient) {
         let node = try await Node()
         let admin = try await node.admin()
         #expect(try await admin.ask(.initCluster(.init())).failure == nil)
         var add = Aspen_Client_V1_AddTokenRootRequest()
         add.root = Data(TokenTests.root.endpoint.bytes)
         #expect(try await admin.ask(.addTokenRoot(add)).addTokenRoot.added)
+        return (node, admin)
+    }
+
+    @Test(.timeLimit(.minutes(3))) func everyRequestWithEveryKindOfToken() async throws {
+        let (node, admin) = try await started()
         var revoke = Aspen_Client_V1_RevokeTokenRequest()
         revoke.id = Data(TokenID(99).bytes)
         #expect(try await admin.ask(.revokeToken(revoke)).failure == nil)
@@ -250,6 +256,26 @@ import TokenCore
             }
             let code = answer.failure?.code
             #expect(code != .permissionDenied && code != .unauthenticated, "\(name): \(answer)")
+        }
+        try await client.stop()
+        try await node.stop()
+    }
+
+    /// What may end the node is asked of one that nothing else is asked of.
+    @Test(.timeLimit(.minutes(1)), arguments: TokenMatrixTests.changesTheCluster)
+    func theRightTokenIsEnoughForWhatMayEndTheNode(_ name: String) async throws {
+        let (request, enough) = try #require(
+            TokenTests.requests.first {
+                ClientService.requestTable[$0.request.row].name == name
+            })
+        let (node, _) = try await started()
+        let client = try await Client(node)
+        let asked = try await client.ask(node, try TokenTests.token(enough).encoded(), request)
+        if case .answered(let answer) = asked {
+            let code = answer.failure?.code
+            #expect(code != .permissionDenied && code != .unauthenticated, "\(answer)")
+        } else {
+            Issue.record("the right token was turned away: \(asked)")
         }
         try await client.stop()
         try await node.stop()

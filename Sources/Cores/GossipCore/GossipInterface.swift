@@ -39,7 +39,8 @@ package enum GossipInput: Equatable, Sendable {
     case linkDown(EndpointID)
     /// Answers a `connect`.
     case connectFailed(EndpointID)
-    /// One message, in the order in which they were sent.
+    /// One message, in the order in which they were sent. Between `pause` and `resume` it is not
+    /// looked at.
     case received([UInt8], from: EndpointID)
     /// Answers a `sign`; nil: there is none now.
     case signed(SignTicket, signature: [UInt8]?)
@@ -75,7 +76,7 @@ package enum GossipRefusal: Hashable, Sendable {
     case replayed
     /// As many strangers are known as may be, and none is gone.
     case tableFull
-    /// Beyond a rate.
+    /// Beyond a rate. Not hostile: only who goes on for `GossipLimits.floodMax` is shunned.
     case flooding
 
     /// Whether no honest node sends this, whatever it was told and whatever its clock says.
@@ -87,8 +88,15 @@ package enum GossipEffect: Equatable, Sendable {
     case send([UInt8], to: EndpointID)
     /// Make a link. Answered by `linkUp` or `connectFailed`, once.
     case connect(to: EndpointID)
+    /// Read nothing more of this link, so that its sender has to wait. Ends with the link.
+    case pause(EndpointID)
+    /// Read it again, beginning with what was read already and not given to the machine.
+    case resume(EndpointID)
     /// Gossip has no use for the link any more; what was sent before goes out first. Not answered.
     case disconnect(EndpointID)
+    /// No link with this peer is wanted for a while, because of what it has sent; followed by
+    /// `disconnect`. Also when it comes again too early.
+    case shunned(EndpointID, GossipRefusal)
     /// Sign these bytes with the node's key. Answered by `signed`.
     case sign([UInt8], SignTicket)
     /// This node's epoch was not greater than at an earlier start: it is this now. To be kept.
@@ -112,7 +120,12 @@ package struct GossipCounters: Equatable, Sendable {
     package var duplicates = 0
     package var grafts = 0
     package var prunes = 0
-    /// Messages from somebody in quarantine, and beyond the rate of frames: not looked at.
+    /// Messages that were decoded, and their bytes.
+    package var read = 0
+    package var bytesRead = 0
+    /// How often a link was not read for a while.
+    package var pauses = 0
+    /// Messages that came while their link was not to be read: not looked at; and of later versions.
     package var unread = 0
     package var refusals: [GossipRefusal: Int] = [:]
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 
 /// The limits of gossip; those of encodings are part of their format (see Protocols.md).
@@ -43,8 +44,17 @@ package enum GossipLimits {
 
     // MARK: Rates, each with a burst
 
-    /// Frames of one link peer.
+    /// Frames that are read of one link peer, and their bytes. At once there may come all that a peer
+    /// knows, in the largest announcements (`recordsMax` times `announcementBytesMax`), and what
+    /// it passes on meanwhile. A link that has used this up is not read until there is room for
+    /// `framesPerTurn` and `bytesPerTurn` again: its sender waits, and loses nothing.
     package static let frames = Rate(perSecond: 200, burst: 1000)
+    package static let bytes = Rate(perSecond: 128 * 1024, burst: 1024 * 1024)
+    package static let framesPerTurn = 20
+    package static let bytesPerTurn = 2 * messageBytesMax
+    /// How long a peer may send as fast as it is read, without half of the burst being there again in
+    /// between. Then its link ends, and it is not listened to for `GossipConfiguration.quarantine`.
+    package static let floodMax = Duration.seconds(30)
     /// Signatures that are verified for one link peer.
     package static let verifications = Rate(perSecond: 50, burst: 300)
     /// Signatures of all endpoints in the table, and of all that are not.
@@ -109,7 +119,8 @@ package struct GossipConfiguration: Sendable {
     /// From how many others on an inner node sheds load, and how much at each of its announcements.
     package var sheddingFrom = 16
     package var shedAtOnceMax = 16
-    /// How long somebody who sent what no honest node sends is not listened to.
+    /// How long somebody who sent what no honest node sends, or sent too much for too long, is not
+    /// listened to.
     package var quarantine: Duration = .seconds(60)
     /// Honoured in test builds only.
     package var plantedBug: GossipPlantedBug?

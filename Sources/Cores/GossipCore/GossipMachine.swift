@@ -17,6 +17,9 @@ import AspenTypes
 ///   it for this topic and it is newer than what is known; then it says where an endpoint claims to
 ///   be, no more. That a node is silent or out of reach is a rumour, which it refutes by a newer
 ///   announcement; it is gone only after a long silence in which nobody had a link with it.
+/// - Nobody is read faster than `GossipLimits.frames` and `GossipLimits.bytes` allow, be he a member or
+///   not: beyond that his link is paused, and what he has not sent yet waits with him. Who has
+///   to wait for longer than `GossipLimits.floodMax` is shunned.
 package struct GossipMachine: Machine {
     package typealias Input = GossipInput
     package typealias Effect = GossipEffect
@@ -31,6 +34,8 @@ package struct GossipMachine: Machine {
         var isToldApart = false
         /// Has been told what this node knows.
         var hasDigest = false
+        /// Until when it is not read; nil: it is.
+        var pausedUntil: MonotonicInstant?
     }
 
     /// A connection under way, and what to say when it is there.
@@ -169,6 +174,7 @@ package struct GossipMachine: Machine {
         for (endpoint, link) in links where isIdle(endpoint) {
             consider(link.usedAt + configuration.linkIdleAfter)
         }
+        for link in links.values { consider(link.pausedUntil) }
         return earliest
     }
 
@@ -193,11 +199,15 @@ package struct GossipMachine: Machine {
         if links[endpoint] != nil { loseLink(endpoint, turn) }
         let dial = dials.removeValue(forKey: endpoint)
         lost[endpoint] = nil
-        guard !meters.isQuarantined(endpoint, turn.now), links.count < GossipLimits.linksMax else {
+        let shunned = meters.quarantine(of: endpoint, turn.now)
+        guard shunned == nil, links.count < GossipLimits.linksMax else {
             requests[endpoint] = nil
+            if let shunned { turn.emit(.shunned(endpoint, shunned)) }
             return turn.emit(.disconnect(endpoint))
         }
         links[endpoint] = LinkState(usedAt: turn.now)
+        // A new link is no new allowance.
+        holdUp(endpoint, isRead: false, &turn)
         unreachable[endpoint] = nil
         if let dial, dial.isForNews { sendDigest(to: endpoint, &turn) }
         for message in dial?.messages ?? [] { send(message, to: endpoint, &turn) }
@@ -273,6 +283,11 @@ package struct GossipMachine: Machine {
     }
 
     private mutating func settleLinks(_ turn: inout GossipTurn) {
+        let rested = links.filter { $0.value.pausedUntil.map { $0 <= turn.now } ?? false }
+        for endpoint in rested.keys.sorted() {
+            links[endpoint]?.pausedUntil = nil
+            turn.emit(.resume(endpoint))
+        }
         let late = dials.filter { $0.value.endsAt <= turn.now }.keys.sorted()
         for endpoint in late { connectFailed(endpoint, &turn) }
         let idle = links.filter {
@@ -289,11 +304,36 @@ package struct GossipMachine: Machine {
     private mutating func receive(
         _ bytes: [UInt8], _ from: EndpointID, _ turn: inout GossipTurn
     ) {
-        guard links[from] != nil else { return }
-        guard meters.take(\.frames, GossipLimits.frames, of: from, turn.now) else {
+        guard let link = links[from] else { return }
+        guard link.pausedUntil == nil else {
             counters.unread += 1
             return refuse(.flooding, about: nil, from, &turn)
         }
+        meters.read(bytes.count, of: from, turn.now)
+        counters.read += 1
+        counters.bytesRead += bytes.count
+        handle(bytes, from, &turn)
+        holdUp(from, isRead: true, &turn)
+    }
+
+    /// Pauses a link that has used up what is read of it, or ends it when that lasts too long.
+    private mutating func holdUp(
+        _ endpoint: EndpointID, isRead: Bool, _ turn: inout GossipTurn
+    ) {
+        guard links[endpoint] != nil,
+            let until = meters.readableAt(endpoint, isRead: isRead, turn.now)
+        else { return }
+        guard meters.holdUp(endpoint, turn.now) < GossipLimits.floodMax else {
+            return shun(endpoint, .flooding, &turn)
+        }
+        links[endpoint]?.pausedUntil = until
+        counters.pauses += 1
+        turn.emit(.pause(endpoint))
+    }
+
+    private mutating func handle(
+        _ bytes: [UInt8], _ from: EndpointID, _ turn: inout GossipTurn
+    ) {
         let message: GossipMessage
         do {
             message = try GossipMessage(decoding: bytes)

@@ -121,10 +121,16 @@ extension GossipMachine {
             turn.emit(.refused(refusal, about: endpoint, from: link))
         }
         guard refusal.isHostile else { return }
-        meters.quarantine(link, until: turn.now + configuration.quarantine, turn.now)
+        shun(link, refusal, &turn)
+    }
+
+    /// Ends the link, if there is one, and wants none for a while.
+    mutating func shun(_ link: EndpointID, _ why: GossipRefusal, _ turn: inout GossipTurn) {
+        meters.quarantine(link, until: turn.now + configuration.quarantine, why, turn.now)
         passiveView.removeAll { $0 == link }
         if links[link] != nil {
             loseLink(link, turn)
+            turn.emit(.shunned(link, why))
             turn.emit(.disconnect(link))
         }
     }

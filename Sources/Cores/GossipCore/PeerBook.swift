@@ -81,6 +81,8 @@ package enum DisconnectionReason: Equatable, Sendable {
     case clock
     /// It was there, and has been silent for long.
     case gone
+    /// Gossip does not listen to it for a while, because of what it has sent.
+    case shunned(GossipRefusal)
 
     /// In the words of `aspen-cli why peer`.
     package var text: String {
@@ -93,6 +95,11 @@ package enum DisconnectionReason: Equatable, Sendable {
         case .version(let version): "it runs version \(version), which this program does not know"
         case .clock: "its clock and this node's differ by more than is allowed"
         case .gone: "it has been silent for long and counts as gone"
+        case .shunned(.flooding):
+            "it has sent more than gossip reads, without a rest: no link with it for a minute"
+        case .shunned(.forged):
+            "it has sent an announcement with a wrong signature: no link with it for a minute"
+        case .shunned: "it has sent what is no gossip: no link with it for a minute"
         }
     }
 }

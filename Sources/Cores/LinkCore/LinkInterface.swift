@@ -48,6 +48,19 @@ package struct LinkID: Hashable, Comparable, Sendable, CustomStringConvertible {
     package var description: String { String(rawValue) }
 }
 
+/// What both ends of a connection call it, taken from its keys: nobody else can, and no two are alike.
+package struct LinkName: Hashable, Comparable, Sendable {
+    package let rawValue: UInt64
+    package init(_ rawValue: UInt64) { self.rawValue = rawValue }
+    package static func < (left: LinkName, right: LinkName) -> Bool {
+        left.rawValue < right.rawValue
+    }
+
+    /// Connections with one peer that are over, of which it is told: as many as may have been left
+    /// behind at once, and one more.
+    package static let overMax = 4
+}
+
 package struct LinkPeer: Equatable, Sendable {
     package var endpoint: EndpointID
     /// Where to dial; empty when only the peer can.
@@ -99,7 +112,13 @@ package enum LinkInput: Equatable, Sendable {
     /// Both sides have proved the cookie. `incarnation` is drawn by each net at its start.
     /// With `isInbound` false this answers a `dial`.
     case proved(
-        LinkID, EndpointID, isInbound: Bool, incarnation: UInt64, service: ServiceState)
+        LinkID, EndpointID, isInbound: Bool, incarnation: UInt64, service: ServiceState,
+        name: LinkName)
+    /// On a connection that was dialled here this node has shown its proof, and it has ended before
+    /// the peer's came: the peer may take it for proved. Before `dialFailed`.
+    case unanswered(EndpointID, LinkName)
+    /// The peer's net says, on this connection, which others with it are over.
+    case over(LinkID, [LinkName])
     /// Answers a `dial`.
     case dialFailed(EndpointID, DialFailure)
     /// The peer's net tells how its service is.
@@ -112,7 +131,8 @@ package enum LinkInput: Equatable, Sendable {
 
 /// Why a connection is to be closed.
 package enum LinkClose: Equatable, Sendable {
-    /// The peer has a newer connection and knows this one no more: it has restarted, or has lost it.
+    /// The peer has a newer connection and knows this one no more: it has restarted, or has lost it,
+    /// or says that it is over.
     case superseded
     /// There is a better one, and this one has no streams left.
     case duplicate

@@ -11,7 +11,9 @@ import AspenTypes
 ///   the smaller endpoint id dialled, then to the newest; both sides see the same two and choose
 ///   alike. The other keeps its streams and is closed by its dialler once it has none, so nothing
 ///   flaps. A peer that has restarted (another incarnation) makes its former connections void, and
-///   so does one that dials again long after: it would not if it had them still.
+///   so does one that dials again long after: it would not if it had them still. Soon after, two dials
+///   may have crossed; so whoever dials says which connections with this peer are over for it, and
+///   those end. (That it has none would not do: he who crosses says so, too.)
 /// - A lost connection is reported only after the redial grace, a service that is seen to end at
 ///   once. A net that has just restarted says `unknown` of its service: that is not `gone`.
 package struct LinkMachine: Machine {
@@ -39,11 +41,13 @@ package struct LinkMachine: Machine {
         case .members(let list, let isClosed): setMembers(list, isClosed, now, &effects)
         case .learned(let list): learn(list, now, &effects)
         case .wanted(let endpoint): want(endpoint, now)
-        case .proved(let id, let endpoint, let isInbound, let incarnation, let service):
+        case .proved(let id, let endpoint, let isInbound, let incarnation, let service, let name):
             let link = Link(
-                id: id, isInbound: isInbound, incarnation: incarnation, provedAt: now,
+                id: id, name: name, isInbound: isInbound, incarnation: incarnation, provedAt: now,
                 service: service, idleSince: now)
             proved(link, endpoint, now, &effects)
+        case .unanswered(let endpoint, let name): peers[endpoint]?.isOver(name)
+        case .over(let id, let names): end(names, but: id, &effects)
         case .dialFailed(let endpoint, let failure):
             dialFailed(endpoint, failure, now, &random)
         case .service(let id, let state):
@@ -81,6 +85,12 @@ package struct LinkMachine: Machine {
     /// Where it can be dialled, as far as anybody said.
     package func addresses(of endpoint: EndpointID) -> [String] {
         peers[endpoint]?.addresses ?? learned[endpoint] ?? []
+    }
+
+    /// Which connections with this peer are over, ascending: to be told when it is dialled, behind the
+    /// proof. At most `LinkName.overMax`.
+    package func over(with endpoint: EndpointID) -> [LinkName] {
+        (peers[endpoint]?.over ?? []).sorted()
     }
 
     /// Whether the peer is dialled, so that waiting for it makes sense.
@@ -180,6 +190,7 @@ package struct LinkMachine: Machine {
             peer.announcedPrimary = nil
             for link in peer.links {
                 owners[link.id] = nil
+                peer.isOver(link.name)
                 effects.append(.close(link.id, .notMember))
             }
             peer.links.removeAll()
@@ -246,6 +257,7 @@ package struct LinkMachine: Machine {
         guard var peer = peers[endpoint] else { return }
         for old in peer.links where link.supersedes(old, configuration) {
             owners[old.id] = nil
+            peer.isOver(old.name)
             effects.append(.close(old.id, .superseded))
         }
         peer.links.removeAll { link.supersedes($0, configuration) }
@@ -257,6 +269,7 @@ package struct LinkMachine: Machine {
         peer.links.insert(link, at: place)
         if peer.links.count > configuration.connectionsPerPeerMax, let last = peer.links.popLast() {
             owners[last.id] = nil
+            peer.isOver(last.name)
             effects.append(.close(last.id, .duplicate))
         }
         peer.failures = 0
@@ -289,6 +302,7 @@ package struct LinkMachine: Machine {
         guard let endpoint = owners.removeValue(forKey: id), var peer = peers[endpoint] else {
             return
         }
+        for link in peer.links where link.id == id { peer.isOver(link.name) }
         peer.links.removeAll { $0.id == id }
         if peer.links.isEmpty {
             peer.lastFailure = reason
@@ -299,6 +313,20 @@ package struct LinkMachine: Machine {
                 peer.nextDial = now + delay + firstDelay(endpoint)
             }
         }
+        peers[endpoint] = peer
+    }
+
+    /// What the peer has given up; it says so on a connection that lives.
+    private mutating func end(
+        _ names: [LinkName], but id: LinkID, _ effects: inout [LinkEffect]
+    ) {
+        guard let endpoint = owners[id], var peer = peers[endpoint] else { return }
+        let ended = peer.links.filter { $0.id != id && names.contains($0.name) }
+        for link in ended {
+            owners[link.id] = nil
+            effects.append(.close(link.id, .superseded))
+        }
+        peer.links.removeAll { ended.contains($0) }
         peers[endpoint] = peer
     }
 
@@ -322,6 +350,7 @@ package struct LinkMachine: Machine {
             effects.append(.primary(endpoint, peer.announcedPrimary))
         }
         for link in peer.retired(now, configuration) {
+            for one in peer.links where one.id == link { peer.isOver(one.name) }
             peer.links.removeAll { $0.id == link }
             owners[link] = nil
             effects.append(.close(link, .duplicate))
@@ -388,6 +417,10 @@ package struct LinkMachine: Machine {
             precondition(
                 peer.links.isEmpty || peer.isMember || !isClosed, "strangers are cut off")
             precondition((0...2).contains(peer.dials), "dials are bounded")
+            precondition(
+                peer.over.count <= LinkName.overMax
+                    && peer.links.allSatisfy { !peer.over.contains($0.name) },
+                "what is over is no connection")
             precondition(
                 !(peer.isDialling && peer.nextDial != nil), "a dial is running or waits, not both")
             if case .up = peer.standing {

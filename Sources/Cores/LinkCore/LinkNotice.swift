@@ -11,6 +11,9 @@ package enum LinkNotice: Equatable, Sendable {
     case proof(mac: [UInt8], incarnation: UInt64, raft: ServiceState)
     /// The service by its number on the wire.
     case service(UInt8, ServiceState)
+    /// From who dials, behind its proof: these connections with the receiver are over. One to
+    /// `LinkName.overMax`, ascending.
+    case over([LinkName])
     /// Of a later version; skipped.
     case unknown
 
@@ -32,6 +35,11 @@ package enum LinkNotice: Equatable, Sendable {
             writer.byte(2)
             writer.byte(name)
             writer.byte(state.rawValue)
+        case .over(let names):
+            precondition((1...LinkName.overMax).contains(names.count), "some, and not many")
+            writer.byte(3)
+            writer.byte(UInt8(names.count))
+            for name in names { writer.integer(name.rawValue) }
         case .unknown: preconditionFailure("not a notice to send")
         }
         var whole = ByteWriter(capacity: writer.bytes.count + 2)
@@ -51,6 +59,7 @@ package enum LinkNotice: Equatable, Sendable {
         case 2:
             let name = try reader.byte("service")
             self = .service(name, try Self.state(&reader))
+        case 3: self = .over(try Self.names(&reader))
         default:
             self = .unknown
             return
@@ -71,6 +80,20 @@ package enum LinkNotice: Equatable, Sendable {
         }
         bytes.removeFirst(start)
         return notices
+    }
+
+    private static func names(_ reader: inout ByteReader) throws(DecodeError) -> [LinkName] {
+        let count = try reader.byte("names")
+        guard (1...LinkName.overMax).contains(Int(count)) else {
+            throw .outOfRange(field: "names")
+        }
+        var names: [LinkName] = []
+        for _ in 0..<count {
+            let name = LinkName(try reader.integer("name"))
+            if let last = names.last, last >= name { throw .malformed(field: "names") }
+            names.append(name)
+        }
+        return names
     }
 
     private static func state(_ reader: inout ByteReader) throws(DecodeError) -> ServiceState {

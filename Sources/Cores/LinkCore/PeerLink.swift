@@ -6,6 +6,7 @@ import AspenTypes
 /// One proved connection.
 struct Link: Equatable, Sendable {
     let id: LinkID
+    let name: LinkName
     let isInbound: Bool
     let incarnation: UInt64
     let provedAt: MonotonicInstant
@@ -33,6 +34,8 @@ struct PeerLink: Sendable {
     /// Proved connections of one incarnation, the one to use first.
     var links: [Link] = []
     var announcedPrimary: LinkID?
+    /// That have ended here, the latest last.
+    var over: [LinkName] = []
     /// That are running: more than one when new addresses were learned meanwhile.
     var dials = 0
     /// When a dial was last begun beside another.
@@ -47,6 +50,12 @@ struct PeerLink: Sendable {
     var graceEnds: MonotonicInstant?
 
     init(graceEnds: MonotonicInstant) { self.graceEnds = graceEnds }
+
+    mutating func isOver(_ name: LinkName) {
+        over.removeAll { $0 == name }
+        over.append(name)
+        if over.count > LinkName.overMax { over.removeFirst() }
+    }
 
     var isDialling: Bool { dials > 0 }
     var isMember: Bool { memberAddresses != nil }

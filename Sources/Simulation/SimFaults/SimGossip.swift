@@ -38,6 +38,8 @@ package final class SimGossip {
         var timerAt: MonotonicInstant?
         /// What has happened since it stands still; nil: it runs.
         var waiting: [Event]?
+        /// Of links that are not read: what has arrived since.
+        var unread: [Place: [Event]] = [:]
         var members: [GossipMember] = []
         /// The newest that it had of each.
         var versions: [EndpointID: AnnouncementVersion] = [:]
@@ -209,12 +211,14 @@ package final class SimGossip {
                 return
             }
             sites[place].daemon?.links[peer] = link
+            sites[place].daemon?.unread[peer] = nil
             try step(place, .linkUp(sites[peer].endpoint))
         case .down(let place, let peer, let link):
             guard !defers(event, place) else { return }
             links[link].isCut = true
             guard sites[place].daemon?.links[peer] == link else { return }
             sites[place].daemon?.links[peer] = nil
+            sites[place].daemon?.unread[peer] = nil
             try step(place, .linkDown(sites[peer].endpoint))
         case .arrived(let bytes, let place, let from, let link, let number):
             try arrive(bytes, place, from, link, number, event)
@@ -333,8 +337,16 @@ package final class SimGossip {
                 after: isThere
                     ? random.uniform(.milliseconds(1), .milliseconds(40))
                     : random.uniform(.milliseconds(5), .seconds(5)))
+        case .pause(let target):
+            if let peer = self.place(of: target) { sites[place].daemon?.unread[peer] = [] }
+        case .resume(let target):
+            guard let peer = self.place(of: target) else { return }
+            let unread = sites[place].daemon?.unread.removeValue(forKey: peer)
+            for event in unread ?? [] { schedule(event, after: .zero) }
         case .disconnect(let target):
-            if let peer = self.place(of: target) { disconnect(place, peer) }
+            guard let peer = self.place(of: target) else { return }
+            sites[place].daemon?.unread[peer] = nil
+            disconnect(place, peer)
         case .sign(let text, let ticket):
             // aspend-net has the key.
             guard sites[place].net != nil else {
@@ -347,7 +359,7 @@ package final class SimGossip {
         case .standing(let subject, let standing):
             hash.fold(standing == .gone ? 2 : standing == .alive ? 1 : 0)
             if standing == .gone { try judgeGone(subject, by: place) }
-        case .learned, .conflict, .refused: break
+        case .learned, .conflict, .refused, .shunned: break
         }
     }
 
@@ -400,6 +412,11 @@ package final class SimGossip {
             return
         }
         guard sites[place].daemon?.links[from] == link else { return }
+        if sites[place].daemon?.unread[from] != nil {
+            sites[place].daemon?.unread[from]?.append(
+                .arrived(bytes, at: place, from: from, link: link, number: nil))
+            return
+        }
         let isNews = bytes[1] == 8 || bytes[1] == 13
         if isInTrouble, isNews, random.chance(1, in: 40) { overhear(bytes) }
         try step(place, .received(bytes, from: sites[from].endpoint))

@@ -243,9 +243,10 @@ extension World {
                 .proved(
                     LinkID(connection.number), endpoint(peer),
                     isInbound: node == connection.acceptor, incarnation: incarnation,
-                    service: raft))
+                    service: raft, name: LinkName(connection.number)))
         case .service(ServiceName.raft.rawValue, let state):
             drive(net, .service(LinkID(connection.number), state))
+        case .over(let names): drive(net, .over(LinkID(connection.number), names))
         case .service, .unknown: break
         }
     }

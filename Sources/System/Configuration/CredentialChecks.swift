@@ -56,6 +56,25 @@ package enum Credentials {
         return report
     }
 
+    package static let acceptedName = "cookie-accepted"
+
+    /// The other cookie that is accepted as well, while the cluster goes over to a new one. It opens as much
+    /// as the cookie itself, and is judged like it. Nil: there is none that this user can see.
+    package static func accepted(
+        configurationDirectory: String, handedOver: String?
+    ) -> CredentialReport? {
+        let folder = handedOver ?? "\(configurationDirectory)/\(directory)"
+        let path = "\(folder)/\(acceptedName)"
+        guard access(path, F_OK) == 0 else { return nil }
+        var report =
+            handedOver != nil
+            ? CredentialReport(name: acceptedName, path: path, state: .present, detail: "")
+            : owned("other cookie", path, kind: S_IFREG, mode: 0o600)
+        report.name = acceptedName
+        if report.state == .present { report = judge(report) }
+        return report.state == .missing ? nil : report
+    }
+
     package static let keyName = "key"
 
     /// The node's key: the credential, if somebody has put one there, else what aspend-net makes at
@@ -143,6 +162,8 @@ package enum Credentials {
             report.problem = ConfigurationError(
                 .outOfRange, .file(path: found.path, line: 0), text)
         }
+        let isOwn = found.name == cookieName
+        let what = isOwn ? "the cluster cookie" : "the cookie that is also accepted"
         let cookie = CookieRules.trimmed(bytes)
         let size = "\(cookie.count) bytes"
         report.detail = report.detail.isEmpty ? size : "\(size), \(report.detail)"
@@ -150,16 +171,21 @@ package enum Credentials {
         case .good: break
         case .short:
             report.warning =
-                "the cluster cookie is shorter than \(CookieRules.recommendedBytesMin) bytes and "
-                + "might be guessed: `aspen-cli setup` makes a good one"
+                "\(what) is shorter than \(CookieRules.recommendedBytesMin) bytes and might be "
+                + "guessed: "
+                + (isOwn
+                    ? "`aspen-cli setup` makes a good one"
+                    : "take \(found.path) away as soon as no node uses it")
         case .missing:
             report.state = .missing
             report = missing(report, name: found.name, path: found.path)
         case .published:
             wrong(
-                "the cluster cookie is a well-known default that anybody can guess: "
-                    + "`aspen-cli setup --force` makes another")
-        case .large: wrong("the cluster cookie is over \(CookieRules.bytesMax) bytes")
+                "\(what) is a well-known default that anybody can guess: "
+                    + (isOwn
+                        ? "`aspen-cli setup --force` makes another"
+                        : "take \(found.path) away"))
+        case .large: wrong("\(what) is over \(CookieRules.bytesMax) bytes")
         }
         return report
     }

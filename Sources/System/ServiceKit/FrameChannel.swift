@@ -32,6 +32,7 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
     private var isInBurst = false
     private var isFlushScheduled = false
     private var isRaw = false
+    private var isPaused = false
     private var isDone = false
 
     package init(frameBytesMax: Int = Limits.rpcMessageBytesMax) {
@@ -72,7 +73,7 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
 
     private func parse() {
         isInBurst = true
-        while !isDone, !isRaw,
+        while !isDone, !isRaw, !isPaused,
             let length = incoming.getInteger(
                 at: incoming.readerIndex, endianness: .little, as: UInt32.self)
         {
@@ -147,6 +148,27 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
         isDone = true
         onClosed(self, reason)
         context?.close(promise: nil)
+    }
+
+    /// No frame is handed on any more, not even of the same read burst, and nothing more is read: whoever
+    /// sends has to wait. What was read already (a burst of the channel's) is kept.
+    package func pause() {
+        guard !isPaused else { return }
+        isPaused = true
+        try? context?.channel.syncOptions?.setOption(.autoRead, value: false)
+    }
+
+    /// Goes on with what was kept, at once, and then with reading, unless it is paused again meanwhile.
+    /// Not to be called from `onFrame`.
+    package func resume() {
+        guard isPaused else { return }
+        isPaused = false
+        parse()
+        isInBurst = false
+        onBurstEnd(self)
+        flush()
+        guard !isPaused, !isDone else { return }
+        try? context?.channel.syncOptions?.setOption(.autoRead, value: true)
     }
 
     /// Sends what is waiting, then closes. `onClosed` is called with `.peer`.

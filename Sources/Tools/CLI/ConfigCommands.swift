@@ -103,8 +103,9 @@ struct ConfigurationCheck {
         }
         credentials = [
             Credentials.cookie(configurationDirectory: directory, handedOver: handedOver),
+            Credentials.accepted(configurationDirectory: directory, handedOver: handedOver),
             Credentials.key(configurationDirectory: directory, stateDirectory: stateDirectory),
-        ]
+        ].compactMap { $0 }
         var problems = settings.problems
         // A value that could not be read is not missing.
         let told = Set(problems.compactMap(\.path))

@@ -157,6 +157,11 @@ extension PeerLine {
             "compare `timedatectl` on both nodes, and have both set by a time server"
         ),
         (
+            "no link with it for a minute",
+            "is it one of yours, and of this version? `journalctl -u aspend-gossip` on both says more. "
+                + "One that is not has your cookie: replace that"
+        ),
+        (
             "silent for long",
             "is it running (`systemctl status aspend-net aspend-gossip` there)? If it is gone for "
                 + "good, nothing needs to be done"

@@ -44,6 +44,7 @@ final class GossipOverlay {
     private var timer: (at: MonotonicInstant, task: Scheduled<Void>)?
     private var clock: RepeatedTask?
     private var telling: Scheduled<Void>?
+    private var complaints = TokenBucket()
     /// At those who were found and have not answered.
     private var looks = 0
 
@@ -59,6 +60,10 @@ final class GossipOverlay {
     private static let tellingDelay = TimeAmount.milliseconds(20)
     /// Bytes on their way to one peer that do not read, from which on its link is cut.
     private static let pendingBytesMax = 256 * 1024
+    /// How often the journal is told of peers that are not listened to.
+    private static let complaintRate = Rate(every: .seconds(60), burst: 4)
+    /// Bytes of a link that are read at a time.
+    private static let readBytes = 32 * 1024
 
     init(
         own: EndpointID, topics: [GossipTopic], loop: any EventLoop, logger: Logger,
@@ -206,6 +211,9 @@ final class GossipOverlay {
         switch effect {
         case .send(let bytes, let peer): send(bytes, to: peer)
         case .connect(let peer): dial(peer)
+        case .pause(let peer): links[peer]?.frames.pause()
+        case .resume(let peer): resume(peer)
+        case .shunned(let peer, let refusal): shun(peer, refusal)
         case .disconnect(let peer):
             let link = links.removeValue(forKey: peer)
             link?.frames.close()
@@ -240,6 +248,22 @@ final class GossipOverlay {
                 "refused an announcement: \(refusal)",
                 metadata: ["about": "\(about.map { "\($0)" } ?? "")", "peer": "\(from)"])
         }
+    }
+
+    /// Also when it comes again and again, which does not fill a log.
+    private func shun(_ peer: EndpointID, _ refusal: GossipRefusal) {
+        let reason = DisconnectionReason.shunned(refusal)
+        book.disconnected(peer, address: nil, reason: reason, now: now())
+        logger.log(
+            level: complaints.take(Self.complaintRate, now: now()) ? .notice : .debug,
+            "no gossip with a peer: \(reason.text)", metadata: ["peer": "\(peer)"])
+    }
+
+    /// Not from within a step: what was read already comes at once, and has to find the machine at rest.
+    private func resume(_ peer: EndpointID) {
+        guard let frames = links[peer]?.frames else { return }
+        let box = NIOLoopBound(frames, eventLoop: loop)
+        loop.execute { box.value.resume() }
     }
 
     private func stands(_ peer: EndpointID, _ standing: PeerStanding) {
@@ -330,6 +354,10 @@ final class GossipOverlay {
             .writeBufferWaterMark,
             value: ChannelOptions.Types.WriteBufferWaterMark(
                 low: Self.pendingBytesMax / 2, high: Self.pendingBytesMax))
+        // What is read before it can be paused waits in memory here.
+        try? frames.channel?.syncOptions?.setOption(.maxMessagesPerRead, value: 1)
+        try? frames.channel?.syncOptions?.setOption(
+            .recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: Self.readBytes))
         frames.onFrame = { [weak self] frames, frame in
             guard let self, links[peer]?.frames === frames else { return }
             step(.received(Array(buffer: frame), from: peer))
@@ -396,6 +424,7 @@ final class GossipOverlay {
     }
 
     var linkCount: Int { links.count }
+    var counters: GossipCounters { machine.counters }
 
     /// What `aspen-cli peers list` shows, ascending by endpoint.
     var lines: [PeerLine] {

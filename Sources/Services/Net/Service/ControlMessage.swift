@@ -18,6 +18,8 @@ enum ControlMessage: Equatable, Sendable {
     /// successor. `raft` is how its service is just now.
     case proof(mac: [UInt8], incarnation: UInt64, raft: ServiceState)
     case service(ServiceName, ServiceState)
+    /// These connections with the receiver are over; from who dials, behind its proof.
+    case over([LinkName])
     case unknown
 
     /// Largest message, in bytes.
@@ -30,6 +32,7 @@ enum ControlMessage: Equatable, Sendable {
                 bytes: LinkNotice.proof(mac: mac, incarnation: incarnation, raft: raft).encoded())
         case .service(let name, let state):
             ByteBuffer(bytes: LinkNotice.service(name.rawValue, state).encoded())
+        case .over(let names): ByteBuffer(bytes: LinkNotice.over(names).encoded())
         case .unknown: preconditionFailure("not a message to send")
         }
     }
@@ -40,6 +43,7 @@ enum ControlMessage: Equatable, Sendable {
             self = .proof(mac: mac, incarnation: incarnation, raft: raft)
         case .service(let number, let state):
             self = ServiceName(rawValue: number).map { .service($0, state) } ?? .unknown
+        case .over(let names): self = .over(names)
         case .unknown: self = .unknown
         }
     }

@@ -20,6 +20,8 @@ package struct CookieKey: Sendable, CustomStringConvertible, CustomReflectable {
 
     package static let proofByteCount = 32
     package static let exporterLabel = "EXPORTER-aspen-cookie"
+    /// That of the name by which both ends know a connection.
+    package static let nameLabel = "EXPORTER-aspen-name"
     private static let memoryBytes = 64 << 20
     private static let passes: UInt64 = 2
 

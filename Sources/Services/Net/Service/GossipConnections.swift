@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import AspenWire
+import DequeModule
 import LinkCore
 import NIOCore
 import QUIC
@@ -39,14 +41,20 @@ final class GossipConnections {
         self.makeSession = makeSession
     }
 
-    /// Why nobody else may come just now; nil: welcome.
-    var refusal: String? {
+    /// Why nobody else may come from there just now; nil: welcome.
+    func refusal(from origin: Origin) -> String? {
         if all.count >= NetLimits.gossipConnectionsMax {
             return "more than \(NetLimits.gossipConnectionsMax) connections for gossip"
         }
-        let unproved = all.values.count { !$0.isProved && $0.connection.isInbound }
-        return unproved < NetLimits.gossipUnprovedMax
-            ? nil : "more than \(NetLimits.gossipUnprovedMax) strangers before the proof"
+        let unproved = all.values.filter { !$0.isProved && $0.connection.isInbound }
+        if unproved.count >= NetLimits.gossipUnprovedMax {
+            return "more than \(NetLimits.gossipUnprovedMax) strangers before the proof"
+        }
+        let here = unproved.count { Origin($0.connection.remoteAddress) == origin }
+        return here < NetLimits.gossipUnprovedPerAddressMax
+            ? nil
+            : "more than \(NetLimits.gossipUnprovedPerAddressMax) strangers at one address "
+                + "before the proof"
     }
 
     func accepted(_ connection: QUICConnection) { adopt(connection) }
@@ -119,8 +127,12 @@ final class GossipConnections {
         let number = ObjectIdentifier(session)
         all[number] = session
         session.onProved = { [self] session, _, _ in proved(session) }
+        let pace = StreamPace(on: endpoint.eventLoop)
         session.onStream = { [self] session, stream, service, rest in
-            onStream(session, stream, service, rest, session.carry())
+            let carried = session.carry()
+            pace.admit(stream, gone: carried) { [self] in
+                onStream(session, stream, service, rest, carried)
+            }
         }
         session.onEnded = { [self] in ended($0, $1) }
         session.onCarrying = { [self] in linger($0, unless: $1) }
@@ -214,5 +226,56 @@ final class GossipConnections {
     func stop() {
         for linger in lingers.values { linger.cancel() }
         lingers = [:]
+    }
+}
+
+/// Lets the streams of one connection in as `NetLimits.gossipStreams` allows, in the order in which
+/// they came; the rest wait unread, and whoever opens more is stopped by QUIC. Confined to the event
+/// loop.
+private final class StreamPace {
+    private struct Waiting {
+        let stream: QUICStream
+        let begin: () -> Void
+    }
+
+    private let loop: any EventLoop
+    private var bucket = TokenBucket()
+    private var waiting: Deque<Waiting> = []
+    private var timer: Scheduled<Void>?
+
+    init(on loop: any EventLoop) { self.loop = loop }
+
+    /// - Parameters:
+    ///   - gone: called instead of `begin` when the peer, or the connection, is tired of waiting.
+    ///   - begin: called at once or later.
+    func admit(_ stream: QUICStream, gone: @escaping () -> Void, begin: @escaping () -> Void) {
+        if waiting.isEmpty, bucket.take(NetLimits.gossipStreams, now: now) { return begin() }
+        waiting.append(Waiting(stream: stream, begin: begin))
+        stream.onReset = { [weak self] _ in
+            self?.waiting.removeAll { $0.stream === stream }
+            gone()
+        }
+        schedule()
+    }
+
+    private var now: MonotonicInstant {
+        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
+    }
+
+    private func schedule() {
+        guard timer == nil, !waiting.isEmpty else { return }
+        let at = bucket.availableAt(NetLimits.gossipStreams, now: now)
+        timer = loop.assumeIsolated().scheduleTask(
+            deadline: .uptimeNanoseconds(at.nanoseconds)
+        ) { [weak self] in
+            guard let self else { return }
+            timer = nil
+            if let next = waiting.first, bucket.take(NetLimits.gossipStreams, now: now) {
+                waiting.removeFirst()
+                next.stream.onReset = nil
+                next.begin()
+            }
+            schedule()
+        }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import NIOCore
 
@@ -25,6 +26,13 @@ package enum NetLimits {
     package static let gossipConnectionsMax = 64
     /// Those among them that have not proved the cookie yet.
     package static let gossipUnprovedMax = 16
+    /// The same from one address (of IPv6: from one /64).
+    package static let gossipUnprovedPerAddressMax = 8
+    /// Streams that one connection for gossip may bring: two daemons need one. Further ones wait unread,
+    /// in QUIC's own number of them.
+    package static let gossipStreams = Rate(every: .seconds(1), burst: 16)
+    /// What a peer's net says besides its proof; further words wait in the window of their stream.
+    package static let notices = Rate(perSecond: 10, burst: 100)
     /// How long a connection for gossip without streams is kept.
     package static let gossipLinger = Duration.seconds(10)
     /// How long peers have to answer once an address of this machine is gone.
@@ -45,6 +53,8 @@ package enum NetLimits {
     /// read again.
     static let localWriteWaterMark = ChannelOptions.Types.WriteBufferWaterMark(
         low: 64 << 10, high: 256 << 10)
+    /// Bytes that a peer may still send to a service that has closed its side with a last word on the way.
+    static let unheardBytesMax = 1 << 20
     /// Bytes of a local socket that wait for the network before the socket is no longer read: see
     /// `QUICConfiguration.streamSendHighWater`.
     static let localReadsPerTurn: UInt = 4

@@ -308,6 +308,8 @@ package final class NetService: @unchecked Sendable {
         session.onNotice = { [self] session, name, state in
             if name == .raft { drive(.service(session.id, state)) }
         }
+        session.over = { [self] in machine.over(with: connection.remoteEndpoint) }
+        session.onOver = { [self] session, names in drive(.over(session.id, names)) }
         session.onStream = { [self] in
             join($1, to: $2, rest: $3, for: .member($0), carried: $0.carry())
         }
@@ -326,10 +328,13 @@ package final class NetService: @unchecked Sendable {
                 "peer": "\(session.endpoint)", "inbound": "\(session.connection.isInbound)",
                 "address": "\(NetAddress.text(session.connection.remoteAddress))",
             ])
+        guard let name = session.name else {
+            preconditionFailure("who is proved has shown a proof")
+        }
         drive(
             .proved(
                 session.id, session.endpoint, isInbound: session.connection.isInbound,
-                incarnation: incarnation, service: service))
+                incarnation: incarnation, service: service, name: name))
     }
 
     private func ended(_ session: PeerSession, _ failure: PeerSession.Failure) {
@@ -338,6 +343,7 @@ package final class NetService: @unchecked Sendable {
             return drive(.closed(session.id, reason: failure.dialFailure.reason))
         }
         if !session.connection.isInbound {
+            if let name = session.name { drive(.unanswered(session.endpoint, name)) }
             return dialFailed(session.endpoint, failure.dialFailure)
         }
         unproved(session, failure)
@@ -397,7 +403,7 @@ package final class NetService: @unchecked Sendable {
                 of: peer, from: origin, needsToken: configuration.areTokensRequired)
         case .gossip:
             if peer == configuration.key.endpoint { return "this is the node's own key" }
-            return gossip.refusal
+            return gossip.refusal(from: origin)
         default: return "nobody here speaks \(alpn)"
         }
     }

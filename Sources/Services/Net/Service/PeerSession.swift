@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenBytes
+import AspenMachine
 import AspenTypes
 import AspenWire
 import LinkCore
@@ -42,10 +43,16 @@ final class PeerSession {
     let connection: QUICConnection
     var endpoint: EndpointID { connection.remoteEndpoint }
     private(set) var isProved = false
+    /// What the peer calls this connection, too; nil until this side shows its proof.
+    private(set) var name: LinkName?
 
     /// Both sides have proved the cookie. Incarnation and service are the peer's.
     var onProved: (PeerSession, _ incarnation: UInt64, ServiceState) -> Void = { _, _, _ in }
     var onNotice: (PeerSession, ServiceName, ServiceState) -> Void = { _, _, _ in }
+    /// Which connections with it are over for this side: told when it dials, behind the proof.
+    var over: () -> [LinkName] = { [] }
+    /// The peer says which are over for it.
+    var onOver: (PeerSession, [LinkName]) -> Void = { _, _ in }
     /// A stream to join to a service, after the proof; its header is read.
     var onStream: (PeerSession, QUICStream, ServiceName, ByteBuffer) -> Void = { _, _, _, _ in }
     /// The session is over, by whatever side; not called after `close`.
@@ -59,10 +66,16 @@ final class PeerSession {
     private let service: () -> ServiceState
     private var control: QUICStream?
     private var incoming = ByteBuffer()
+    private var pace = TokenBucket()
+    /// Set while the first stream is not read because it has said too much.
+    private var rest: Scheduled<Void>?
+    /// What the peer's net has said so far.
+    private(set) var noticeCount = 0
     private var hasShownProof = false
     private var isOver = false
     private var waiting: [QUICStream] = []
     private var timer: Scheduled<Void>?
+    private var loop: (any EventLoop)?
     private var streams = 0
 
     init(
@@ -77,6 +90,7 @@ final class PeerSession {
     }
 
     func start(on loop: any EventLoop) {
+        self.loop = loop
         timer = loop.assumeIsolated().scheduleTask(in: TimeAmount(proofTimeout)) {
             [self] in end(.timedOut)
         }
@@ -143,23 +157,53 @@ final class PeerSession {
 
     private func showProof(under key: CookieKey) throws(QUICError) {
         let mac = key.proof(of: ownSide, exported: try exported())
+        let bytes = try connection.exporter(label: CookieKey.nameLabel, context: [], length: 8)
+        name = LinkName(bytes.reduce(0) { $0 << 8 | UInt64($1) })
         hasShownProof = true
         control?.write(
             ControlMessage.proof(mac: mac, incarnation: incarnation, raft: service()).encoded())
+        let over = connection.isInbound ? [] : over()
+        if !over.isEmpty { control?.write(ControlMessage.over(over).encoded()) }
     }
 
     private func receivedControl(_ data: ByteBuffer) {
         var data = data
         incoming.writeBuffer(&data)
+        takeControl()
+    }
+
+    private var now: MonotonicInstant {
+        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
+    }
+
+    private func takeControl() {
         do {
-            while !isOver, let message = try ControlMessage.next(in: &incoming) {
+            while !isOver, rest == nil, let message = try ControlMessage.next(in: &incoming) {
+                noticeCount += 1
+                pace.spend(NetLimits.notices, now: now)
                 try handle(message)
+                if !pace.has(NetLimits.notices, now: now) { pause() }
             }
             incoming.discardReadBytes()
         } catch let error as QUICError {
             end(.connection(error))
         } catch {
             end(.malformed("\(error)"))
+        }
+    }
+
+    /// The peer's net says more than one does: what it goes on to say waits, here as far as it has
+    /// come and then at its own end.
+    private func pause() {
+        guard !isOver else { return }
+        control?.pauseReading()
+        let at = pace.availableAt(
+            NetLimits.notices, count: NetLimits.notices.burst / 10, now: now)
+        rest = loop?.assumeIsolated().scheduleTask(deadline: .uptimeNanoseconds(at.nanoseconds)) {
+            [self] in
+            rest = nil
+            control?.resumeReading()
+            takeControl()
         }
     }
 
@@ -186,6 +230,9 @@ final class PeerSession {
         case .service(let name, let state):
             guard isProved else { throw DecodeError.unknown(field: "type") }
             onNotice(self, name, state)
+        case .over(let names):
+            guard isProved else { throw DecodeError.unknown(field: "type") }
+            onOver(self, names)
         case .unknown:
             guard isProved else { throw DecodeError.unknown(field: "type") }
         }
@@ -257,6 +304,8 @@ final class PeerSession {
         isOver = true
         timer?.cancel()
         timer = nil
+        rest?.cancel()
+        rest = nil
         control?.onData = nil
         control?.onEnd = nil
         control?.onReset = nil

@@ -146,10 +146,16 @@ final class Splice: ChannelInboundHandler {
             finish()
             stream.reset(code: lostCode.rawValue)
         } else {
-            // A last word is on its way: let it arrive. What the peer still says goes nowhere.
+            // A last word is on its way: let it arrive. What the peer still says goes nowhere, and
+            // who says more than he can have had on the way does not listen.
             finish()
             stream.finish()
-            stream.onData = { _ in }
+            let lostCode = lostCode
+            var unheard = 0
+            stream.onData = { [unowned stream] data in
+                unheard += data.readableBytes
+                if unheard > NetLimits.unheardBytesMax { stream.reset(code: lostCode.rawValue) }
+            }
         }
     }
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-import AspenMachine
-
 /// How often something may happen.
 package struct Rate: Equatable, Sendable {
     /// Time after which one more is allowed.
@@ -40,7 +38,13 @@ package struct TokenBucket: Sendable {
     /// - Returns: false, and nothing taken, when there are fewer.
     package mutating func take(_ rate: Rate, count: Int = 1, now: MonotonicInstant) -> Bool {
         guard has(rate, count: count, now: now) else { return false }
-        fullAt = max(fullAt, now) + rate.interval * count
+        spend(rate, count: count, now: now)
         return true
+    }
+
+    /// Takes them whether they are there or not: what is lacking has to come in first before there are
+    /// any again.
+    package mutating func spend(_ rate: Rate, count: Int = 1, now: MonotonicInstant) {
+        fullAt = max(fullAt, now) + rate.interval * count
     }
 }
