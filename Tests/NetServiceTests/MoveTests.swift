@@ -79,5 +79,35 @@ extension NetServiceTests {
             try await rogue.stop()
             try await node.stop()
         }
+
+        /// An address is gone, and with it one of two connections with a peer: nobody has to dial, and the
+        /// peer hears of it on the other.
+        @Test func whatIsOverIsToldOnAConnectionThatLives() async throws {
+            let node = TestNode()
+            try await node.start()
+            try await node.startEcho()
+            let gone = try await Rogue()
+            let living = try await Rogue(key: gone.key)
+            try await node.startControl([NetPeer(endpoint: gone.key.endpoint, addresses: [])])
+            #expect(await eventually { node.connects.withLock { $0 } == 1 })
+            let (first, _) = try await gone.prove(node, alpn: .raft)
+            _ = try await living.prove(node, alpn: .raft)
+            let name = try await gone.loop.submit {
+                try first.exporter(label: CookieKey.nameLabel, context: [], length: 8)
+                    .reduce(0) { $0 << 8 | UInt64($1) }
+            }.get()
+            gone.deafen()
+            try await node.loop.submit { node.service?.dropSilentConnections() }.get()
+            let word = Array(buffer: ControlMessage.over([LinkName(name)]).encoded())
+            #expect(
+                await eventually {
+                    living.received.withLock { bytes in
+                        bytes.indices.contains { bytes[$0...].starts(with: word) }
+                    }
+                })
+            try await gone.stop()
+            try await living.stop()
+            try await node.stop()
+        }
     }
 }

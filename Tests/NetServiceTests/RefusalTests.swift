@@ -19,6 +19,7 @@ final class Rogue: @unchecked Sendable {
     let endpoint: QUICEndpoint
     let key: NodeKey
     let port: UInt16
+    private let descriptor: CInt
     let received = Mutex<[UInt8]>([])
     let accepted = Mutex<Int>(0)
 
@@ -26,13 +27,30 @@ final class Rogue: @unchecked Sendable {
     init(key: NodeKey = .generate(), host: UInt8 = 1) async throws {
         loop = MultiThreadedEventLoopGroup.singleton.next()
         self.key = key
-        let descriptor = Sockets.datagram(host: host)
+        descriptor = Sockets.datagram(host: host)
+        let descriptor = descriptor
         port = Sockets.port(of: descriptor)
         let loop = loop
         endpoint = try await loop.submit {
             QUICEndpoint(eventLoop: loop, key: key, configuration: QUICConfiguration())
         }.get()
         try await endpoint.bind(inheritedDatagramSocket: descriptor).get()
+    }
+
+    /// From now on nothing reaches it, so that it acknowledges nothing: as if its address were gone.
+    func deafen() {
+        // One instruction of classic BPF: return 0, keep no byte.
+        struct Filter {
+            var count: UInt16
+            var instructions: UnsafePointer<UInt64>
+        }
+        let drop: UInt64 = 6
+        withUnsafePointer(to: drop) {
+            var filter = Filter(count: 1, instructions: $0)
+            let size = socklen_t(MemoryLayout<Filter>.size)
+            let code = setsockopt(descriptor, SOL_SOCKET, SO_ATTACH_FILTER, &filter, size)
+            precondition(code == 0, "SO_ATTACH_FILTER: errno \(errno)")
+        }
     }
 
     var peer: NetPeer { NetPeer(endpoint: key.endpoint, addresses: ["127.0.0.1:\(port)"]) }

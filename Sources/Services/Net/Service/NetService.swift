@@ -245,6 +245,7 @@ package final class NetService: @unchecked Sendable {
             [weak self] in
             guard let self else { return }
             let reason = "this node has other addresses now"
+            var left: Set<EndpointID> = []
             for (id, heardAt) in asked {
                 guard let session = sessions[id], session.connection.heardAt == heardAt else {
                     continue
@@ -252,6 +253,11 @@ package final class NetService: @unchecked Sendable {
                 sessions[id] = nil
                 session.close(.none, reason)
                 drive(.closed(id, reason: reason))
+                left.insert(session.endpoint)
+            }
+            // Whose peer has made another connection meanwhile is not dialled, and would not tell it so.
+            for session in sessions.values where left.contains(session.endpoint) {
+                session.tellOver()
             }
             gossip.closeSilent(since: gossiping, reason)
         }

@@ -49,7 +49,8 @@ final class PeerSession {
     /// Both sides have proved the cookie. Incarnation and service are the peer's.
     var onProved: (PeerSession, _ incarnation: UInt64, ServiceState) -> Void = { _, _, _ in }
     var onNotice: (PeerSession, ServiceName, ServiceState) -> Void = { _, _, _ in }
-    /// Which connections with it are over for this side: told when it dials, behind the proof.
+    /// Which connections with it are over for this side: told when it dials, behind the proof, and when
+    /// one is found to be over while this one lives.
     var over: () -> [LinkName] = { [] }
     /// The peer says which are over for it.
     var onOver: (PeerSession, [LinkName]) -> Void = { _, _ in }
@@ -113,6 +114,13 @@ final class PeerSession {
     func notify(_ name: ServiceName, _ state: ServiceState) {
         guard hasShownProof, !isOver else { return }
         control?.write(ControlMessage.service(name, state).encoded())
+    }
+
+    /// Tells the peer's net which connections with it are over for this side.
+    func tellOver() {
+        guard isProved, !isOver else { return }
+        let over = over()
+        if !over.isEmpty { control?.write(ControlMessage.over(over).encoded()) }
     }
 
     /// Ends the connection without `onEnded`.
