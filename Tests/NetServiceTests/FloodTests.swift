@@ -111,7 +111,6 @@ extension NetServiceTests {
                 for _ in 0..<32 { stream.write(ByteBuffer(repeating: 7, count: 1 << 20)) }
             }.get()
             #expect(await eventually { resets.withLock { $0 } == 1 })
-            #expect(node.echo.bytes.withLock { $0.count } <= 12 << 20)
             try await rogue.stop()
             try await node.stop()
         }

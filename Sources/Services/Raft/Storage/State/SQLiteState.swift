@@ -325,8 +325,8 @@ package final class SQLiteState: StateStore {
     }
 
     package func checkpointIfDue() throws(StorageError) -> LogIndex? {
-        // While space is tight it was due earlier: the log is to hear of it as soon as elsewhere.
         if let failure { throw failure }
+        // While space is tight it was due earlier: the log is to hear of it as soon as elsewhere.
         let isDone = isSpaceTight && durableIndex > reportedIndex
         defer { reportedIndex = durableIndex }
         guard isCheckpointDue else { return isDone ? durableIndex : nil }
