@@ -249,7 +249,7 @@ private final class StreamPace {
     ///   - gone: called instead of `begin` when the peer, or the connection, is tired of waiting.
     ///   - begin: called at once or later.
     func admit(_ stream: QUICStream, gone: @escaping () -> Void, begin: @escaping () -> Void) {
-        if waiting.isEmpty, bucket.take(NetLimits.gossipStreams, now: now) { return begin() }
+        if waiting.isEmpty, bucket.take(NetLimits.gossipStreams, now: .now) { return begin() }
         waiting.append(Waiting(stream: stream, begin: begin))
         stream.onReset = { [weak self] _ in
             self?.waiting.removeAll { $0.stream === stream }
@@ -258,19 +258,15 @@ private final class StreamPace {
         schedule()
     }
 
-    private var now: MonotonicInstant {
-        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
-    }
-
     private func schedule() {
         guard timer == nil, !waiting.isEmpty else { return }
-        let at = bucket.availableAt(NetLimits.gossipStreams, now: now)
+        let at = bucket.availableAt(NetLimits.gossipStreams, now: .now)
         timer = loop.assumeIsolated().scheduleTask(
             deadline: .uptimeNanoseconds(at.nanoseconds)
         ) { [weak self] in
             guard let self else { return }
             timer = nil
-            if let next = waiting.first, bucket.take(NetLimits.gossipStreams, now: now) {
+            if let next = waiting.first, bucket.take(NetLimits.gossipStreams, now: .now) {
                 waiting.removeFirst()
                 next.stream.onReset = nil
                 next.begin()

@@ -78,3 +78,10 @@ extension TimeAmount {
         self = .nanoseconds(seconds * 1_000_000_000 + attoseconds / 1_000_000_000)
     }
 }
+
+extension MonotonicInstant {
+    /// By the clock of the event loops.
+    static var now: MonotonicInstant {
+        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
+    }
+}

@@ -171,16 +171,12 @@ package final class NetService: @unchecked Sendable {
         isDriving = true
         while let next = inputs.popFirst() {
             effects.removeAll(keepingCapacity: true)
-            machine.step(next, now: now, random: &random, into: &effects)
+            machine.step(next, now: .now, random: &random, into: &effects)
             for effect in effects { carryOut(effect) }
         }
         isDriving = false
         scheduleTimer()
         showStatus()
-    }
-
-    private var now: MonotonicInstant {
-        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
     }
 
     private func scheduleTimer() {

@@ -180,17 +180,13 @@ final class PeerSession {
         takeControl()
     }
 
-    private var now: MonotonicInstant {
-        MonotonicInstant(nanoseconds: NIODeadline.now().uptimeNanoseconds)
-    }
-
     private func takeControl() {
         do {
             while !isOver, rest == nil, let message = try ControlMessage.next(in: &incoming) {
                 noticeCount += 1
-                pace.spend(NetLimits.notices, now: now)
+                pace.spend(NetLimits.notices, now: .now)
                 try handle(message)
-                if !pace.has(NetLimits.notices, now: now) { pause() }
+                if !pace.has(NetLimits.notices, now: .now) { pause() }
             }
             incoming.discardReadBytes()
         } catch let error as QUICError {
@@ -206,7 +202,7 @@ final class PeerSession {
         guard !isOver else { return }
         control?.pauseReading()
         let at = pace.availableAt(
-            NetLimits.notices, count: NetLimits.notices.burst / 10, now: now)
+            NetLimits.notices, count: NetLimits.notices.burst / 10, now: .now)
         rest = loop?.assumeIsolated().scheduleTask(deadline: .uptimeNanoseconds(at.nanoseconds)) {
             [self] in
             rest = nil
