@@ -90,7 +90,7 @@ extension NetServiceTests {
             let living = try await Rogue(key: gone.key)
             try await node.startControl([NetPeer(endpoint: gone.key.endpoint, addresses: [])])
             #expect(await eventually { node.connects.withLock { $0 } == 1 })
-            let (first, _) = try await gone.prove(node, alpn: .raft)
+            let (first, stream) = try await gone.prove(node, alpn: .raft)
             _ = try await living.prove(node, alpn: .raft)
             let name = try await gone.loop.submit {
                 try first.exporter(label: CookieKey.nameLabel, context: [], length: 8)
@@ -98,6 +98,9 @@ extension NetServiceTests {
             }.get()
             gone.deafen()
             try await node.loop.submit { node.service?.dropSilentConnections() }.get()
+            // What was on its way already still comes in, and is not an answer.
+            let said = ControlMessage.service(.raft, .serving).encoded()
+            try await gone.loop.submit { stream.write(said) }.get()
             let word = Array(buffer: ControlMessage.over([LinkName(name)]).encoded())
             #expect(
                 await eventually {

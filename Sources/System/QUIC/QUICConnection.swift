@@ -96,7 +96,7 @@ package final class QUICConnection: @unchecked Sendable {
     private var isTrusted = false
     private var lastRoundTrip: UInt64 = 0
     /// When the last packet came, in nanoseconds.
-    package internal(set) var heardAt: UInt64
+    var heardAt: UInt64
 
     init(
         endpoint: QUICEndpoint, remote: SocketAddress, expected: EndpointID?, alpn: String

@@ -74,6 +74,10 @@ package final class QUICStream: @unchecked Sendable {
     package var unsentBytes: Int { sendQueue.unsentBytes }
     /// Bytes that are held in memory: not sent, or sent and not yet acknowledged.
     package var heldBytes: Int { sendQueue.heldBytes }
+    /// Where the next byte that is written will stand in the stream.
+    package var writtenBytes: UInt64 { sendQueue.appendedBytes }
+    /// Bytes of the stream, from its beginning, that the peer has acknowledged.
+    package var acknowledgedBytes: UInt64 { sendQueue.acknowledgedBytes }
     /// Bytes from the peer that wait to be delivered.
     package var undeliveredBytes: Int { inbound.readableBytes }
     /// False from the high-water mark of unsent bytes until the low-water mark; `onWritable`

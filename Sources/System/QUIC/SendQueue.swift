@@ -41,6 +41,11 @@ struct SendQueue {
     private(set) var unsentBytes = 0
     /// Bytes held: unsent, or sent and not acknowledged.
     private(set) var heldBytes = 0
+    /// Bytes of the stream, from its beginning, that have arrived without a gap.
+    private(set) var acknowledgedBytes: UInt64 = 0
+
+    /// Bytes of the stream, from its beginning, that were appended.
+    var appendedBytes: UInt64 { startOffset + UInt64(heldBytes) }
 
     mutating func append(_ buffer: ByteBuffer) {
         let count = buffer.readableBytes
@@ -123,6 +128,7 @@ struct SendQueue {
 
     /// All bytes before the stream offset `offset` have arrived.
     mutating func acknowledge(upTo offset: UInt64) {
+        acknowledgedBytes = max(acknowledgedBytes, offset)
         while let first = chunks.first {
             let end = startOffset + UInt64(first.count)
             guard end <= offset else { return }

@@ -102,19 +102,15 @@ final class GossipConnections {
     private var dialling: Int { entries.values.count(where: \.isDialling) }
 
     /// Has each peer acknowledge something.
-    func callAll() {
-        for session in all.values where session.isProved { session.notify(.raft, .unknown) }
+    /// - Returns: what, by session.
+    func askAll() -> [ObjectIdentifier: UInt64] {
+        all.filter(\.value.isProved).mapValues { $0.ask(.raft, .unknown) }
     }
 
-    /// By session.
-    var lastHeard: [ObjectIdentifier: UInt64] {
-        all.filter(\.value.isProved).mapValues(\.connection.heardAt)
-    }
-
-    /// Ends those of which nothing has come since.
-    func closeSilent(since before: [ObjectIdentifier: UInt64], _ reason: String) {
-        for (number, heardAt) in before {
-            guard let session = all[number], session.connection.heardAt == heardAt else { continue }
+    /// Ends those that have not.
+    func closeSilent(_ asked: [ObjectIdentifier: UInt64], _ reason: String) {
+        for (number, mark) in asked {
+            guard let session = all[number], !session.hasAnswered(mark) else { continue }
             session.close(.none, reason)
             remove(session)
         }

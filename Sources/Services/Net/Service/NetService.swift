@@ -229,23 +229,18 @@ package final class NetService: @unchecked Sendable {
 
     /// An address of this machine is gone, and with it the way back of whoever has dialled it there: such a
     /// connection would only be missed after the idle timeout, at both ends, and cannot be moved by the side
-    /// that was dialled (RFC 9000 section 9). Each peer is told something; whose connection has
-    /// brought nothing a moment later, not even that it came, is dialled anew, and takes the new
-    /// connection for what it is.
+    /// that was dialled (RFC 9000 section 9). Each peer is told something; who has not acknowledged it a
+    /// moment later is dialled anew, and takes the new connection for what it is.
     func dropSilentConnections() {
-        for session in sessions.values where session.isProved { session.notify(.raft, raftState) }
-        gossip.callAll()
-        let asked = sessions.values.filter(\.isProved).map { ($0.id, $0.connection.heardAt) }
-        let gossiping = gossip.lastHeard
+        let asked = sessions.values.filter(\.isProved).map { ($0.id, $0.ask(.raft, raftState)) }
+        let gossiping = gossip.askAll()
         eventLoop.assumeIsolated().scheduleTask(in: TimeAmount(configuration.answerAfterMove)) {
             [weak self] in
             guard let self else { return }
             let reason = "this node has other addresses now"
             var left: Set<EndpointID> = []
-            for (id, heardAt) in asked {
-                guard let session = sessions[id], session.connection.heardAt == heardAt else {
-                    continue
-                }
+            for (id, mark) in asked {
+                guard let session = sessions[id], !session.hasAnswered(mark) else { continue }
                 sessions[id] = nil
                 session.close(.none, reason)
                 drive(.closed(id, reason: reason))
@@ -255,7 +250,7 @@ package final class NetService: @unchecked Sendable {
             for session in sessions.values where left.contains(session.endpoint) {
                 session.tellOver()
             }
-            gossip.closeSilent(since: gossiping, reason)
+            gossip.closeSilent(gossiping, reason)
         }
     }
 

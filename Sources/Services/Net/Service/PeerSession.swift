@@ -116,6 +116,17 @@ final class PeerSession {
         control?.write(ControlMessage.service(name, state).encoded())
     }
 
+    /// `notify`, to see whether it arrives.
+    /// - Returns: what the peer has acknowledged by then.
+    func ask(_ name: ServiceName, _ state: ServiceState) -> UInt64 {
+        notify(name, state)
+        return control?.writtenBytes ?? 0
+    }
+
+    /// Whether what was asked has arrived. A packet that only comes in says less: it may have been on its
+    /// way already, and be the last one.
+    func hasAnswered(_ mark: UInt64) -> Bool { (control?.acknowledgedBytes ?? 0) >= mark }
+
     /// Tells the peer's net which connections with it are over for this side.
     func tellOver() {
         guard isProved, !isOver else { return }
