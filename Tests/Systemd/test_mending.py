@@ -3,7 +3,7 @@
 
 import os
 
-from bed import DAEMONS, wait_for
+from bed import DAEMONS, SOCKETS, wait_for
 from test_trouble import RAFT, RETRY_SECONDS, mended, says
 
 
@@ -17,6 +17,11 @@ def event(machine, cursor, name, seconds=20):
 def a_wrong_file_keeps_everything_from_starting(cluster):
     """What the daemons would meet one by one is said once, before anything starts."""
     machine = cluster[2]
+    everything = (*DAEMONS, *SOCKETS)
+
+    def started():
+        return [unit for unit in everything if machine.show(unit, "ActiveState")["ActiveState"] != "inactive"]
+
     machine.systemctl("stop", "aspen.target")
     wait_for("all daemons to stop", lambda: not any(machine.is_active(d) for d in DAEMONS), 10)
     wrong = "/etc/aspen/aspen.toml.d/99-wrong.toml"
@@ -24,11 +29,17 @@ def a_wrong_file_keeps_everything_from_starting(cluster):
     cursor = machine.cursor()
     try:
         assert machine.systemctl("start", "aspen.target", check=None).code != 0, "it fails loudly"
-        assert not any(machine.is_active(d) for d in DAEMONS), "nothing was started"
+        # Whatever was to be started with it has been, or will not be.
+        wait_for("no job to be left", lambda: "No jobs" in machine.systemctl("list-jobs").out, 10)
+        assert started() == [], started()
         text = "\n".join(str(r["MESSAGE"]) for r in machine.journal(
             "-u", "aspen-config-check", "--after-cursor", cursor))
         assert f"{wrong}:2" in text and "heartbeat_interval_ms" in text, text
         assert machine.failed_units() == ["aspen-config-check.service"], machine.failed_units()
+        # Nor does one of them start by itself, or because somebody asks it something.
+        assert machine.systemctl("start", "aspend-raft", check=None).code != 0
+        assert machine.cli("kv", "get", "anything", check=None).code != 0
+        assert started() == [], started()
     finally:
         machine.sh(f"rm {wrong}")
     mended(machine)
