@@ -282,6 +282,7 @@ PROVED_BY = {
     "LoadCredential": the_nodes_key_may_be_a_credential,
     "SetCredential": test_trouble.a_missing_cookie,
     "Restart": test_life.killed_daemons_come_back,
+    "RemainAfterExit": the_configuration_check_is_quiet,  # active once it has run
     "RestartSec": test_life.killed_daemons_come_back,
     "TimeoutStartSec": test_life.stopping_the_target_stops_everything,
     "TimeoutStopSec": test_life.stopping_the_target_stops_everything,
