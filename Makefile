@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak chaos damage stress measure prove bench clean
+.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak chaos damage stress measure prove bench cost clean
 
 # Builds by name: a plain `swift build` also compiles every tool of the packages we use.
 define programs
@@ -64,6 +64,10 @@ measure: bootstrap ## fail-over, idle cost and start of a real cluster of releas
 prove: bootstrap ## tries the promises about size, at full size, by release programs (NAMES="learner follower …")
 	$(call programs,release,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-bench)
 	@ASPEN_BIN_DIR=.build/release Tests/Integration/prove $(NAMES)
+
+cost: bootstrap ## instructions and allocations of a put, of release programs under callgrind (WRITE=1: the new baseline)
+	$(call programs,release,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-bench)
+	@python3 Tests/Benchmarks/put_cost.py $(if $(WRITE),--write)
 
 bench: ## side by side with etcd on this machine
 	@Tests/Benchmarks/etcd-side-by-side.sh
