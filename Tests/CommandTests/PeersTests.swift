@@ -113,7 +113,7 @@ import Testing
             (.max, "18446744073709551 ms"),
         ] as [(UInt64, String)])
     func roundTrips(microseconds: UInt64, text: String) {
-        #expect(Display.roundTrip(microseconds: microseconds) == text)
+        #expect(Display.time(microseconds: microseconds) == text)
     }
 
     @Test(

@@ -109,11 +109,26 @@ enum FakeLife {
         }
     }
 
+    private static func stage(_ name: String, part: UInt64) -> Aspen_Client_V1_StageTimes {
+        .with {
+            $0.nodeID = 1
+            $0.stage = name
+            $0.count = 40
+            $0.sumNs = part * 4_000_000
+            $0.p50Ns = part * 80_000
+            $0.p99Ns = part * 1_200_000
+            $0.longestNs = part * 2_500_000
+        }
+    }
+
     private static func why(_ body: Aspen_Client_V1_WhyRequest) -> FakeResponse {
         .with {
             switch body.subject {
             case .slow:
-                $0.why.answer = "no commit of more than 100 ms is recorded"
+                $0.why.answer =
+                    "no commit of more than 100 ms is recorded; of the time of 40 batches of writes in "
+                    + "the last two minutes, 75 % went into: fdatasync"
+                $0.why.stages = [stage("queue", part: 1), stage("fdatasync", part: 3)]
             case .member:
                 $0.why.answer = "node \(body.nodeID) is a voter in good standing"
             default:

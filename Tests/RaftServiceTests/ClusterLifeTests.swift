@@ -216,6 +216,21 @@ import Testing
         #expect(value("aspen_commit_seconds_count") ?? 0 >= 20)
         #expect(value("aspen_raft_is_leader") == 1)
         #expect(value("aspen_raft_peers_reachable") == 2)
+        for stage in CommitStage.allCases {
+            let label = "stage=\"\(stage.name)\""
+            #expect(value("aspen_commit_stage_seconds_count{\(label)}") ?? 0 >= 1)
+            #expect(value("aspen_commit_stage_seconds_sum{\(label)}") ?? -1 >= 0)
+            let half = value("aspen_commit_stage_seconds{\(label),quantile=\"0.5\"}") ?? -1
+            #expect(half >= 0)
+            #expect(value("aspen_commit_stage_seconds{\(label),quantile=\"0.99\"}") ?? -1 >= half)
+        }
+        var why = Aspen_Client_V1_WhyRequest()
+        why.subject = .slow
+        let slow = try await client.ask(.why(why)).why
+        #expect(slow.stages.map(\.stage) == CommitStage.allCases.map(\.name))
+        #expect(slow.stages.allSatisfy { $0.nodeID == leader.rawValue && $0.count >= 1 })
+        #expect(slow.stages.allSatisfy { $0.p50Ns <= $0.p99Ns && $0.p99Ns <= $0.longestNs })
+        #expect(slow.answer.contains("went into: "))
         let raft = try await client.ask(.getRaftMetrics(.init())).getRaftMetrics
         #expect(raft.role == "leader")
         #expect(raft.progress.count == 2)

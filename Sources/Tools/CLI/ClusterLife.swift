@@ -328,7 +328,7 @@ enum Prometheus {
 
     private static func family(of metric: Metric) -> String {
         let name = metric.name.prefix { $0 != "{" }
-        guard metric.kind == "histogram" else { return String(name) }
+        guard ["histogram", "summary"].contains(metric.kind) else { return String(name) }
         for ending in ["_bucket", "_sum", "_count"] where name.hasSuffix(ending) {
             return String(name.dropLast(ending.count))
         }

@@ -131,7 +131,7 @@ extension PeerLine {
     var state: String { isConnected ? "connected" : standing }
     /// Nil: unknown.
     var roundTrip: String? {
-        roundTripMicroseconds == 0 ? nil : Display.roundTrip(microseconds: roundTripMicroseconds)
+        roundTripMicroseconds == 0 ? nil : Display.time(microseconds: roundTripMicroseconds)
     }
     /// Nil: never.
     var lastSeen: String? { lastSeenMilliseconds.map(Display.ago(milliseconds:)) }
@@ -151,13 +151,6 @@ extension PeerLine {
 }
 
 extension Display {
-    /// 412 µs, 1.3 ms, 25 ms.
-    static func roundTrip(microseconds: UInt64) -> String {
-        guard microseconds >= 1000 else { return "\(microseconds) µs" }
-        let tenths = microseconds / 100
-        return tenths < 100 ? "\(tenths / 10).\(tenths % 10) ms" : "\(tenths / 10) ms"
-    }
-
     /// "now" for less than a second; 3s ago, 4m ago, 2h ago, 5d ago.
     static func ago(milliseconds: UInt64) -> String {
         let seconds = milliseconds / 1000

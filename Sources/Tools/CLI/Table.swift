@@ -107,6 +107,13 @@ enum Display {
         return line.prefix(cellCharactersMax - 1) + "…"
     }
 
+    /// 412 µs, 1.3 ms, 25 ms.
+    static func time(microseconds: UInt64) -> String {
+        guard microseconds >= 1000 else { return "\(microseconds) µs" }
+        let tenths = microseconds / 100
+        return tenths < 100 ? "\(tenths / 10).\(tenths % 10) ms" : "\(tenths / 10) ms"
+    }
+
     /// 0, 812 B, 1.2 KiB, 34 MiB.
     static func size(_ bytes: UInt64) -> String {
         let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]

@@ -116,6 +116,14 @@ extension AspenClient {
                     Explanation.Event(
                         wallMilliseconds: $0.wallTimeMs, node: NodeID($0.nodeID), kind: $0.kind,
                         text: $0.text)
+                },
+                stages: answer.stages.map {
+                    Explanation.StageTimes(
+                        node: NodeID($0.nodeID), stage: $0.stage, count: $0.count,
+                        sum: .nanoseconds(Int64(clamping: $0.sumNs)),
+                        median: .nanoseconds(Int64(clamping: $0.p50Ns)),
+                        p99: .nanoseconds(Int64(clamping: $0.p99Ns)),
+                        longest: .nanoseconds(Int64(clamping: $0.longestNs)))
                 })
         }
     }

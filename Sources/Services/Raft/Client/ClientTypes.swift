@@ -276,8 +276,24 @@ public struct Explanation: Sendable, Equatable {
         public var text: String
     }
 
+    /// How long one stage of a write took, in the batches that a leader has followed in the last one
+    /// to two minutes.
+    public struct StageTimes: Sendable, Equatable {
+        public var node: NodeID
+        public var stage: String
+        public var count: UInt64
+        /// Of all together.
+        public var sum: Duration
+        /// Of a half, and of 99 in a hundred: an eighth too long at most.
+        public var median: Duration
+        public var p99: Duration
+        public var longest: Duration
+    }
+
     /// In one sentence.
     public var answer: String
     /// What it rests on, oldest first.
     public var events: [Event]
+    /// `why(.slow)` only: by node, in the order of a write.
+    public var stages: [StageTimes]
 }

@@ -43,8 +43,32 @@ extension ClientService {
                 var body = Aspen_Client_V1_GetMetricsResponse()
                 body.metrics = service.gauges(stateBytes: byteCount)
                 service.node.metrics.list(into: &body.metrics)
+                body.metrics += service.stageMetrics()
                 origin.reply(WireResponse(.getMetrics(body)))
             }
+        }
+    }
+
+    private func stageMetrics() -> [Aspen_Client_V1_Metric] {
+        let help =
+            "Seconds by stage of this leader's writes, of the batches that were followed; quantiles: of "
+            + "the last one to two minutes."
+        let recent = node.stages.counted(RaftNode.now)
+        let family = "aspen_commit_stage_seconds"
+        return CommitStage.allCases.flatMap { stage -> [Aspen_Client_V1_Metric] in
+            let total = node.stages.totals[stage.rawValue]
+            guard total.count > 0 else { return [] }
+            let label = "stage=\"\(stage.name)\""
+            func seconds(_ name: String, _ nanoseconds: Double) -> Aspen_Client_V1_Metric {
+                .make("\(family)\(name)", "summary", nanoseconds / 1e9, help)
+            }
+            let times = recent[stage.rawValue]
+            return [0.5, 0.99].map {
+                seconds("{\(label),quantile=\"\($0)\"}", Double(times.quantile($0).nanoseconds))
+            } + [
+                seconds("_sum{\(label)}", Double(total.nanoseconds)),
+                .make("\(family)_count{\(label)}", "summary", Double(total.count), help),
+            ]
         }
     }
 

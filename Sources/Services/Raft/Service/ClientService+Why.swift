@@ -71,7 +71,26 @@ extension ClientService {
             wire.text = event.text
             return wire
         }
+        if body.subject == .slow { answer.stages = stageTimes() }
         return answer
+    }
+
+    /// Of this node's batches, empty where it has led none of late.
+    private func stageTimes() -> [Aspen_Client_V1_StageTimes] {
+        func nanoseconds(_ duration: Duration) -> UInt64 { UInt64(max(0, duration.nanoseconds)) }
+        return zip(CommitStage.allCases, node.stages.counted(RaftNode.now)).compactMap {
+            stage, times in
+            guard times.count > 0 else { return nil }
+            return .with {
+                $0.nodeID = options.raft.node.rawValue
+                $0.stage = stage.name
+                $0.count = times.count
+                $0.sumNs = times.sum
+                $0.p50Ns = nanoseconds(times.quantile(0.5))
+                $0.p99Ns = nanoseconds(times.quantile(0.99))
+                $0.longestNs = nanoseconds(times.longest)
+            }
+        }
     }
 
     private func finishWhy(
@@ -84,7 +103,9 @@ extension ClientService {
         }.suffix(Self.whyEventsMax)
         switch body.subject {
         case .leader: merged.answer = leaderSentence(merged.events)
-        case .slow: merged.answer = slowSentence(merged.events)
+        case .slow:
+            merged.stages = answers.flatMap(\.stages)
+            merged.answer = slowSentence(merged.events) + "; " + stageSentence(merged.stages)
         default:
             merged.answer = answers.map(\.answer).first { !$0.isEmpty } ?? ""
             if merged.answer.isEmpty, !isFromPeer {
@@ -120,6 +141,20 @@ extension ClientService {
             return "no commit of more than \(CommitStages.threshold.milliseconds) ms is recorded"
         }
         return "the slowest on record: node \(worst.nodeID) led, and the \(worst.text)"
+    }
+
+    private func stageSentence(_ stages: [Aspen_Client_V1_StageTimes]) -> String {
+        let sums = Dictionary(stages.map { ($0.stage, $0.sumNs) }, uniquingKeysWith: &+)
+        let all = sums.values.reduce(0, &+)
+        guard let most = sums.max(by: { ($0.value, $0.key) < ($1.value, $1.key) }), all > 0 else {
+            return "no write was followed in the last two minutes"
+        }
+        let followed = stages.filter { $0.stage == CommitStage.queue.name }.reduce(0) {
+            $0 + $1.count
+        }
+        return
+            "of the time of \(followed) \(followed == 1 ? "batch" : "batches") of writes in the last "
+            + "two minutes, \(most.value * 100 / all) % went into: \(most.key)"
     }
 
     /// As the leader sees it.

@@ -27,7 +27,7 @@ enum LogJob: Sendable {
 
 /// What came of it, in the order of the jobs.
 enum LogEvent: Sendable {
-    case durable(DurabilityTicket)
+    case durable(DurabilityTicket, LogTimes)
     /// A sync took longer than `LogThread.slowSync`.
     case slowSync(Duration)
     case fetched(for: NodeID?, from: LogIndex, entries: [Entry])
@@ -132,17 +132,19 @@ final class LogThread: @unchecked Sendable {
         if failure != nil { return events }
         do {
             var written: DurabilityTicket?
+            var began = RaftNode.now
             for job in jobs {
                 switch job {
                 case .write(let write):
                     try store.write(write)
                     written = write.ticket
                 default:
-                    try sync(&written, &events)
+                    try sync(&written, began, &events)
                     events.append(try carryOut(job))
+                    began = RaftNode.now
                 }
             }
-            try sync(&written, &events)
+            try sync(&written, began, &events)
             // The next segment is prepared beside the log, never in the middle of a write.
             if !isPreparationPaused, let preparation = store.preparation() {
                 events.append(.preparation(preparation))
@@ -160,15 +162,16 @@ final class LogThread: @unchecked Sendable {
     }
 
     private func sync(
-        _ written: inout DurabilityTicket?, _ events: inout [LogEvent]
+        _ ticket: inout DurabilityTicket?, _ began: MonotonicInstant, _ events: inout [LogEvent]
     ) throws {
-        guard let ticket = written else { return }
-        let began = RaftNode.now
+        guard let written = ticket else { return }
+        var times = LogTimes(began: began, written: RaftNode.now, synced: began)
         try store.sync()
-        let duration = RaftNode.now - began
+        times.synced = RaftNode.now
+        let duration = times.synced - times.written
         if duration >= Self.slowSync { events.append(.slowSync(duration)) }
-        events.append(.durable(ticket))
-        written = nil
+        events.append(.durable(written, times))
+        ticket = nil
     }
 
     private func carryOut(_ job: LogJob) throws -> LogEvent {

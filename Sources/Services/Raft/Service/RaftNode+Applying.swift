@@ -70,13 +70,14 @@ extension RaftNode {
     private func didApply(_ batch: AppliedBatch) {
         let count = Int(batch.index.rawValue - applied.index.rawValue)
         applied = batch
-        if let slow = stages.applied(batch.index, Self.now) { events.record("slow-commit", slow) }
+        let isFollowed = stages.applied(batch.index, Self.now)
         applied.changes = nil
         if let index = batch.membershipIndex { membershipAppliedIndex = index }
         space.applied(committed.applied(batch.index))
         scheduleApply()
         step(.applied(batch.index))
         client?.applied(batch.answers, batch: batch)
+        if isFollowed { noteAnswered() }
         if let last = batch.answers.last { landed(last.number) }
         releaseRounds()
         maintenanceCountdown -= count
@@ -84,6 +85,13 @@ extension RaftNode {
             maintenanceCountdown = Self.maintenanceEntries
             maintenanceBytes = space.limits.walBytes
             maintain()
+        }
+    }
+
+    /// Once the answers of this turn are written.
+    private func noteAnswered() {
+        loop.execute { [self] in
+            if let slow = stages.answered(Self.now) { events.record("slow-commit", slow) }
         }
     }
 

@@ -499,9 +499,9 @@ package final class RaftNode: @unchecked Sendable {
         if isStopped { return }
         for event in events {
             switch event {
-            case .durable(let ticket):
+            case .durable(let ticket, let times):
                 links.durable(ticket)
-                stages.durable(ticket, Self.now)
+                stages.durable(ticket, times)
                 step(.durable(ticket))
             case .slowSync(let duration): noteSlowSync(duration)
             case .fetched(nil, let from, let entries): replay(entries, from: from)

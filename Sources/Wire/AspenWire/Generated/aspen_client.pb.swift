@@ -2543,6 +2543,36 @@ package nonisolated struct Aspen_Client_V1_WhyResponse: Sendable {
   /// What it rests on, oldest first.
   package var events: [Aspen_Client_V1_RecordedEvent] = []
 
+  /// SLOW only: of each node that has led in the last one to two minutes, in the order of a write.
+  package var stages: [Aspen_Client_V1_StageTimes] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+/// How long one stage of a write took, in the batches of writes that were followed.
+package nonisolated struct Aspen_Client_V1_StageTimes: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var nodeID: UInt64 = 0
+
+  package var stage: String = String()
+
+  package var count: UInt64 = 0
+
+  /// Nanoseconds, of all together.
+  package var sumNs: UInt64 = 0
+
+  /// Nanoseconds; up to an eighth too long.
+  package var p50Ns: UInt64 = 0
+
+  package var p99Ns: UInt64 = 0
+
+  package var longestNs: UInt64 = 0
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -2576,7 +2606,7 @@ package nonisolated struct Aspen_Client_V1_Metric: Sendable {
   /// In Prometheus' style: aspen_raft_term, aspen_raft_commit_seconds…
   package var name: String = String()
 
-  /// "counter", "gauge" or "histogram".
+  /// "counter", "gauge", "histogram" or "summary".
   package var kind: String = String()
 
   package var value: Double = 0
@@ -7477,7 +7507,7 @@ nonisolated extension Aspen_Client_V1_WhyRequest.Subject: SwiftProtobuf._ProtoNa
 
 nonisolated extension Aspen_Client_V1_WhyResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".WhyResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}answer\0\u{1}events\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}answer\0\u{1}events\0\u{1}stages\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -7487,6 +7517,7 @@ nonisolated extension Aspen_Client_V1_WhyResponse: SwiftProtobuf.Message, SwiftP
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularStringField(value: &self.answer) }()
       case 2: try { try decoder.decodeRepeatedMessageField(value: &self.events) }()
+      case 3: try { try decoder.decodeRepeatedMessageField(value: &self.stages) }()
       default: break
       }
     }
@@ -7499,12 +7530,76 @@ nonisolated extension Aspen_Client_V1_WhyResponse: SwiftProtobuf.Message, SwiftP
     if !self.events.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.events, fieldNumber: 2)
     }
+    if !self.stages.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.stages, fieldNumber: 3)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Aspen_Client_V1_WhyResponse, rhs: Aspen_Client_V1_WhyResponse) -> Bool {
     if lhs.answer != rhs.answer {return false}
     if lhs.events != rhs.events {return false}
+    if lhs.stages != rhs.stages {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Aspen_Client_V1_StageTimes: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".StageTimes"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}node_id\0\u{1}stage\0\u{1}count\0\u{3}sum_ns\0\u{3}p50_ns\0\u{3}p99_ns\0\u{3}longest_ns\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.nodeID) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.stage) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.count) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.sumNs) }()
+      case 5: try { try decoder.decodeSingularUInt64Field(value: &self.p50Ns) }()
+      case 6: try { try decoder.decodeSingularUInt64Field(value: &self.p99Ns) }()
+      case 7: try { try decoder.decodeSingularUInt64Field(value: &self.longestNs) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.nodeID != 0 {
+      try visitor.visitSingularUInt64Field(value: self.nodeID, fieldNumber: 1)
+    }
+    if !self.stage.isEmpty {
+      try visitor.visitSingularStringField(value: self.stage, fieldNumber: 2)
+    }
+    if self.count != 0 {
+      try visitor.visitSingularUInt64Field(value: self.count, fieldNumber: 3)
+    }
+    if self.sumNs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.sumNs, fieldNumber: 4)
+    }
+    if self.p50Ns != 0 {
+      try visitor.visitSingularUInt64Field(value: self.p50Ns, fieldNumber: 5)
+    }
+    if self.p99Ns != 0 {
+      try visitor.visitSingularUInt64Field(value: self.p99Ns, fieldNumber: 6)
+    }
+    if self.longestNs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.longestNs, fieldNumber: 7)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Aspen_Client_V1_StageTimes, rhs: Aspen_Client_V1_StageTimes) -> Bool {
+    if lhs.nodeID != rhs.nodeID {return false}
+    if lhs.stage != rhs.stage {return false}
+    if lhs.count != rhs.count {return false}
+    if lhs.sumNs != rhs.sumNs {return false}
+    if lhs.p50Ns != rhs.p50Ns {return false}
+    if lhs.p99Ns != rhs.p99Ns {return false}
+    if lhs.longestNs != rhs.longestNs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
