@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Three nodes of Aspen on loopback, as the integration tests start them, and aspen-bench."""
 
+import functools
 import os
+import subprocess
 
 from aspen_cluster import Cluster
 from figures import parse_aspen_load
@@ -29,6 +31,26 @@ class AspenCluster(Cluster):
             node.address = node.listen = f"{address}:{node.port}"
             node.wrapper = list(wrapper)
 
+    def __enter__(self):
+        # Reached from elsewhere than this machine's loopback, nodes must require tokens.
+        if not self.nodes[0].listen.startswith("127."):
+            for node in self.nodes:
+                node.start = functools.partial(node.start, extra=("--tokens-required", "true"))
+        return super().__enter__()
+
+    def client_abroad(self):
+        """The environment of a client without a socket, who may do everything by a token."""
+        home = {"HOME": os.path.join(self.directory, "client")}
+        os.makedirs(home["HOME"], mode=0o700)
+
+        def word(*arguments):
+            return subprocess.check_output([f"{self.bin}/aspen-token", *arguments], text=True,
+                                           env={**os.environ, **home}).strip()
+        self.nodes[0].cli("cluster", "trust-root", word("generate-root"), check=0)
+        return {**home, "ASPEN_TOKEN": word(
+            "delegate", "--audience", word("client-key"), "--lifetime", "1h", "--capability",
+            "kv:read:*", "--capability", "kv:write:*")}
+
     def pids(self):
         """Of the members."""
         return [pid for node in self.nodes[:self.members] for pid in node_pids(node)]
@@ -46,7 +68,7 @@ class AspenCluster(Cluster):
         return [part for node in nodes for part in ("--socket", node.socket)]
 
     def load(self, operation, clients, total=None, layout="each", value=256, keys=10_000,
-             more=(), wrapper=()):
+             more=(), wrapper=(), env=None):
         """One turn of aspen-bench. `each` and `quic`: a connection a client; `few` and `leader`: eight at
         most. Raises RuntimeError when it fails, or an answer is an error or wrong."""
         connections = min(clients, 8) if layout in ("few", "leader") else min(clients, 500)
@@ -55,7 +77,7 @@ class AspenCluster(Cluster):
                    "--value-size", str(value), "--keys", str(keys), "--json", *map(str, more)]
         if total:
             command += ["--count", str(total), "--warmup", "1ms"]
-        text, turn = run_counted(command, self.pids())
+        text, turn = run_counted(command, self.pids(), env)
         return {**turn, **parse_aspen_load(text)}
 
     def fill(self):

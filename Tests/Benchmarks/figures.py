@@ -6,15 +6,19 @@ import re
 
 
 def parse_etcd_load(text, total):
-    """Of etcd's tools/benchmark: rate, milliseconds. Raises RuntimeError when a request failed."""
+    """Of etcd's tools/benchmark: rate, milliseconds. Raises RuntimeError when more than one request in a
+    hundred failed."""
     def find(pattern):
         found = re.search(pattern, text)
         if not found:
             raise RuntimeError(f"etcd's benchmark says nothing of {pattern}:\n{text}")
         return float(found.group(1))
-    if "Error distribution" in text:
-        raise RuntimeError(f"requests to etcd failed:\n{text[-2000:]}")
-    return {"count": total, "rate": find(r"Requests/sec:\s+([0-9.]+)"),
+    # A few of etcd's large answers break off now and then (gRPC, "unexpected EOF"): they are told.
+    failed = sum(map(int, re.findall(r"^\s+\[(\d+)\]\t", text.split("Error distribution:")[1], re.M))) \
+        if "Error distribution:" in text else 0
+    if failed > total / 100:
+        raise RuntimeError(f"{failed} of {total} requests to etcd failed:\n{text[-2000:]}")
+    return {"count": total - failed, "failed": failed, "rate": find(r"Requests/sec:\s+([0-9.]+)"),
             "p50_ms": 1000 * find(r"50% in ([0-9.]+)"), "p99_ms": 1000 * find(r"99% in ([0-9.]+)"),
             "max_ms": 1000 * find(r"Slowest:\s+([0-9.]+)")}
 

@@ -42,14 +42,15 @@ def disk_bytes(directory):
     return allocated, apparent
 
 
-def run_counted(command, servers, timeout=600):
-    """Runs a load to its end.
+def run_counted(command, servers, env=None):
+    """Runs a load to its end; `env` is added to this program's.
 
     Returns its output, and: seconds; CPU seconds of the servers meanwhile, and of the load itself.
     Raises RuntimeError when it fails."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         before, started = cpu_seconds(servers), time.monotonic()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors,
+                                   env={**os.environ, **(env or {})})
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
         servers_took = cpu_seconds(servers) - before

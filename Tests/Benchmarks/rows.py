@@ -128,6 +128,9 @@ def in_turns(result, operation, clients, secure=True):
                     f"{turn['p50_ms']:.2f} ms, p99 {turn['p99_ms']:.2f} ms, server CPU "
                     f"{server_microseconds(turn):.0f} µs, client {client_microseconds(turn):.0f} µs"
                     + ("" if round_number else " (to warm up)"))
+    failed = sum(turn.get("failed", 0) for turn in result.turns)
+    if failed:
+        result.note(f"{failed} requests to etcd failed and are not counted")
     return [("Aspen", "etcd")] + ([("Aspen QUIC", "etcd TLS")] if secure else [])
 
 

@@ -63,16 +63,16 @@ def quic():
         return result
     with Networks(4) as networks, \
             AspenCluster(places=[networks.place(n) for n in (1, 2, 3)]) as cluster:
-        away = networks.place(4)[1]
+        away, env = networks.place(4)[1], cluster.client_abroad()
         for round_number in range(Settings.rounds + 1):
             for side, layout, wrapper in (("socket", "each", ()), ("QUIC", "quic", away)):
-                turn = seconds(cluster, "put", 64, layout=layout, wrapper=wrapper)
+                turn = seconds(cluster, "put", 64, layout=layout, wrapper=wrapper, env=env)
                 result.turn(side, round_number, turn)
                 log(f"round {round_number}, {side}: {turn['rate']:.0f}/s, p99 {turn['p99_ms']:.2f} ms, "
                     f"server CPU {server_microseconds(turn):.0f} µs, client "
                     f"{client_microseconds(turn):.0f} µs")
-    result.note("nodes and clients in network namespaces on one bridge; the other side are clients of "
-                "the nodes' sockets")
+    result.note("nodes and clients in network namespaces on one bridge; clients by QUIC show a token; "
+                "the other side are clients of the nodes' sockets")
     for name, unit, figure in (
             ("puts/s by QUIC from another namespace, 64 clients", "1/s", rate),
             ("put p99, the same", "ms", lambda t: t["p99_ms"]),

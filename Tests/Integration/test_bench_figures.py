@@ -40,13 +40,16 @@ def refuses(function, *arguments):
 
 def the_load_generators_are_understood():
     assert figures.parse_etcd_load(ETCD, 50_000) == {
-        "count": 50_000, "rate": 10918.5123, "p50_ms": 4.8, "p99_ms": 24.0, "max_ms": 48.0}
+        "count": 50_000, "failed": 0, "rate": 10918.5123, "p50_ms": 4.8, "p99_ms": 24.0, "max_ms": 48.0}
     found = figures.parse_aspen_load(ASPEN % ("", 0))
     assert (found["rate"], found["p99_ms"], found["p99_9_ms"], found["count"]) == (5.5, 3.0, 4.0, 10)
 
 
 def failures_are_no_figures():
-    refuses(figures.parse_etcd_load, ETCD + "\nError distribution:\n  [3]\tetcdserver: timeout", 10)
+    broken = ETCD + "\nError distribution:\n  [3]\tetcdserver: timeout\n  [1]\tunexpected EOF\n"
+    refuses(figures.parse_etcd_load, broken, 100)
+    few = figures.parse_etcd_load(broken, 1000)
+    assert (few["count"], few["failed"]) == (996, 4), few
     refuses(figures.parse_etcd_load, "dial tcp: connection refused", 10)
     refuses(figures.parse_aspen_load, ASPEN % ('"UNAVAILABLE":1', 0))
     refuses(figures.parse_aspen_load, ASPEN % ("", 1))

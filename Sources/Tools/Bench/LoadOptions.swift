@@ -54,6 +54,12 @@ struct LoadOptions: ParsableArguments {
     @Option(help: "The cluster's ticket: connections are spread over its endpoints.")
     var ticket: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "With a ticket: a capability token, or the file that holds it.",
+            valueName: "token|@file"))
+    var token: String?
+
     @Option(help: "Event loops of this program; raise it when one core cannot make the load.")
     var threads = 1
 
@@ -119,7 +125,8 @@ struct LoadOptions: ParsableArguments {
             throw CommandFailure.usage("--ticket and --socket name two places: give one of them")
         }
         if socket.isEmpty, let text = ticket ?? environment("ASPEN_TICKET") {
-            return try AspenClient.Target.ticket(parsing: text).endpoints
+            let credential = try TokenArgument.credential(token ?? environment("ASPEN_TOKEN"))
+            return try AspenClient.Target.ticket(parsing: text).endpoints(credential)
         }
         let paths =
             socket.isEmpty ? [environment("ASPEN_SOCKET") ?? LocalSocket.find()] : socket

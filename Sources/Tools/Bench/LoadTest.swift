@@ -45,6 +45,7 @@ struct LoadTest {
         guard let endpoint = plan.endpoints.first else { return }
         var options = AspenClient.Options()
         options.timeout = .seconds(30)
+        if case .node(_, _, let credential) = endpoint { options.credential = credential }
         let client = try await AspenClient.connect(endpoint.target, options: options)
         let batch = Limits.transactionOperationsMax
         // A transaction fits into a message.
