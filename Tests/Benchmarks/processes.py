@@ -19,6 +19,13 @@ def cpu_seconds(pids):
     return total / TICKS
 
 
+def machine_cpu_seconds():
+    """(busy, stolen) of all processors so far, whoever was busy; stolen: what a hypervisor gave to others."""
+    with open("/proc/stat") as f:
+        user, nice, system, _, _, interrupts, soft, stolen = map(int, f.readline().split()[1:9])
+    return (user + nice + system + interrupts + soft) / TICKS, stolen / TICKS
+
+
 def pss_bytes(pids):
     """Proportional set size: what is shared counts in parts."""
     total = 0
@@ -45,23 +52,28 @@ def disk_bytes(directory):
 def run_counted(command, servers, env=None):
     """Runs a load to its end; `env` is added to this program's.
 
-    Returns its output, and: seconds; CPU seconds of the servers meanwhile, and of the load itself.
+    Returns its output, and: seconds; CPU seconds of the servers meanwhile, and of the load itself; which
+    share of all processors went to strangers (other processes, interrupts of nobody, the hypervisor).
     Raises RuntimeError when it fails."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         before, started = cpu_seconds(servers), time.monotonic()
+        machine_before = machine_cpu_seconds()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors,
                                    env={**os.environ, **(env or {})})
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
         servers_took = cpu_seconds(servers) - before
+        busy, stolen = (now - then for now, then in zip(machine_cpu_seconds(), machine_before))
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         errors.seek(0)
         text, complaints = out.read(), errors.read()
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}\n{text}{complaints}")
-    return text + complaints, {"seconds": seconds, "server_cpu_s": servers_took,
-                               "client_cpu_s": usage.ru_utime + usage.ru_stime}
+    own = usage.ru_utime + usage.ru_stime
+    strangers = max(0, busy + stolen - servers_took - own) / (seconds * os.cpu_count())
+    return text + complaints, {"seconds": seconds, "server_cpu_s": servers_took, "client_cpu_s": own,
+                               "strangers_share": strangers}
 
 
 def machine(directory="/tmp"):

@@ -4,6 +4,7 @@
 import contextlib
 import os
 import queue
+import signal
 import threading
 import time
 
@@ -56,6 +57,14 @@ class Result:
     def of(self, side, figure):
         """Of every round that counts."""
         return [figure(turn) for turn in self.turns if turn["side"] == side and turn["round"] > 0]
+
+    def tell_strangers(self):
+        """Figures of a machine that others use are worth less: the reader is told how much."""
+        shares = [100 * turn["strangers_share"] for turn in self.turns
+                  if turn.get("round") and "strangers_share" in turn]
+        if shares:
+            self.note(f"strangers took {median(shares):.0f} % of the processors "
+                      f"({min(shares):.0f}..{max(shares):.0f} %) while this was measured")
 
     def json(self):
         return {"lines": self.lines, "notes": self.notes, "turns": self.turns}
@@ -316,9 +325,11 @@ def kill():
 
 
 def kill_at_once(pids):
-    """The supervisor is first in the list: it must not start another daemon meanwhile."""
-    for pid in pids:
-        os.kill(pid, 9)
+    """As a machine that loses its power would: nobody says a last word."""
+    # Held first, all of them: the last word of a daemon whose sibling is gone already would be heard.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
     wait_for("the processes to be gone", lambda: not any(map(alive, pids)))
 
 
