@@ -14,7 +14,7 @@ from aspen_side import AspenCluster, node_pids, part_sizes
 from etcd_side import EtcdCluster
 from figures import median
 from networks import Networks
-from processes import cpu_seconds, disk_bytes, pss_bytes
+from processes import STRANGERS_SHARE_MAX, cpu_seconds, disk_bytes, pss_bytes, undisturbed
 
 # Where etcd's connections may go; what suits it best is tried out for each row.
 LAYOUTS = ("each", "few", "leader")
@@ -63,8 +63,10 @@ class Result:
         shares = [100 * turn["strangers_share"] for turn in self.turns
                   if turn.get("round") and "strangers_share" in turn]
         if shares:
+            again = sum(turn.get("tries", 1) - 1 for turn in self.turns)
             self.note(f"strangers took {median(shares):.0f} % of the processors "
-                      f"({min(shares):.0f}..{max(shares):.0f} %) while this was measured")
+                      f"({min(shares):.0f}..{max(shares):.0f} %) while this was measured; {again} turns "
+                      f"were repeated because it was more than {100 * STRANGERS_SHARE_MAX:.0f} %")
 
     def json(self):
         return {"lines": self.lines, "notes": self.notes, "turns": self.turns}
@@ -131,7 +133,7 @@ def in_turns(result, operation, clients, secure=True):
             sides[name] = (load, int(load(200 * min(clients, 16))["rate"] * Settings.seconds))
         for round_number in range(Settings.rounds + 1):
             for name, (load, total) in sides.items():
-                turn = load(max(total, 100))
+                turn = undisturbed(lambda load=load, total=total: load(max(total, 100)))
                 result.turn(name, round_number, {"clients": clients, "operation": operation, **turn})
                 log(f"round {round_number}, {name:10}: {turn['rate']:9.0f}/s, p50 "
                     f"{turn['p50_ms']:.2f} ms, p99 {turn['p99_ms']:.2f} ms, server CPU "
@@ -258,7 +260,7 @@ def first_write(attempts, every=0.02, limit=60):
         try:
             write()
             acknowledged.put(time.monotonic() - started)
-        except (OSError, RuntimeError, ValueError):
+        except Exception:  # noqa: BLE001 - refused, broken off, half an answer: the next one is on its way
             pass
     number = 0
     while time.monotonic() - started < limit:

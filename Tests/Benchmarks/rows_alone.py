@@ -8,9 +8,9 @@ import time
 
 from aspen_cluster import bin_dir
 from aspen_side import AspenCluster
-from figures import median, number, parse_aspen_load
+from figures import median, number
 from networks import Networks
-from processes import run_counted
+from processes import undisturbed
 from proving import Load, in_step, join, latencies, newcomer, percentile
 from rows import Result, Settings, client_microseconds, log, rate, server_microseconds
 
@@ -25,8 +25,8 @@ def disk_probe(directory, megabytes=256):
 
 def seconds(cluster, operation, clients, more=(), **options):
     """A turn of so many seconds."""
-    return cluster.load(operation, clients, more=(
-        "--duration", f"{int(1000 * Settings.seconds)}ms", "--warmup", "500ms", *more), **options)
+    return undisturbed(lambda: cluster.load(operation, clients, more=(
+        "--duration", f"{int(1000 * Settings.seconds)}ms", "--warmup", "500ms", *more), **options))
 
 
 def fdatasync():
