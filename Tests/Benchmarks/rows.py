@@ -19,8 +19,7 @@ from processes import STRANGERS_SHARE_MAX, cpu_seconds, disk_bytes, pss_bytes, u
 # Where etcd's connections may go; what suits it best is tried out for each row.
 LAYOUTS = ("each", "few", "leader")
 LAYOUT_TEXTS = {"each": "a connection a client, over all nodes",
-                "few": "8 connections at most, over all nodes",
-                "leader": "8 connections at most, to the leader"}
+                "few": "8 at most, over all nodes", "leader": "8 at most, to the leader"}
 # What is asked of the ratio Aspen / etcd.
 ASKED = {"puts/s": (">=", 3), "put p99": ("<=", 1 / 3), "server CPU per put": ("<=", 0.4)}
 
@@ -101,7 +100,7 @@ def best_layout(etcd, operation, clients, result):
             rates[layout].append(turn["rate"])
             total = max(100, int(turn["rate"] * 1.5))
     best = max(candidates, key=lambda layout: median(rates[layout]))
-    result.note(f"{etcd.name} at {clients} clients: " + "; ".join(
+    result.note(f"{etcd.name}, clients {clients}: " + "; ".join(
         f"{LAYOUT_TEXTS[layout]}: {median(rates[layout]):.0f}/s" for layout in candidates)
         + f"; taken: {best}")
     return best, median(rates[best])
@@ -148,7 +147,7 @@ def in_turns(result, operation, clients, secure=True):
 def puts(clients):
     result = Result()
     for mine, other in in_turns(result, "put", clients):
-        suffix = f", {clients} clients" + (", encrypted" if other == "etcd TLS" else "")
+        suffix = f", {clients} client{'s' * (clients > 1)}" + (", encrypted" if other == "etcd TLS" else "")
         for name, unit, figure in (
                 ("puts/s", "1/s", rate), ("put p50", "ms", lambda t: t["p50_ms"]),
                 ("put p99", "ms", lambda t: t["p99_ms"]),
