@@ -32,7 +32,8 @@ def parse_aspen_load(text):
     return {"count": report["count"], "rate": report["rate_per_second"],
             "p50_ms": times.get("p50"), "p99_ms": times.get("p99"),
             "p99_9_ms": times.get("p99_9"), "max_ms": times.get("max"),
-            "per_second": report["per_second"]}
+            "per_second": report["per_second"],
+            "requests_per_second": (report.get("puts") or report["count"]) / report["seconds"]}
 
 
 def median(values):

@@ -24,9 +24,11 @@ def disk_probe(directory, megabytes=256):
 
 
 def seconds(cluster, operation, clients, more=(), **options):
-    """A turn of so many seconds."""
-    return undisturbed(lambda: cluster.load(operation, clients, more=(
-        "--duration", f"{int(1000 * Settings.seconds)}ms", "--warmup", "500ms", *more), **options))
+    """A turn of about so many seconds, by count: every request that the servers took time for is counted."""
+    def load(total):
+        return cluster.load(operation, clients, total=max(total, clients), more=more, **options)
+    expected = load(100 * min(clients, 16))["requests_per_second"]
+    return undisturbed(lambda: load(int(expected * Settings.seconds)))
 
 
 def fdatasync():

@@ -26,7 +26,7 @@ Latency distribution:
   99% in 0.0240 secs.
   99.9% in 0.0410 secs.
 """
-ASPEN = ('{"count":10,"rate_per_second":5.5,"latency_ms":{"p50":1.5,"p90":2.0,"p95":2.5,"p99":3.0,'
+ASPEN = ('{"count":10,"puts":0,"seconds":2.0,"rate_per_second":5.5,"latency_ms":{"p50":1.5,"p90":2.0,"p95":2.5,"p99":3.0,'
          '"p99_9":4.0,"max":4.5},"per_second":[5],"errors":{%s},"wrong":%d}\n')
 
 
@@ -43,6 +43,7 @@ def the_load_generators_are_understood():
         "count": 50_000, "failed": 0, "rate": 10918.5123, "p50_ms": 4.8, "p99_ms": 24.0, "max_ms": 48.0}
     found = figures.parse_aspen_load(ASPEN % ("", 0))
     assert (found["rate"], found["p99_ms"], found["p99_9_ms"], found["count"]) == (5.5, 3.0, 4.0, 10)
+    assert found["requests_per_second"] == 5.0
 
 
 def failures_are_no_figures():
