@@ -2,7 +2,7 @@
 # The few commands people type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak chaos damage stress measure prove bench cost clean
+.PHONY: help cluster test test-systemd bootstrap build deb format lint sim fuzz mutate coverage soak chaos damage stress measure prove bench bench-etcd cost clean
 
 # Builds by name: a plain `swift build` also compiles every tool of the packages we use.
 define programs
@@ -69,8 +69,13 @@ cost: bootstrap ## instructions and allocations of a put, of release programs un
 	$(call programs,release,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-bench)
 	@python3 Tests/Benchmarks/put_cost.py $(if $(WRITE),--write)
 
-bench: ## side by side with etcd on this machine
-	@Tests/Benchmarks/etcd-side-by-side.sh
+bench: bootstrap ## each operation of three nodes of release programs, in figures (ROUNDS=5)
+	$(call programs,release,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-bench)
+	@ASPEN_BIN_DIR=.build/release Tests/Benchmarks/bench alone
+
+bench-etcd: bootstrap ## side by side with Debian's etcd in one run, then what has no peer (ROWS="puts64 size …" ROUNDS=5)
+	$(call programs,release,aspend-net aspend-raft aspend-gossip aspend-egress aspen-node aspen-cli aspen-bench)
+	@ASPEN_BIN_DIR=.build/release Tests/Benchmarks/bench etcd
 
 format: ## format every source file
 	swift format format -i -r --configuration .swift-format Sources Tests Package.swift

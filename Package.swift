@@ -326,7 +326,8 @@ let checks: [Target] = [
     tests(
         "CommandTests",
         nio + [
-            "AspenCLI", "GossipCore", "AspenWire", "AspenTypes", "AspenBytes", "FakeRaftServer",
+            "AspenCLI", "AspenBench", "GossipCore", "AspenMachine", "AspenWire", "AspenTypes",
+            "AspenBytes", "FakeRaftServer",
         ],
         exclude: ["Manual"]),
     tests(

@@ -63,8 +63,9 @@ class Result:
 class Node:
     def __init__(self, cluster, number, port):
         self.cluster, self.number, self.port = cluster, number, port
-        # Where others dial it.
-        self.address = f"127.0.0.1:{port}"
+        # Where others dial it, where it listens, and what its command line begins with.
+        self.address = self.listen = f"127.0.0.1:{port}"
+        self.wrapper = []
         self.data = os.path.join(cluster.directory, str(number))
         self.log_path = os.path.join(cluster.directory, f"{number}.log")
         self.process = None
@@ -79,10 +80,10 @@ class Node:
 
     def start(self, cookie_file=None, extra=(), env=None, programs=None, seconds=20.0):
         before = self.log().count("is up; its sockets")
-        arguments = [
+        arguments = self.wrapper + [
             f"{programs or self.cluster.bin}/aspen-node", "--node-id", str(self.number),
             "--cookie-file", cookie_file or self.cluster.cookie, "--data-dir", self.data,
-            "--listen", f"127.0.0.1:{self.port}", "--tokens-required", "false",
+            "--listen", self.listen, "--tokens-required", "false",
             "--storage-backend", self.cluster.backend]
         for other in self.cluster.nodes:
             if other is not self:

@@ -30,6 +30,8 @@ def sh(*arguments, check=True):
 class Link:
     """Network namespaces on one bridge: `place(n)` has 10.99.0.n/24 on eth0."""
 
+    needed = NEEDED
+
     def __init__(self, count):
         self.prefix, self.count = f"aspen-link-{os.getpid()}", count
         self.processes = []
@@ -43,7 +45,7 @@ class Link:
         return f"{self.prefix}-{number}"
 
     def __enter__(self):
-        missing = [program for program in NEEDED if not shutil.which(program)]
+        missing = [program for program in self.needed if not shutil.which(program)]
         assert not missing, f"needs {missing}: apt-get install iproute2 dbus avahi-daemon avahi-utils"
         bridge = self.name("bridge")
         sh("ip", "netns", "add", bridge)

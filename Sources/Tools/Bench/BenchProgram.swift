@@ -15,6 +15,12 @@ package enum BenchProgram {
             var command = try BenchCommand.parseAsRoot(arguments)
             if let audit = command as? Audit { return try await audit.audit() }
             if let watchers = command as? Watchers { return try await watchers.follow() }
+            if let disk = command as? DiskProbe {
+                let report = try disk.measure()
+                output.write(disk.isJSON ? report.json.text + "\n" : report.text)
+                try output.flush()
+                return ExitStatus.done.rawValue
+            }
             guard let verb = command as? any LoadCommand else {
                 try command.run()
                 return ExitStatus.usage.rawValue
@@ -63,10 +69,12 @@ struct BenchCommand: ParsableCommand {
               aspen-bench put --clients 64 --duration 10s
               aspen-bench get --clients 64 --connections 8 --keys 100000 --stale
               aspen-bench mixed --read-percent 90 --socket a/raft.sock --socket b/raft.sock
+              aspen-bench put --clients 64 --rate 2000 --distribution zipf --plot
             """,
         version: "aspen-bench \(programVersion)",
         subcommands: [
-            PutLoad.self, GetLoad.self, MixedLoad.self, ScanLoad.self, FillLoad.self, Watchers.self,
+            PutLoad.self, GetLoad.self, MixedLoad.self, ScanLoad.self, TransactionLoad.self,
+            LeaseLoad.self, NotifyLoad.self, FillLoad.self, DiskProbe.self, Watchers.self,
             Audit.self,
         ])
 }
@@ -112,7 +120,8 @@ struct MixedLoad: LoadCommand {
 
 struct ScanLoad: LoadCommand {
     static let configuration = CommandConfiguration(
-        commandName: "scan", abstract: "Read the first page of the key space.")
+        commandName: "scan", abstract: "Read the first page of the key space.",
+        aliases: ["range"])
     @OptionGroup var options: LoadOptions
     @OptionGroup var reading: ReadOptions
     @Option(help: "Keys a page.")
@@ -123,6 +132,48 @@ struct ScanLoad: LoadCommand {
         }
         return try options.plan(
             .scan(limit: UInt32(limit)), isStale: reading.stale, isLoaded: !reading.noLoad)
+    }
+}
+
+struct TransactionLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "txn",
+        abstract:
+            "Compare, read and write one key in a transaction, after all have been written once.")
+    @OptionGroup var options: LoadOptions
+    @Flag(help: "Do not write the keys first: they are there from an earlier run.")
+    var noLoad = false
+    func plan() throws -> LoadPlan { try options.plan(.txn, isLoaded: !noLoad) }
+}
+
+struct LeaseLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "lease",
+        abstract: "Grant a lease, put a key under it, keep it alive, revoke it: four requests.")
+    @OptionGroup var options: LoadOptions
+    func plan() throws -> LoadPlan { try options.plan(.lease) }
+}
+
+struct NotifyLoad: LoadCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "notify",
+        abstract: "Write, and measure until each of many watches has told of it.",
+        discussion: """
+            A latency is that of one event at one watch, from the sending of the put; the rate counts \
+            events. Nobody else may write below "bench/" meanwhile.
+            """)
+    @OptionGroup var options: LoadOptions
+    @Option(help: "Watches of the whole key space, shared out among the connections.")
+    var watchers = 1
+    func plan() throws -> LoadPlan {
+        guard (1...10_000).contains(watchers) else {
+            throw CommandFailure.usage("--watchers is 1 to 10000")
+        }
+        guard options.valueSize >= Workload.stampBytes else {
+            throw CommandFailure.usage(
+                "--value-size is \(Workload.stampBytes) or more: a value says when it was written")
+        }
+        return try options.plan(.notify(watchers: watchers))
     }
 }
 

@@ -42,6 +42,9 @@ struct LoadOptions: ParsableArguments {
     @Option(help: "Keys in the key space.")
     var keys = 10_000
 
+    @Option(help: "How keys are chosen.")
+    var distribution = KeyDistribution.uniform
+
     @Option(help: "When a request counts as lost.")
     var timeout = TimeLimit(.seconds(10))
 
@@ -51,11 +54,20 @@ struct LoadOptions: ParsableArguments {
     @Option(help: "The cluster's ticket: connections are spread over its endpoints.")
     var ticket: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "With a ticket: a capability token, or the file that holds it.",
+            valueName: "token|@file"))
+    var token: String?
+
     @Option(help: "Event loops of this program; raise it when one core cannot make the load.")
     var threads = 1
 
-    @Option(help: "Seed of the choice of keys.")
+    @Option(help: "Seed of the choice of keys and values: the same one, the same requests.")
     var seed: UInt64 = 1
+
+    @Flag(help: "Also draw how latencies are distributed, and the rate over time.")
+    var plot = false
 
     @Option(name: .shortAndLong, help: "Output format.")
     var output = OutputFormat.table
@@ -86,6 +98,10 @@ struct LoadOptions: ParsableArguments {
         guard (1...1_000_000).contains(rate ?? 1) else {
             throw CommandFailure.usage("--rate is 1 to 1000000")
         }
+        guard !plot || !isJSON else {
+            throw CommandFailure.usage(
+                "--plot draws beside a table; JSON has the figures themselves")
+        }
         if count != nil, duration != nil {
             throw CommandFailure.usage("--count and --duration both end the run: give one")
         }
@@ -96,7 +112,9 @@ struct LoadOptions: ParsableArguments {
             end: count.map { .count($0) }
                 ?? .time(duration?.duration ?? .seconds(10)),
             keySize: keySize, valueSize: valueSize, keys: keys, timeout: timeout.duration,
-            seed: seed, isStale: isStale, isLoaded: isLoaded, rate: rate, samples: samples)
+            seed: seed, isStale: isStale, isLoaded: isLoaded, distribution: distribution,
+            rate: rate,
+            samples: samples, isPlotted: plot)
     }
 
     private func endpoints() throws -> [Endpoint] {
@@ -107,7 +125,8 @@ struct LoadOptions: ParsableArguments {
             throw CommandFailure.usage("--ticket and --socket name two places: give one of them")
         }
         if socket.isEmpty, let text = ticket ?? environment("ASPEN_TICKET") {
-            return try AspenClient.Target.ticket(parsing: text).endpoints
+            let credential = try TokenArgument.credential(token ?? environment("ASPEN_TOKEN"))
+            return try AspenClient.Target.ticket(parsing: text).endpoints(credential)
         }
         let paths =
             socket.isEmpty ? [environment("ASPEN_SOCKET") ?? LocalSocket.find()] : socket
@@ -125,6 +144,10 @@ struct LoadPlan: Sendable {
         case get
         case mixed(readPercent: UInt64)
         case scan(limit: UInt32)
+        case txn
+        case lease
+        /// Puts, measured from their sending to the event of each of so many watches.
+        case notify(watchers: Int)
         /// Nothing but the writing of all keys, in transactions.
         case load
 
@@ -134,6 +157,9 @@ struct LoadPlan: Sendable {
             case .get: "get"
             case .mixed: "mixed"
             case .scan: "scan"
+            case .txn: "txn"
+            case .lease: "lease"
+            case .notify: "notify"
             case .load: "load"
             }
         }
@@ -158,8 +184,15 @@ struct LoadPlan: Sendable {
     var seed: UInt64
     var isStale: Bool
     var isLoaded: Bool
+    var distribution: KeyDistribution
     /// Requests a second; nil: a closed loop.
     var rate: Int?
     /// Path of a file that gets a line for each request.
     var samples: String?
+    var isPlotted: Bool
+
+    /// How many watches there are besides; they are shared out among the connections.
+    var watchers: Int {
+        if case .notify(let watchers) = kind { watchers } else { 0 }
+    }
 }

@@ -4,7 +4,6 @@ import AspenCLI
 import AspenClient
 import AspenTypes
 import AspenWire
-import DequeModule
 import Histogram
 import NIOCore
 import NIOPosix
@@ -29,7 +28,7 @@ struct LoadTest {
                 var filled = LaneResult()
                 filled.written = plan.keys
                 let elapsed = Duration.nanoseconds((NIODeadline.now() - started).nanoseconds)
-                return LoadReport(plan, [filled], elapsed: elapsed)
+                return LoadReport(plan, [filled], elapsed: elapsed, usage: .now())
             }
             let loops = Array(group.makeIterator())
             let lanes = try await connect(loops)
@@ -46,6 +45,7 @@ struct LoadTest {
         guard let endpoint = plan.endpoints.first else { return }
         var options = AspenClient.Options()
         options.timeout = .seconds(30)
+        if case .node(_, _, let credential) = endpoint { options.credential = credential }
         let client = try await AspenClient.connect(endpoint.target, options: options)
         let batch = Limits.transactionOperationsMax
         // A transaction fits into a message.
@@ -89,6 +89,7 @@ struct LoadTest {
         Interruption.watch()
         for lane in lanes { lane.eventLoop.execute { lane.value.start() } }
         try await Task.sleep(for: plan.warmup)
+        let before = Usage.now()
         let started = NIODeadline.now()
         let results = try await withThrowingTaskGroup { group in
             for lane in lanes {
@@ -101,8 +102,10 @@ struct LoadTest {
             return results
         }
         let elapsed = Duration.nanoseconds((NIODeadline.now() - started).nanoseconds)
+        var usage = Usage.now()
+        usage.processorSeconds -= before.processorSeconds
         for lane in lanes { lane.eventLoop.execute { lane.value.stop() } }
-        return LoadReport(plan, results, elapsed: elapsed)
+        return LoadReport(plan, results, elapsed: elapsed, usage: usage)
     }
 }
 
@@ -127,209 +130,31 @@ struct LaneResult: Sendable {
     /// The text of the first error of each code: a count alone helps nobody.
     var texts: [String: String] = [:]
     var wrong = 0
+    /// Right answers (`notify`: events) in each second of the measuring.
+    var perSecond: [Int] = []
+    /// Bytes of frames to and from the cluster.
+    var bytesSent: UInt64 = 0
+    var bytesReceived: UInt64 = 0
+    /// Puts of `notify`, whose latencies are those of the events.
+    var puts = 0
     /// Keys written by `load`.
     var written = 0
     /// Of right answers, if asked for: when the request was due, and its latency, in nanoseconds of
     /// the monotonic clock.
     var samples: [(start: UInt64, latency: UInt64)] = []
 
+    /// - Parameter nanoseconds: since the measuring began.
+    mutating func countRight(latency elapsed: UInt64, at nanoseconds: Int64) {
+        latency.record(elapsed)
+        let second = Int(max(0, nanoseconds) / 1_000_000_000)
+        if perSecond.count <= second {
+            perSecond += repeatElement(0, count: second + 1 - perSecond.count)
+        }
+        perSecond[second] += 1
+    }
+
     mutating func count(_ error: AspenError) {
         errors[error.code.name, default: 0] += 1
         if texts[error.code.name] == nil { texts[error.code.name] = error.message }
-    }
-}
-
-/// The clients of one event loop. Confined to it.
-final class Lane {
-    /// How long a client waits before it redials, or sends again after an error.
-    static let pause = TimeAmount.milliseconds(10)
-
-    /// A connection that is redialled when it goes, and the clients that use it.
-    private final class Line {
-        let endpoint: Endpoint
-        var connection: ClientConnection?
-        var idleClients = 0
-        init(_ endpoint: Endpoint) { self.endpoint = endpoint }
-    }
-
-    private let plan: LoadPlan
-    private let loop: any EventLoop
-    private var workload: Workload
-    private let lines: [Line]
-    private let clientCount: Int
-    private let share: Int?
-    /// Nil: a closed loop.
-    private var pace: Pace?
-    /// With a pace: the lines of clients that have nothing to do.
-    private var idle: Deque<Line> = []
-    private var isStopped = false
-    private var isMeasuring = false
-    /// Requests that may still be counted, when the run ends by count.
-    private var left = Int.max
-    private var result = LaneResult()
-    private var done: EventLoopPromise<LaneResult>?
-
-    init(_ plan: LoadPlan, number: Int, of lanes: Int, loop: any EventLoop) {
-        self.plan = plan
-        self.loop = loop
-        func part(_ whole: Int) -> Int { whole / lanes + (number < whole % lanes ? 1 : 0) }
-        workload = Workload(plan, seed: plan.seed &+ UInt64(number))
-        let first = (0..<number).reduce(0) { sum, lane in
-            sum + plan.connections / lanes + (lane < plan.connections % lanes ? 1 : 0)
-        }
-        lines = (0..<part(plan.connections)).map {
-            Line(plan.endpoints[(first + $0) % plan.endpoints.count])
-        }
-        clientCount = part(plan.clients)
-        if case .count(let count) = plan.end { share = part(count) } else { share = nil }
-        pace = plan.rate.map { Pace(rate: $0, lanes: lanes) }
-    }
-
-    func connect() -> EventLoopFuture<Void> {
-        let futures = lines.map { line in
-            ClientConnection.connect(to: line.endpoint, on: loop)
-                .assumeIsolated()
-                .map { self.connected(line, $0.value) }
-                .nonisolated()
-        }
-        return EventLoopFuture.andAllSucceed(futures, on: loop)
-            .flatMapErrorThrowing { throw ($0 as? ConnectFailure)?.error ?? $0 }
-    }
-
-    func start() {
-        guard !lines.isEmpty else { return }
-        for client in 0..<clientCount { step(lines[client % lines.count]) }
-    }
-
-    func measure() -> EventLoopFuture<LaneResult> {
-        let promise = loop.makePromise(of: LaneResult.self)
-        done = promise
-        isMeasuring = true
-        if let share { left = share }
-        switch plan.end {
-        case .count: if left == 0 { finish() }
-        case .time(let duration):
-            loop.assumeIsolated().scheduleTask(in: TimeAmount(duration)) { self.finish() }
-        }
-        heedInterruption()
-        return promise.futureResult
-    }
-
-    private func heedInterruption() {
-        guard isMeasuring else { return }
-        if Interruption.isSet { return finish() }
-        loop.assumeIsolated().scheduleTask(in: Interruption.interval) { self.heedInterruption() }
-    }
-
-    private func finish() {
-        isMeasuring = false
-        done?.succeed(result)
-        done = nil
-    }
-
-    func stop() {
-        isStopped = true
-        for line in lines { line.connection?.close() }
-    }
-
-    // MARK: - A client
-
-    private func step(_ line: Line) {
-        guard !isStopped else { return }
-        guard let connection = line.connection, connection.isOpen else {
-            line.idleClients += 1
-            return
-        }
-        guard pace == nil else {
-            idle.append(line)
-            return dispatch()
-        }
-        send(on: line, connection, due: .now())
-    }
-
-    /// Gives what is due to the clients that are free.
-    private func dispatch() {
-        while !isStopped, let line = idle.first {
-            guard let due = pace?.takeDue(.now()) else { return awaitDue() }
-            idle.removeFirst()
-            guard let connection = line.connection, connection.isOpen else {
-                line.idleClients += 1
-                pace?.giveBack(due)
-                continue
-            }
-            send(on: line, connection, due: due)
-        }
-    }
-
-    private func awaitDue() {
-        guard let next = pace?.nextWake() else { return }
-        loop.assumeIsolated().scheduleTask(deadline: next) {
-            self.pace?.isWaking = false
-            self.dispatch()
-        }
-    }
-
-    private func send(on line: Line, _ connection: ClientConnection, due start: NIODeadline) {
-        // A request sent before the measuring began would be counted with its whole latency.
-        let counts = isMeasuring
-        connection.send(workload.next(), deadline: .now() + TimeAmount(plan.timeout)) {
-            [self] in
-            switch $0 {
-            case .success(let response):
-                record(counts) { result in
-                    if workload.isRight(response) {
-                        let elapsed = UInt64(max(1, (NIODeadline.now() - start).nanoseconds))
-                        result.latency.record(elapsed)
-                        if plan.samples != nil {
-                            result.samples.append((start.uptimeNanoseconds, elapsed))
-                        }
-                    } else {
-                        result.wrong += 1
-                    }
-                }
-                step(line)
-            case .failure(let error):
-                record(counts) { $0.count(error) }
-                loop.assumeIsolated().scheduleTask(in: Self.pause) { self.step(line) }
-            }
-        }
-    }
-
-    private func record(_ counts: Bool, _ body: (inout LaneResult) -> Void) {
-        guard counts, isMeasuring else { return }
-        body(&result)
-        guard share != nil else { return }
-        left -= 1
-        if left == 0 { finish() }
-    }
-
-    // MARK: - A connection
-
-    private func connected(_ line: Line, _ connection: ClientConnection) {
-        line.connection = connection
-        connection.onClosed = { [weak self, weak line] _ in
-            guard let self, let line else { return }
-            line.connection = nil
-            self.redial(line)
-        }
-        if !connection.isOpen { return redial(line) }
-        let waiting = line.idleClients
-        line.idleClients = 0
-        for _ in 0..<waiting { step(line) }
-    }
-
-    private func redial(_ line: Line) {
-        guard !isStopped else { return }
-        loop.assumeIsolated().scheduleTask(in: Self.pause) {
-            guard !self.isStopped else { return }
-            ClientConnection.connect(to: line.endpoint, on: self.loop)
-                .assumeIsolated()
-                .whenComplete { result in
-                    switch result {
-                    case .success(let connection): self.connected(line, connection.value)
-                    case .failure: self.redial(line)
-                    }
-                }
-        }
     }
 }

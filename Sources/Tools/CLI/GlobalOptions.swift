@@ -55,14 +55,7 @@ struct GlobalOptions: ParsableArguments {
     /// Flags before environment. Only a cluster reached by a ticket asks for a token: on a node the
     /// system says who the caller is.
     func credential(environment: (String) -> String?) throws -> ClientCredential? {
-        guard let given = token ?? environment("ASPEN_TOKEN"), !given.isEmpty else { return nil }
-        let word = try TokenArgument.read(given)
-        do {
-            return try ClientCredential(token: word)
-        } catch {
-            if error.code == .invalidArgument { throw CommandFailure.usage(error.message) }
-            throw error
-        }
+        try TokenArgument.credential(token ?? environment("ASPEN_TOKEN"))
     }
 
     private static func target(ofTicket text: String) throws -> AspenClient.Target {

@@ -1,13 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import ArgumentParser
+import AspenClient
 import AspenTypes
 import Glibc
 import TokenCore
 
 /// A token as people give it: the word itself, or `@` and the file that holds it. No error repeats
 /// any of it.
-enum TokenArgument {
+package enum TokenArgument {
+    /// - Parameter given: nil or empty: no token.
+    /// - Throws: `CommandFailure` for what is no token, `AspenError` for one that is not this client's.
+    package static func credential(_ given: String?) throws -> ClientCredential? {
+        guard let given, !given.isEmpty else { return nil }
+        let word = try read(given)
+        do {
+            return try ClientCredential(token: word)
+        } catch {
+            if error.code == .invalidArgument { throw CommandFailure.usage(error.message) }
+            throw error
+        }
+    }
+
     static func read(_ text: String) throws -> String {
         guard text.hasPrefix("@") else { return trim(text) }
         let path = String(text.dropFirst())

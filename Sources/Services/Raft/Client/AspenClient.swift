@@ -42,7 +42,7 @@ public final class AspenClient: Sendable {
 
         package var endpoints: [Endpoint] { endpoints(nil) }
 
-        func endpoints(_ credential: ClientCredential?) -> [Endpoint] {
+        package func endpoints(_ credential: ClientCredential?) -> [Endpoint] {
             switch self {
             case .socket(let path): [.socket(path: path)]
             case .sockets(let paths): paths.map { .socket(path: $0) }

@@ -17,6 +17,8 @@ package final class ClientConnection {
     package static let requestsInFlightMax = 10_000
     /// Bytes of requests waiting for an answer on one connection: 64 MiB.
     package static let bytesInFlightMax = 67_108_864
+    /// The length and the request id.
+    private static let frameHeadBytes = 12
     /// How precisely `deadline` is kept.
     package static let sweepInterval = TimeAmount.milliseconds(50)
 
@@ -43,6 +45,9 @@ package final class ClientConnection {
     /// Called once, after every waiting request has been failed.
     package var onClosed: (AspenError) -> Void = { _ in }
     package private(set) var isOpen = true
+    /// Bytes of frames so far, their heads included; what a transport adds is not counted.
+    package private(set) var bytesSent: UInt64 = 0
+    package private(set) var bytesReceived: UInt64 = 0
     /// When something came last.
     private(set) var heardAt = NIODeadline.now()
     /// What the server said about the connection as a whole, before it closed it.
@@ -133,6 +138,7 @@ package final class ClientConnection {
             deadline: deadline, bytes: bytes.count, completion: completion, part: part,
             isStream: isStream, isRead: isRead)
         bytesInFlight += bytes.count
+        bytesSent += UInt64(bytes.count + Self.frameHeadBytes)
         transport.send { buffer in
             buffer.writeInteger(id, endianness: .little)
             buffer.writeBytes(bytes)
@@ -185,6 +191,7 @@ package final class ClientConnection {
 
     private func received(_ frame: ByteBuffer) {
         heardAt = .now()
+        bytesReceived += UInt64(frame.readableBytes + Self.frameHeadBytes - 8)
         var frame = frame
         guard let id: UInt64 = frame.readInteger(endianness: .little),
             let response = try? Response(serializedBytes: Array(frame.readableBytesView))
