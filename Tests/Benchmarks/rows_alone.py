@@ -46,7 +46,7 @@ def fdatasync():
             log(f"round {round_number}: put p50 {turn['p50_ms']:.3f} ms, fdatasync p50 overwriting "
                 f"{probe['overwrite_ms']['p50']:.3f} ms, appending {probe['append_ms']['p50']:.3f} ms, "
                 f"writing {probe['write_megabytes_per_second']:.0f} MB/s")
-    result.line("put p50, 1 client", "ms", result.of("Aspen", lambda t: t["p50_ms"]))
+    result.line("put p50, one client alone", "ms", result.of("Aspen", lambda t: t["p50_ms"]))
     for kind, text in (("append", "appended"), ("overwrite", "overwritten")):
         result.line(f"fdatasync p50 of 4 KiB {text}", "ms",
                     result.of("disk", lambda t, kind=kind: t[f"{kind}_ms"]["p50"]))

@@ -73,14 +73,14 @@ def what_was_asked_is_judged():
 
 def the_table_has_a_line_for_each():
     rows = {"puts": {"lines": [
-        {"name": "puts/s", "unit": "1/s", "aspen": [200, 300, 400], "peer": [100, 100, 100],
-         "peer_name": "etcd", "asked": [">=", 3]},
+        {"name": "puts/s, 64 clients", "unit": "1/s", "aspen": [200, 300, 400], "peer": [100, 100, 100],
+         "peer_name": "etcd"},
         {"name": "alone", "unit": "×", "aspen": [2, 3, 4], "is_ratio": True}],
         "notes": ["by two clients"]}}
     lines = figures.table(figures.comparison(rows)).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1, lines
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert cells[2] == ["puts/s", "1/s", "300 (200..400)", "etcd", "100 (100..100)", "3.00", ">= 3.00",
+    assert cells[2] == ["puts/s, 64 clients", "1/s", "300 (200..400)", "etcd", "100 (100..100)", "3.00", ">= 3.00",
                         "yes"], cells[2]
     assert cells[3] == ["alone", "×", "3.00 (2.00..4.00)", "—", "—", "3.00", "—", "—"], cells[3]
     assert figures.notes(rows) == ["puts: by two clients"]
