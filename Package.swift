@@ -20,8 +20,8 @@ let strict: [SwiftSetting] = [
 ]
 
 /// Pure code is optimised in the test build too, a module as a whole and across modules: a thousand
-/// simulated runs are its main customer. Across modules in a release, too: else each integer of each message
-/// is read and written by code that first looks up what kind of integer it is.
+/// simulated runs are its main customer. Across modules in a release, too: a twentieth fewer instructions
+/// of aspend-raft.
 let pure: [SwiftSetting] =
     strict + [
         .unsafeFlags(
