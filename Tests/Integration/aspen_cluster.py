@@ -78,7 +78,7 @@ class Node:
     def socket(self):
         return os.path.join(self.data, "run", "raft.sock")
 
-    def start(self, cookie_file=None, extra=(), env=None, programs=None, seconds=20.0):
+    def start(self, cookie_file=None, extra=(), env=None, programs=None):
         before = self.log().count("is up; its sockets")
         arguments = self.wrapper + [
             f"{programs or self.cluster.bin}/aspen-node", "--node-id", str(self.number),
@@ -97,7 +97,7 @@ class Node:
         log.close()
         wait_for(f"node {self.number} up (log {self.log_path})",
                  lambda: self.log().count("is up; its sockets") > before
-                 or self.process.poll() is not None, seconds)
+                 or self.process.poll() is not None, self.cluster.patience)
         assert self.process.poll() is None, f"node {self.number} ended: {self.log()[-2000:]}"
 
     def log(self):
@@ -193,7 +193,7 @@ class Cluster:
     def __enter__(self):
         try:
             for node in self.nodes:
-                node.start(seconds=self.patience)
+                node.start()
             first = self.nodes[0]
             first.cli("cluster", "init", check=0)
             for node in self.nodes[1:self.members]:
