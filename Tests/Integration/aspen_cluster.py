@@ -205,18 +205,22 @@ class Cluster:
             for node in self.nodes[1:self.members]:
                 wait_for(f"node {node.number} to know that it belongs",
                          lambda: node.cli("kv", "get", "no such key").code == 3, self.patience)
-        except BaseException:
-            self.__exit__(None, None, None)
+        except BaseException as error:
+            # Whoever has mounted something in there takes it away once they hear of this.
+            self.stop(error)
             raise
         return self
 
-    def __exit__(self, kind, value, trace):
-        if kind is not None:
+    def stop(self, error=None):
+        if error is not None:
             for node in self.nodes:
                 print(f"--- log of node {node.number}\n{node.log()[-3000:]}", file=sys.stderr)
         for node in self.nodes:
             if node.process and node.process.poll() is None:
                 node.kill_all()
+
+    def __exit__(self, kind, value, trace):
+        self.stop(value)
         self.holder.cleanup()
 
     def cli(self, *arguments, stdin=None, check=None):

@@ -21,8 +21,8 @@ class SmallDisks:
     """`with SmallDisks(cluster_size, full)` gives a cluster in which the nodes `full` (numbers) have
     64 MB ext4 file systems, in files of their own."""
 
-    def __init__(self, count, small):
-        self.cluster = Cluster(count)
+    def __init__(self, count, small, patience=20.0):
+        self.cluster = Cluster(count, patience=patience)
         self.small = small
         self.mounted = []
 
@@ -40,6 +40,7 @@ class SmallDisks:
             self.cluster.__enter__()
         except BaseException:
             self.unmount()
+            self.cluster.__exit__(None, None, None)
             raise
         return self
 
