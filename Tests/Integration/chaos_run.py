@@ -47,7 +47,7 @@ class Disks(SmallDisks):
 
     def __init__(self, small):
         # It runs behind all other tests: how soon it has processors for its start says nothing.
-        super().__init__(len(NODES), NODES if os.geteuid() == 0 else (), patience=120)
+        super().__init__(len(NODES), NODES if os.geteuid() == 0 else (), patience=PATIENCE)
         self.little = small
 
     def mount(self, number):
@@ -120,7 +120,7 @@ class Chaos:
             for node in cluster.nodes:
                 node.address = f"127.0.0.1:{self.network.fronts[node.number]}"
                 node.start = partial(node.start, programs=self.clocks.programs(node),
-                                     extra=("--advertise", node.address), seconds=PATIENCE)
+                                     extra=("--advertise", node.address))
             with self.disks:
                 self.has("started")
                 try:
