@@ -224,7 +224,7 @@ public struct MembershipChange: Sendable, Equatable {
 public struct Metric: Sendable, Equatable {
     /// "aspen_raft_term", "aspen_requests_total{request=\"ReadKey\"}".
     public var name: String
-    /// "counter", "gauge" or "histogram".
+    /// "counter", "gauge", "histogram" or "summary".
     public var kind: String
     public var value: Double
     public var help: String
