@@ -293,7 +293,7 @@ extension ByteWriter {
     /// A length of one byte, then the text.
     fileprivate mutating func shortText(_ text: String) {
         byte(UInt8(text.utf8.count))
-        raw(text.utf8)
+        raw(Array(text.utf8))
     }
 }
 

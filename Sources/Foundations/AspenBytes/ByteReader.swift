@@ -43,8 +43,36 @@ package struct ByteReader {
 
     package var remaining: Int { bytes.endIndex - position }
 
-    package mutating func integer<Value: FixedWidthInteger>(
-        _ field: StaticStringName, as type: Value.Type = Value.self
+    // One for each width, and not a generic one: that would be called unspecialised from other modules,
+    // which made half of the work of decoding.
+
+    package mutating func integer(
+        _ field: StaticStringName, as type: UInt16.Type = UInt16.self
+    ) throws(DecodeError) -> UInt16 {
+        try littleEndian(field)
+    }
+
+    package mutating func integer(
+        _ field: StaticStringName, as type: UInt32.Type = UInt32.self
+    ) throws(DecodeError) -> UInt32 {
+        try littleEndian(field)
+    }
+
+    package mutating func integer(
+        _ field: StaticStringName, as type: UInt64.Type = UInt64.self
+    ) throws(DecodeError) -> UInt64 {
+        try littleEndian(field)
+    }
+
+    package mutating func integer(
+        _ field: StaticStringName, as type: UInt128.Type = UInt128.self
+    ) throws(DecodeError) -> UInt128 {
+        try littleEndian(field)
+    }
+
+    @inline(__always)
+    private mutating func littleEndian<Value: FixedWidthInteger>(
+        _ field: StaticStringName
     ) throws(DecodeError) -> Value {
         let width = Value.bitWidth / 8
         guard remaining >= width else { throw .truncated(field: field) }

@@ -85,7 +85,7 @@ extension EgressReply {
         case .failed(let code, let message):
             writer.byte(3)
             writer.integer(code.rawValue)
-            writer.blob(message.utf8.prefix(messageBytesMax))
+            writer.blob(Array(message.utf8.prefix(messageBytesMax)))
         }
         return writer.bytes
     }

@@ -126,7 +126,7 @@ extension GossipReply {
         case .failed(let code, let message):
             writer.byte(2)
             writer.integer(code.rawValue)
-            writer.blob(message.utf8.prefix(Self.messageBytesMax))
+            writer.blob(Array(message.utf8.prefix(Self.messageBytesMax)))
         }
         return writer.bytes
     }
@@ -179,8 +179,8 @@ extension PeerLine {
         writer.string(standing)
         writer.integer(roundTripMicroseconds)
         writer.integer(lastSeenMilliseconds ?? .max)
-        writer.blob(version.utf8.prefix(Self.wordBytesMax))
-        writer.blob(reason.utf8.prefix(Self.reasonBytesMax))
+        writer.blob(Array(version.utf8.prefix(Self.wordBytesMax)))
+        writer.blob(Array(reason.utf8.prefix(Self.reasonBytesMax)))
     }
 
     init(from reader: inout ByteReader) throws(DecodeError) {

@@ -352,14 +352,14 @@ extension NetReply {
         case .failed(let code, let message):
             writer.byte(5)
             writer.integer(code.rawValue)
-            writer.blob(message.utf8.prefix(messageBytesMax))
+            writer.blob(Array(message.utf8.prefix(messageBytesMax)))
         case .event(.peerUp(let endpoint)):
             writer.byte(6)
             writer.raw(endpoint.bytes)
         case .event(.peerDown(let endpoint, let reason)):
             writer.byte(7)
             writer.raw(endpoint.bytes)
-            writer.blob(reason.utf8.prefix(messageBytesMax))
+            writer.blob(Array(reason.utf8.prefix(messageBytesMax)))
         case .event(.serviceGone(let endpoint, let service)):
             writer.byte(8)
             writer.raw(endpoint.bytes)
