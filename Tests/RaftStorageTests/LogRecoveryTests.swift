@@ -166,6 +166,31 @@ private func open(_ disk: any Disk, _ bugs: Set<PlantedBug> = []) throws -> Segm
         }
     }
 
+    /// What a killed process had written and not synced counts from the next start on, and damage to it
+    /// is noticed from then on: even if power fails before the mark behind the sync is on the disk.
+    @Test func damageToWhatARestartMadeDurableIsNoticed() throws {
+        let disk = MemoryDisk()
+        let killed = try open(disk)
+        try killed.write(write(entries(1...5, byteCount: 60)))
+        try killed.sync()
+        try killed.write(write(entries(6...6, byteCount: 60)))
+        _ = try killed.all()
+        let recorder = WriteRecorder()
+        let restarted = try open(
+            RecordingDisk(MemoryDisk(image: disk.image), recorder: recorder))
+        #expect(restarted.lastIndex == index(6) && restarted.recovery.isTailTrusted)
+        let place = try #require(restarted.place(of: index(6)))
+        var replay = PowerCutReplay(events: recorder.events)
+        replay.advance(to: recorder.events.count)
+        var random = RandomSource(seed: 9)
+        for round in 0..<32 {
+            var image = replay.image(using: &random)
+            image.files[place.file]?[place.offset + 20] ^= 4
+            let opened = try open(MemoryDisk(image: image))
+            #expect(!opened.recovery.isTailTrusted, "round \(round)")
+        }
+    }
+
     @Test func distrustOutlivesRestartsUntilALeaderFillsTheGap() throws {
         let disk = MemoryDisk()
         let log = try open(disk)

@@ -315,9 +315,9 @@ package final class SegmentedLog: LogStore {
     /// others, 2020), so that only writing them again makes the next sync mean something. Both lie
     /// behind `synced`: a record that says so was made after a sync that had succeeded.
     ///
-    /// The same sync serves what is written again and the record that opens the epoch, which says no
-    /// more than was known before: should power fail meanwhile and leave that record behind a hole,
-    /// the hole is a torn tail, and nobody was told what it held.
+    /// The record that opens the epoch says that all of it is durable, so what was written again is
+    /// synced before: should power fail once more, and take the mark behind the last sync, what the node
+    /// has told since it started is still known to have been there.
     private func reopen(inNewSegment: Bool, syncedTo synced: Int) throws(StorageError) {
         guard let segment = map.segments.last else { return try beginSegment(after: nil) }
         let start = min(synced, segment.end)
@@ -332,6 +332,10 @@ package final class SegmentedLog: LogStore {
             || segment.end + RecordHead.padded(8) + Self.markRoom > segment.byteCount
         {
             return try beginSegment(after: segment)
+        }
+        if start < segment.end {
+            try attempt { () throws(DiskError) in try segment.file.sync() }
+            syncedTo = segment.end
         }
         let untrusted = untrustedBelow.rawValue.littleEndian
         try append(.opening, index: map.lastIndex, term: map.lastTerm, bodyByteCount: 8) {
