@@ -62,8 +62,8 @@ private struct Teller {
                 }
             table.failed(try number(1), failure, into: &effects)
         case "apply":
-            guard let (id, _) = table.applied(try number(1)) else { return }
-            wants.append("\(names[id] ?? "?") applied")
+            guard let (id, _, isFateUnknown) = table.applied(try number(1)) else { return }
+            wants.append("\(names[id] ?? "?") applied\(isFateUnknown ? " in doubt" : "")")
             table.release(id)
         case "applied-to":
             table.applied(upTo: Term(try number(1)), now: start, into: &effects)
@@ -163,7 +163,18 @@ private let stories = [
     Story(
         "under a session it is asked what became of it",
         ["begin repeatable", "give 1", "skip", "give 2", "apply 2", "apply 1"],
-        ["a first 1", "a also 2", "a applied"]),
+        ["a first 1", "a also 2", "a applied in doubt"]),
+    Story(
+        "skipped and then refused it may have been done",
+        [
+            "begin repeatable", "give 1", "skip", "give 1", "applied-to 2", "give 2", "refuse 3",
+            "sweep 10 leaderless",
+        ],
+        ["a first 1", "a also 2", "a also 3", "a skippedInDoubt"]),
+    Story(
+        "skipped and then one too many it may have been done",
+        ["begin repeatable", "skip", "applied-to 2", "give 1", "refuse 2 tooMany", "refuse 1 tooMany"],
+        ["a first 1", "a also 2", "a skippedInDoubt"]),
     Story(
         "under a session silence is broken",
         [
@@ -245,7 +256,7 @@ private let stories = [
     }
 
     @Test func whatIsDoneAndWhatIsNot() {
-        let inDoubt: [WriteOutcome] = [.timedOut, .leftInDoubt]
+        let inDoubt: [WriteOutcome] = [.timedOut, .leftInDoubt, .skippedInDoubt]
         #expect(inDoubt.allSatisfy { !$0.isNothingDone })
         let undone: [WriteOutcome] = [
             .noLeader, .leadsNoMore, .lost, .tooMany, .refused(""), .left,

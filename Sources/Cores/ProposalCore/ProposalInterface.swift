@@ -43,11 +43,13 @@ package enum WriteOutcome: Equatable, Sendable {
     case timedOut
     /// This node left its cluster before it knew.
     case leftInDoubt
+    /// A snapshot skipped entries that it may have been among, and what was proposed again was refused.
+    case skippedInDoubt
 
     /// It is a promise: whoever hears it may ask again as if for the first time.
     package var isNothingDone: Bool {
         switch self {
-        case .timedOut, .leftInDoubt: false
+        case .timedOut, .leftInDoubt, .skippedInDoubt: false
         default: true
         }
     }

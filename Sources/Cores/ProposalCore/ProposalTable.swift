@@ -43,7 +43,8 @@ package struct ProposalTable: Sendable {
         var last = Attempt(number: 0)
         /// Numbers before it that may still be applied.
         var earlier: [Attempt] = []
-        /// A snapshot has skipped entries that it may have been among.
+        /// A snapshot has skipped entries that it may have been among. What was proposed again for
+        /// that reason may be refused in every way and be done all the same.
         var isFateUnknown = false
     }
 
@@ -118,8 +119,9 @@ package struct ProposalTable: Sendable {
         _ place: Int, _ now: MonotonicInstant, _ effects: inout [ProposalEffect]
     ) {
         let number = takeNumber()
-        let isFirst = rows[place].last.number == 0
-        if !isFirst { rows[place].earlier.append(rows[place].last) }
+        let hasNumber = rows[place].last.number != 0
+        let isFirst = !hasNumber && !rows[place].isFateUnknown
+        if hasNumber { rows[place].earlier.append(rows[place].last) }
         rows[place].stage = .underWay
         rows[place].last = Attempt(number: number)
         rows[place].proposedAt = now
@@ -142,13 +144,15 @@ package struct ProposalTable: Sendable {
     // MARK: - Ending
 
     /// An entry with this number has been applied: the write is done, if it is one of these.
-    /// - Returns: whom to tell, then to be released; and when it was proposed last.
+    /// - Returns: whom to tell, then to be released; when it was proposed last; and whether it may
+    ///   have been done before, under a number that a snapshot has skipped: an answer that its session
+    ///   has ended does not say that it has not.
     package mutating func applied(
         _ number: UInt64
-    ) -> (id: WriteID, proposedAt: MonotonicInstant)? {
+    ) -> (id: WriteID, proposedAt: MonotonicInstant, isFateUnknown: Bool)? {
         guard let place = places[number] else { return nil }
         finish(place)
-        return (WriteID(place: place), rows[place].proposedAt)
+        return (WriteID(place: place), rows[place].proposedAt, rows[place].isFateUnknown)
     }
 
     /// The shell refuses it, or does not follow it any further; telling is the caller's.
@@ -174,7 +178,11 @@ package struct ProposalTable: Sendable {
         _ place: Int, _ outcome: WriteOutcome, _ effects: inout [ProposalEffect]
     ) {
         finish(place)
-        effects.append(.ended(WriteID(place: place), outcome))
+        let isInDoubt = rows[place].isFateUnknown && rows[place].kind == .repeatable
+        effects.append(
+            .ended(
+                WriteID(place: place),
+                isInDoubt && outcome.isNothingDone ? .skippedInDoubt : outcome))
     }
 
     private mutating func forgetNumbers(of place: Int) {
@@ -201,7 +209,8 @@ package struct ProposalTable: Sendable {
         before term: Term, _ now: MonotonicInstant, _ effects: inout [ProposalEffect]
     ) {
         for place in inOrder() {
-            guard !rows[place].isFateUnknown || configuration.has(.skippedTakenForLost),
+            let isInDoubt = rows[place].isFateUnknown && rows[place].kind != .repeatable
+            guard !isInDoubt || configuration.has(.skippedTakenForLost),
                 let proposed = rows[place].last.term, proposed < term
             else { continue }
             switch rows[place].kind {
@@ -217,11 +226,8 @@ package struct ProposalTable: Sendable {
     /// A snapshot has taken the place of entries, and with them perhaps of answers.
     package mutating func skipped(now: MonotonicInstant, into effects: inout [ProposalEffect]) {
         for place in inOrder() {
-            if rows[place].kind == .repeatable {
-                propose(place, now, &effects)
-            } else {
-                rows[place].isFateUnknown = true
-            }
+            rows[place].isFateUnknown = true
+            if rows[place].kind == .repeatable { propose(place, now, &effects) }
         }
     }
 

@@ -122,11 +122,15 @@ extension World {
         for (entry, result) in zip(entries, results) {
             guard let origin = entry.origin, origin.node == shell.node.id,
                 origin.incarnation == shell.life,
-                let (id, _) = shell.table.applied(origin.number),
+                let (id, _, isFateUnknown) = shell.table.applied(origin.number),
                 let request = release(id, shell)?.request
             else { continue }
             try observer.answered(shell.index, entry)
-            answer(request, .result(result))
+            if isFateUnknown, case .failed(.sessionExpired, _) = result {
+                answer(request, .lost)
+            } else {
+                answer(request, .result(result))
+            }
         }
         guard let last = entries.last else { return }
         shell.table.applied(

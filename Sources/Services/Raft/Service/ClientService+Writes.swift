@@ -195,12 +195,17 @@ extension ClientService {
         if let system = batch.system { set(system) }
         var isHousekeeping = false
         for var answer in answers {
-            guard let (id, proposedAt) = proposals.applied(answer.number) else { continue }
+            guard let (id, proposedAt, isFateUnknown) = proposals.applied(answer.number)
+            else { continue }
             let write = take(id)
             write.onDone?()
             if case .housekeeping = write.kind { isHousekeeping = true }
             guard let origin = write.origin else { continue }
             node.metrics.committed(after: RaftNode.now - proposedAt)
+            if isFateUnknown, case .failed(.sessionExpired, _) = answer.result {
+                origin.fail(Self.error(for: .skippedInDoubt, of: write.kind))
+                continue
+            }
             if let pieces = write.pieces { answer.result = pieces.joined(answer.result) }
             origin.reply(
                 write.kind.response(
@@ -321,6 +326,11 @@ extension ClientService {
                 .unknownOutcome,
                 "this node left the cluster before it knew what became of the write",
                 retry: .withSession)
+        case .skippedInDoubt:
+            return AspenError(
+                .unknownOutcome,
+                "this node was filled by a snapshot before it knew what became of the write; it may "
+                    + "have been carried out: read before you write again", retry: .withSession)
         }
     }
 
