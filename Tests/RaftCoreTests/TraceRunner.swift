@@ -130,7 +130,8 @@ final class TraceRunner {
             }
             return
         }
-        let chosen = world.inFlight.filter(matches)
+        var chosen = world.inFlight.filter(matches)
+        if words.skip("backwards") { chosen.reverse() }
         if verb != "duplicate" { world.inFlight.removeAll(where: matches) }
         if verb != "drop" { for message in chosen { world.deliver(message) } }
     }

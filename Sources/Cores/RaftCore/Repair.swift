@@ -164,8 +164,10 @@ extension RaftCore {
     // MARK: At the damaged node
 
     mutating func receiveRepaired(_ from: NodeID, nonce: UInt64, _ turn: inout Turn) {
-        guard from == leader, nonce == repairNonce, !isTailTrusted else { return }
-        endRepair(&turn)
+        guard from == leader, nonce == repairNonce else { return }
+        // A second answer: an old question was overtaken by the acknowledgement that came of the first.
+        // The leader takes this node for damaged again until it hears that again.
+        if !isTailTrusted { endRepair(&turn) }
         // What has been withheld may now be said, after the write that says so.
         send(
             .appendAccepted(match: agreedIndex), to: from, after: ledger.newest, &turn)
