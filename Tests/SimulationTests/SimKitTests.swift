@@ -2,6 +2,7 @@
 
 import AspenDisk
 import AspenMachine
+import SimFaults
 import SimKit
 import Testing
 

@@ -69,9 +69,11 @@ extension Oracle {
     }
 
     /// Only a voter may call an election; or one that may still be one for all it knows. It asks once what
-    /// it has to write is durable, and may have been told meanwhile that it is none.
+    /// it has to write is durable, and may have been told meanwhile that it is none, or have begun to
+    /// campaign for a later term.
     func checkCandidate(_ node: Int, in term: Term) throws(Violation) {
-        guard strictness == .rules, !mayHaveVote(node), disks[node].campaign != term else { return }
+        guard strictness == .rules, !mayHaveVote(node), (disks[node].campaign ?? .zero) < term
+        else { return }
         let known = disks[node].membershipsSinceApplied
         throw breach(
             "who was removed is quiet",

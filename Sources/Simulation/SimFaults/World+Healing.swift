@@ -103,6 +103,26 @@ extension World {
         }
     }
 
+    /// Why it is not healed.
+    private var whatIsMissing: String {
+        guard let members = finalMembers else { return "no settled leadership" }
+        var missing = clients.filter { !$0.isDone }.map { "errands of c\($0.index)" }
+        for peer in leader.map({ $0.core.peers(now: $0.clock.reading(at: now)) }) ?? [] {
+            let faults = [
+                (!peer.isAnswering, "silent"), (!peer.isCaughtUp, "behind"),
+                (peer.isRegressed, "regressed"), (peer.isRepairing, "damaged"),
+            ].filter(\.0).map(\.1)
+            if !faults.isEmpty { missing.append("n\(peer.node) is \(faults)") }
+        }
+        for member in members where nodes[member].shell?.figures.isReady != true {
+            missing.append("n\(member + 1) is not ready")
+        }
+        let leases = leader?.state.meta.leaseCount ?? 0
+        if leases > 0 { missing.append("\(leases) leases") }
+        missing += watchers.filter { !observer.isFullyTold($0.index) }.map { "w\($0.index)" }
+        return missing.isEmpty ? "not equal" : missing.joined(separator: ", ")
+    }
+
     /// Until the last lease has ended nothing else happens: nobody has a reason to campaign.
     private func checkPeace(_ shell: RaftShell) throws(Violation) {
         let term = shell.standing.term
@@ -134,8 +154,7 @@ extension World {
         case .founding:
             throw Violation(.liveness, "founding", "the cluster was not founded: \(situation)")
         case .healing:
-            let started = finalMembers == nil ? "no settled leadership" : "errands not done"
-            throw Violation(.liveness, "healing", "\(started): \(situation)")
+            throw Violation(.liveness, "healing", "\(whatIsMissing): \(situation)")
         case .losing:
             throw Violation(.liveness, "recovery", "the last node does not serve: \(situation)")
         case .trouble, .over: break
