@@ -173,7 +173,10 @@ private let stories = [
         ["a first 1", "a also 2", "a also 3", "a skippedInDoubt"]),
     Story(
         "skipped and then one too many it may have been done",
-        ["begin repeatable", "skip", "applied-to 2", "give 1", "refuse 2 tooMany", "refuse 1 tooMany"],
+        [
+            "begin repeatable", "skip", "applied-to 2", "give 1", "refuse 2 tooMany",
+            "refuse 1 tooMany",
+        ],
         ["a first 1", "a also 2", "a skippedInDoubt"]),
     Story(
         "under a session silence is broken",

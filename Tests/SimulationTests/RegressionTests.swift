@@ -75,19 +75,23 @@ import Testing
             seed: 106612, reason: "errands were given by a leader that did not know of its end"),
         .init(
             seed: 596871,
-            reason: "what a restart made durable was not known to have been, once the mark was lost"),
+            reason: "what a restart made durable was not known to have been, once the mark was lost"
+        ),
         .init(
             seed: 544768,
-            reason: "what a restart made durable was not known to have been, once the mark was lost"),
+            reason: "what a restart made durable was not known to have been, once the mark was lost"
+        ),
         .init(
             seed: 587820,
-            reason: "what a restart made durable was not known to have been, once the mark was lost"),
+            reason: "what a restart made durable was not known to have been, once the mark was lost"
+        ),
         .init(
             seed: 524940,
             reason: "a question for votes waited for the disk while its voter campaigned once more"),
         .init(
             seed: 568101,
-            reason: "a write that a snapshot had skipped was said to be undone: its session had ended"),
+            reason:
+                "a write that a snapshot had skipped was said to be undone: its session had ended"),
         .init(
             seed: 565491,
             reason: "an acknowledgement overtook a question of the repair, which had been answered"),
