@@ -31,36 +31,59 @@ extension KVMachine {
         return .value(keyValue(key, row, value: try tables.value(of: row.change)))
     }
 
-    /// A page of keys. It has at least one entry if there is one, however large, and never more
-    /// bytes than `Limits.scanPageBytesMax` with two or more.
+    /// A page of keys: see `visit`.
     package func range(_ request: RangeRequest) throws(Tables.Failure) -> ReadOutcome<RangePage> {
+        var entries: [KeyValue] = []
+        entries.reserveCapacity(min(max(request.limit, 1), 64))
+        let outcome = try visit(request) { entries.append(KeyValue($0)) }
+        switch outcome {
+        case .value(let end):
+            return .value(RangePage(entries: entries, more: end.more, revision: end.revision))
+        case .compacted(let oldest): return .compacted(oldest: oldest)
+        case .future(let current): return .future(current: current)
+        }
+    }
+
+    /// Hands out a page of keys, one after another, where they lie. It has at least one if there is one,
+    /// however large, and never more bytes than `Limits.scanPageBytesMax` with two or more.
+    package func visit(
+        _ request: RangeRequest, _ take: (EntryView) -> Void
+    ) throws(Tables.Failure) -> ReadOutcome<RangeEnd> {
         let limit: ChangeNumber
         switch self.limit(at: request.at) {
         case .value(let number): limit = number
         case .compacted(let oldest): return .compacted(oldest: oldest)
         case .future(let current): return .future(current: current)
         }
-        let count = min(max(request.limit, 1), Limits.batchCountMax)
-        var rows: [KeyVersion] = []
-        for piece in request.pieces where rows.count <= count {
-            rows += try tables.versions(
-                from: piece.from, to: piece.to, upTo: limit, count: count + 1 - rows.count,
-                descending: request.descending)
-        }
-        if has(.pageDropsKey), request.at != nil, !rows.isEmpty { rows.removeFirst() }
-        var entries: [KeyValue] = []
-        entries.reserveCapacity(min(rows.count, count))
+        let countMax = min(max(request.limit, 1), Limits.batchCountMax)
+        let bytesMax = bounds.scanPageBytesMax
+        let keysOnly = request.keysOnly
+        var skipsOne = has(.pageDropsKey) && request.at != nil
+        var found = 0
+        var count = 0
         var byteCount = 0
-        for row in rows.prefix(count) {
-            byteCount += row.key.count + (request.keysOnly ? 0 : row.row.valueBytes)
-            if byteCount > bounds.scanPageBytesMax && !entries.isEmpty { break }
-            let value = request.keysOnly ? [] : try tables.value(of: row.row.change)
-            entries.append(keyValue(row.key, row.row, value: value))
+        var more = false
+        for piece in request.pieces where found <= countMax && !more {
+            try tables.visit(
+                from: piece.from, to: piece.to, upTo: limit, count: countMax + 1 - found,
+                descending: request.descending,
+                want: { keyBytes, row in
+                    found += 1
+                    if skipsOne {
+                        skipsOne = false
+                        return .nothing
+                    }
+                    byteCount += keyBytes + (keysOnly ? 0 : row.valueBytes)
+                    if count == countMax || (byteCount > bytesMax && count > 0) {
+                        more = true
+                        return .stop
+                    }
+                    count += 1
+                    return keysOnly ? .key : .value
+                }, take: take)
         }
         return .value(
-            RangePage(
-                entries: entries, more: entries.count < rows.count && !has(.rangeClaimsEnd),
-                revision: request.at ?? meta.revision))
+            RangeEnd(more: more && !has(.rangeClaimsEnd), revision: request.at ?? meta.revision))
     }
 
     /// Several keys at one revision; see `KeysPage`.
@@ -152,5 +175,14 @@ extension KVMachine {
         KeyValue(
             key: key, value: value, createRevision: row.createRevision,
             modRevision: row.change.revision, version: row.version, lease: row.lease)
+    }
+}
+
+extension KeyValue {
+    init(_ entry: EntryView) {
+        self.init(
+            key: [UInt8](entry.key), value: [UInt8](entry.value),
+            createRevision: entry.row.createRevision, modRevision: entry.row.change.revision,
+            version: entry.row.version, lease: entry.row.lease)
     }
 }

@@ -90,6 +90,23 @@ package struct MemoryTables: StateTables, Sendable {
         return found
     }
 
+    package func visit(
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int, descending: Bool,
+        want: (Int, VersionRow) -> VisitWish, take: (EntryView) -> Void
+    ) {
+        let found = versions(
+            from: from, to: to, upTo: limit, count: count, descending: descending)
+        for version in found {
+            let wish = want(version.key.count, version.row)
+            if wish == .stop { return }
+            if wish == .nothing { continue }
+            let value = wish == .value ? self.value(of: version.row.change) : []
+            version.key.withUnsafeBytes { key in
+                value.withUnsafeBytes { take(EntryView(key: key, row: version.row, value: $0)) }
+            }
+        }
+    }
+
     private func versionsDown(
         from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int
     ) -> [KeyVersion] {

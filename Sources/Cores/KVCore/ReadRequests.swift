@@ -52,6 +52,18 @@ package struct RangePage: Equatable, Sendable {
     }
 }
 
+/// What `KVMachine.visit` knows in the end.
+package struct RangeEnd: Equatable, Sendable {
+    /// See `RangePage`.
+    package var more: Bool
+    package var revision: Revision
+
+    package init(more: Bool, revision: Revision) {
+        self.more = more
+        self.revision = revision
+    }
+}
+
 /// How many keys there are in a range, without a limit: one answer looks at
 /// `KVLimits.countRowsMax` rows and says where to go on.
 package struct CountRequest: Equatable, Sendable {

@@ -63,6 +63,30 @@ package struct KeyVersion: Equatable, Sendable {
     }
 }
 
+/// A key and its value where they lie: nothing of it may be kept.
+package struct EntryView {
+    package let key: UnsafeRawBufferPointer
+    package let row: VersionRow
+    /// Empty when nobody wanted it.
+    package let value: UnsafeRawBufferPointer
+
+    package init(key: UnsafeRawBufferPointer, row: VersionRow, value: UnsafeRawBufferPointer) {
+        self.key = key
+        self.row = row
+        self.value = value
+    }
+}
+
+/// What somebody wants of a key that was found.
+package enum VisitWish: Sendable {
+    /// Neither this one nor any other.
+    case stop
+    case nothing
+    /// All but the value.
+    case key
+    case value
+}
+
 /// What a write did, without the value.
 package struct ChangeHeader: Equatable, Sendable {
     package var number: ChangeNumber

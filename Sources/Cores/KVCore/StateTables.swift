@@ -26,6 +26,12 @@ package protocol StateTables {
     func versions(
         from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int, descending: Bool
     ) throws(Failure) -> [KeyVersion]
+    /// The same ones, handed out where they lie. `want` is told of each, and how long its key is, before
+    /// `take` gets it, and says whether it does.
+    func visit(
+        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int, descending: Bool,
+        want: (Int, VersionRow) -> VisitWish, take: (EntryView) -> Void
+    ) throws(Failure)
     /// How many `versions` there are, looking at about `rowsMax` rows; `next`: the key from which to
     /// go on, nil if that was all.
     func countVersions(

@@ -68,10 +68,16 @@ package struct Statement: ~Copyable {
     package func withBytes<Result>(
         _ column: Int32, _ body: (UnsafeRawBufferPointer) -> Result
     ) -> Result {
+        body(unownedBytes(column))
+    }
+
+    /// The same, for those who look at them before the next step or reset.
+    @inline(__always)
+    package func unownedBytes(_ column: Int32) -> UnsafeRawBufferPointer {
         let start = sqlite3_column_blob(pointer, column)
         let count = Int(sqlite3_column_bytes(pointer, column))
         precondition(start != nil || count == 0, "SQLite is out of memory")
-        return body(UnsafeRawBufferPointer(start: start, count: count))
+        return UnsafeRawBufferPointer(start: start, count: count)
     }
 
     @inline(__always)

@@ -31,6 +31,8 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
     private var outgoing = ByteBuffer()
     private var isInBurst = false
     private var isFlushScheduled = false
+    /// Something was written to the channel since it was flushed.
+    private var isFlushDue = false
     private var isRaw = false
     private var isPaused = false
     private var isDone = false
@@ -111,6 +113,20 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
         send { $0.writeImmutableBuffer(content) }
     }
 
+    /// One frame of what `head` writes and of `rest`, which is not copied: for much.
+    package func send(then rest: ByteBuffer, _ head: (inout ByteBuffer) -> Void) {
+        guard let context, !isDone else { return }
+        let start = outgoing.writerIndex
+        outgoing.writeInteger(UInt32(0), endianness: .little)
+        head(&outgoing)
+        let length = outgoing.writerIndex - start - 4 + rest.readableBytes
+        outgoing.setInteger(UInt32(length), at: start, endianness: .little)
+        writeOutgoing(context)
+        context.write(NIOAny(rest), promise: nil)
+        isFlushDue = true
+        scheduleFlush()
+    }
+
     private func scheduleFlush() {
         guard !isInBurst, !isFlushScheduled, let context else { return }
         isFlushScheduled = true
@@ -122,10 +138,19 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
     }
 
     package func flush() {
-        guard let context, outgoing.readableBytes > 0 else { return }
+        guard let context else { return }
+        writeOutgoing(context)
+        guard isFlushDue else { return }
+        isFlushDue = false
+        context.flush()
+    }
+
+    private func writeOutgoing(_ context: ChannelHandlerContext) {
+        guard outgoing.readableBytes > 0 else { return }
         let buffer = outgoing
         outgoing = context.channel.allocator.buffer(capacity: min(buffer.readableBytes, 65_536))
-        context.writeAndFlush(NIOAny(buffer), promise: nil)
+        isFlushDue = true
+        context.write(NIOAny(buffer), promise: nil)
     }
 
     package func channelWritabilityChanged(context: ChannelHandlerContext) {

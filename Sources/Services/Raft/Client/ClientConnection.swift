@@ -2,6 +2,7 @@
 
 import AspenTypes
 import AspenWire
+import FoundationEssentials
 import NIOCore
 import SwiftProtobuf
 
@@ -194,7 +195,7 @@ package final class ClientConnection {
         bytesReceived += UInt64(frame.readableBytes + Self.frameHeadBytes - 8)
         var frame = frame
         guard let id: UInt64 = frame.readInteger(endianness: .little),
-            let response = try? Response(serializedBytes: Array(frame.readableBytesView))
+            let response = try? Response(answer: Data(frame.readableBytesView))
         else {
             transport.close()
             return lost(.lost("the daemon sent bytes that are no answer"))

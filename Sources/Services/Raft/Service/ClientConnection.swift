@@ -16,9 +16,17 @@ protocol ReplySink: AnyObject {
     func reply(_ response: WireResponse, to id: UInt64, bytes: Int)
     /// One of several answers to the same request; `reply` gives the last one.
     func part(_ response: WireResponse, to id: UInt64)
+    /// A page of keys, which is never a failure.
+    func reply(_ page: ScanPage, _ scope: ScanToken.Scope, to id: UInt64, bytes: Int)
     var isOpen: Bool { get }
     /// False: whoever produces parts waits.
     var isWritable: Bool { get }
+}
+
+extension ReplySink {
+    func reply(_ page: ScanPage, _ scope: ScanToken.Scope, to id: UInt64, bytes: Int) {
+        reply(WireResponse(page, scope), to: id, bytes: bytes)
+    }
 }
 
 /// A request that waits for its answer, but for what it asks.
@@ -34,6 +42,9 @@ struct RequestOrigin {
     var isTrustCurrent = false
 
     func reply(_ response: WireResponse) { sink.reply(response, to: id, bytes: bytes) }
+    func reply(_ page: ScanPage, _ scope: ScanToken.Scope) {
+        sink.reply(page, scope, to: id, bytes: bytes)
+    }
     func fail(_ error: AspenError) { sink.reply(WireResponse(error), to: id, bytes: bytes) }
 }
 
@@ -157,6 +168,19 @@ final class ClientConnection: ReplySink {
         send(response, to: id)
     }
 
+    /// Nothing in it depends on who asks.
+    func reply(_ page: ScanPage, _ scope: ScanToken.Scope, to id: UInt64, bytes: Int) {
+        inFlight -= 1
+        service.requestBytes -= bytes
+        guard !isClosed else { return }
+        let (head, body) = page.finished(scope)
+        frames.send(then: body) { buffer in
+            buffer.writeInteger(id, endianness: .little)
+            buffer.writeBytes(head)
+        }
+        wrote(head.count + body.readableBytes)
+    }
+
     func part(_ response: WireResponse, to id: UInt64) { send(response, to: id) }
     var isOpen: Bool { !isClosed }
     var isWritable: Bool { frames.isWritable }
@@ -182,16 +206,20 @@ final class ClientConnection: ReplySink {
     private func write(_ response: WireResponse, _ id: UInt64) {
         guard !isClosed else { return }
         guard let bytes: FrameBytes = try? response.serializedBytes() else { return }
-        unflushedBytes += bytes.count
         frames.send { buffer in
             buffer.writeInteger(id, endianness: .little)
             buffer.writeImmutableBuffer(bytes.buffer)
         }
+        wrote(bytes.count)
+    }
+
+    private func wrote(_ count: Int) {
+        unflushedBytes += count
         flushIfMany()
         guard !frames.isWritable else { return }
         if unreadBytes == 0 { unreadSince = RaftNode.now }
-        unreadBytes += bytes.count
-        service.unreadBytes += bytes.count
+        unreadBytes += count
+        service.unreadBytes += count
         if isReading {
             isReading = false
             setReading(false)

@@ -85,15 +85,6 @@ extension ClientService {
             return Self.readKey(entry, revision)
         case (.keyAtRevision, .range(.page(let page))):
             return Self.readKey(page.entries.first, page.revision)
-        case (.scan(let scope), .range(.page(let page))):
-            var body = Aspen_Client_V1_ScanKeysResponse()
-            body.entries = page.entries.map { Aspen_Client_V1_KeyValue($0) }
-            body.revision = page.revision.rawValue
-            if page.more, let last = page.entries.last {
-                body.continuation = Data(
-                    ScanToken(revision: page.revision, lastKey: last.key).encoded(scope: scope))
-            }
-            return WireResponse(.scanKeys(body))
         case (.count(_, let sofar), .count(.value(let page))):
             guard page.next == nil else { return WireResponse(Self.countTooLong) }
             var body = Aspen_Client_V1_ScanKeysResponse()
@@ -163,13 +154,13 @@ extension ClientService {
     /// Why the revision cannot be read.
     private static func refusal(_ read: PendingRead, _ answer: StateAnswer) -> AspenError? {
         switch answer {
-        case .range(.compacted(let oldest)), .keys(.compacted(let oldest)),
-            .count(.compacted(let oldest)):
+        case .range(.compacted(let oldest)), .page(.compacted(let oldest)),
+            .keys(.compacted(let oldest)), .count(.compacted(let oldest)):
             .compacted(
                 "that revision is compacted away; the oldest that can be read is \(oldest)",
                 oldest: oldest)
-        case .range(.future(let current)), .keys(.future(let current)),
-            .count(.future(let current)):
+        case .range(.future(let current)), .page(.future(let current)),
+            .keys(.future(let current)), .count(.future(let current)):
             read.isStale
                 ? AspenError(
                     .unavailable,

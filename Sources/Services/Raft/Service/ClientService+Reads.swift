@@ -95,7 +95,7 @@ extension ClientService {
             }
             request.at = token.revision
         }
-        return PendingRead(origin: origin, query: .range(request), shape: .scan(scope: scope))
+        return PendingRead(origin: origin, query: .page(request), shape: .scan(scope: scope))
     }
 
     private static func range(
@@ -248,6 +248,8 @@ extension ClientService {
             if let rest = Self.rest(of: read, after: answer) {
                 readCount += 1
                 executeNow(rest)
+            } else if case (.scan(let scope), .page(.value(let page))) = (read.shape, answer) {
+                read.origin.reply(page, scope)
             } else {
                 read.origin.reply(respond(read, answer))
             }

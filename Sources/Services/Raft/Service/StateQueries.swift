@@ -9,6 +9,7 @@ extension StateStore {
         switch query {
         case .get(let key): return .value(try get(key, at: nil), revision: revision)
         case .range(let request): return .range(try range(request))
+        case .page(let request): return .page(try ScanPage.read(request, from: self))
         case .keys(let keys, let revision): return .keys(try all(keys, at: revision))
         case .count(let request): return .count(try count(request))
         case .history(let key, let before, let limit):

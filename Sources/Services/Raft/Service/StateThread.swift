@@ -10,6 +10,8 @@ import RaftStorage
 enum StateQuery: Sendable {
     case get([UInt8])
     case range(RangeRequest)
+    /// The same, for a client.
+    case page(RangeRequest)
     case keys([[UInt8]], at: Revision?)
     case count(CountRequest)
     case history([UInt8], before: Revision?, limit: Int)
@@ -21,6 +23,7 @@ enum StateQuery: Sendable {
 enum StateAnswer: Sendable {
     case value(KeyValue?, revision: Revision)
     case range(RangeOutcome)
+    case page(ReadOutcome<ScanPage>)
     case keys(ReadOutcome<KeysPage>)
     case count(ReadOutcome<CountPage>)
     case history(HistoryPage)
@@ -33,10 +36,11 @@ enum StateAnswer: Sendable {
         switch self {
         case .value(let entry, _): entry?.byteCount ?? 0
         case .range(.page(let page)): page.entries.reduce(0) { $0 + $1.byteCount }
+        case .page(.value(let page)): page.body.readableBytes
         case .keys(.value(let page)): page.entries.reduce(0) { $0 + ($1?.byteCount ?? 0) }
         case .history(let page): page.events.reduce(0) { $0 + $1.byteCount }
         case .lease(_, let keys, _): keys.reduce(0) { $0 + $1.count }
-        case .range, .keys, .count, .leases: 0
+        case .range, .page, .keys, .count, .leases: 0
         }
     }
 }

@@ -5,7 +5,9 @@ import AspenTypes
 import AspenWire
 import FoundationEssentials
 import KVCore
+import NIOCore
 import RaftCore
+import SwiftProtobuf
 
 typealias WireRequest = Aspen_Client_V1_ClientRequest
 typealias WireResponse = Aspen_Client_V1_ClientResponse
@@ -25,6 +27,15 @@ extension WireResponse {
     init(_ response: OneOf_Response) {
         self.init()
         self.response = response
+    }
+
+    init(_ page: ScanPage, _ scope: ScanToken.Scope) {
+        let (head, body) = page.finished(scope)
+        var bytes = ByteBuffer(bytes: head)
+        bytes.writeImmutableBuffer(body)
+        do { try self.init(serializedBytes: FrameBytes(bytes)) } catch {
+            self.init(AspenError(.internal, "a page of keys cannot be put into a message"))
+        }
     }
 
     /// The error it carries, as ours.

@@ -94,6 +94,10 @@ package protocol StateStore: AnyObject {
     func get(_ key: [UInt8], at revision: Revision?) throws(StorageError) -> KeyValue?
     /// - Throws: nothing for an unknown revision: see `RangeOutcome`.
     func range(_ request: RangeRequest) throws(StorageError) -> RangeOutcome
+    /// The same page, handed out entry by entry, where they lie.
+    func visit(
+        _ request: RangeRequest, _ take: (EntryView) -> Void
+    ) throws(StorageError) -> ReadOutcome<RangeEnd>
     /// When the longest silent session is due for `Command.expireSessions`; nil without sessions. The
     /// leader proposes that command when its cluster time passes this, so that an idle cluster
     /// writes nothing.

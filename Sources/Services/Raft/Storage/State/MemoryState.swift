@@ -67,6 +67,12 @@ package final class MemoryState: StateStore {
         RangeOutcome(machine.range(request))
     }
 
+    package func visit(
+        _ request: RangeRequest, _ take: (EntryView) -> Void
+    ) -> ReadOutcome<RangeEnd> {
+        machine.visit(request, take)
+    }
+
     package func nextSessionExpiry() -> ClusterTime? { machine.nextSessionExpiry() }
     package var leaseExpiryHint: ClusterTime? { machine.leaseExpiryHint }
     package func nextLeaseExpiry() -> ClusterTime? { machine.nextLeaseExpiry() }

@@ -230,6 +230,12 @@ package final class SQLiteState: StateStore {
             try storing { machine throws(SQLiteError) in try machine.range(request) })
     }
 
+    package func visit(
+        _ request: RangeRequest, _ take: (EntryView) -> Void
+    ) throws(StorageError) -> ReadOutcome<RangeEnd> {
+        try storing { machine throws(SQLiteError) in try machine.visit(request, take) }
+    }
+
     package func nextSessionExpiry() throws(StorageError) -> ClusterTime? {
         try storing { machine throws(SQLiteError) in try machine.nextSessionExpiry() }
     }

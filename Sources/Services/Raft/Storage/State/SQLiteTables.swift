@@ -66,10 +66,10 @@ final class SQLiteTables: StateTables {
     private let begin: Statement
     private let commit: Statement
     private let newestVersion: Statement
-    private let scanTo: Statement
-    private let scanOn: Statement
-    private let scanDownFrom: Statement
-    private let scanDown: Statement
+    let scanTo: Statement
+    let scanOn: Statement
+    let scanDownFrom: Statement
+    let scanDown: Statement
     private let selectHistory: Statement
     private let selectValue: Statement
     private let selectChange: Statement
@@ -194,167 +194,6 @@ final class SQLiteTables: StateTables {
         }
     }
 
-    func versions(
-        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, count: Int, descending: Bool
-    ) throws(SQLiteError) -> [KeyVersion] {
-        var found: [KeyVersion] = []
-        found.reserveCapacity(min(count, 64))
-        if descending {
-            try versionsDown(from, to, limit, count, &found)
-            return found
-        }
-        var tally = Tally(countMax: count, rowsMax: .max)
-        var start: [UInt8]? = from
-        while let from = start, tally.count < count {
-            start = try scan(from, to, limit, &tally) { found.append(KeyVersion(key: $0, row: $1)) }
-        }
-        return found
-    }
-
-    func countVersions(
-        from: [UInt8], to: [UInt8]?, upTo limit: ChangeNumber, rowsMax: Int
-    ) throws(SQLiteError) -> (count: Int, next: [UInt8]?) {
-        var tally = Tally(countMax: .max, rowsMax: rowsMax)
-        var start: [UInt8]? = from
-        while let from = start, tally.rows < rowsMax {
-            start = try scan(from, to, limit, &tally) { _, _ in }
-        }
-        return (tally.count, start)
-    }
-
-    private func scan(
-        _ from: [UInt8], _ to: [UInt8]?, _ limit: ChangeNumber, _ tally: inout Tally,
-        _ take: ([UInt8], VersionRow) -> Void
-    ) throws(SQLiteError) -> [UInt8]? {
-        try withUnsafeBytes(from) { from throws(SQLiteError) in
-            guard let to else {
-                scanOn.bind(1, unowned: from)
-                defer { scanOn.reset() }
-                return try scan(scanOn, limit, &tally, take)
-            }
-            return try withUnsafeBytes(to) { to throws(SQLiteError) in
-                scanTo.bind(1, unowned: from)
-                scanTo.bind(2, unowned: to)
-                defer { scanTo.reset() }
-                return try scan(scanTo, limit, &tally, take)
-            }
-        }
-    }
-
-    private struct Tally {
-        let countMax: Int
-        let rowsMax: Int
-        var count = 0
-        var rows = 0
-    }
-
-    /// Old versions that are stepped over one by one before a new search is cheaper.
-    private static let stepsBeforeSearch = 16
-
-    /// Hands out what it finds; returns where to search again if a key has many versions that are
-    /// not wanted, or if enough rows were looked at.
-    private func scan(
-        _ statement: borrowing Statement, _ limit: ChangeNumber, _ tally: inout Tally,
-        _ take: ([UInt8], VersionRow) -> Void
-    ) throws(SQLiteError) -> [UInt8]? {
-        // The key whose remaining versions are older than the one that was wanted.
-        var done: [UInt8] = []
-        var isDone = false
-        var steps = 0
-        var newer = 0
-        while try statement.step() {
-            tally.rows += 1
-            if isDone, statement.withBytes(0, { $0.elementsEqual(done) }) {
-                steps += 1
-                if steps > Self.stepsBeforeSearch { return done + [0] }
-                continue
-            }
-            isDone = false
-            var row = Self.versionRow(statement, at: 1)
-            if row.change > limit {
-                newer += 1
-                if newer <= Self.stepsBeforeSearch { continue }
-                guard let older = try version(of: statement.bytes(0), upTo: limit) else {
-                    return statement.bytes(0) + [0]
-                }
-                row = older
-                steps = Self.stepsBeforeSearch
-            } else {
-                steps = 0
-            }
-            done = statement.bytes(0)
-            isDone = true
-            newer = 0
-            if !row.isTombstone {
-                take(done, row)
-                tally.count += 1
-                if tally.count == tally.countMax { return nil }
-            }
-            if tally.rows >= tally.rowsMax { return done + [0] }
-        }
-        return nil
-    }
-
-    private func versionsDown(
-        _ from: [UInt8], _ to: [UInt8]?, _ limit: ChangeNumber, _ count: Int,
-        _ found: inout [KeyVersion]
-    ) throws(SQLiteError) {
-        var end = to
-        var isMore = true
-        while isMore, found.count < count {
-            let below = end
-            let stop = try withUnsafeBytes(from) { from throws(SQLiteError) -> [UInt8]? in
-                guard let below else {
-                    scanDown.bind(1, unowned: from)
-                    defer { scanDown.reset() }
-                    return try scanDown(scanDown, limit, count, &found)
-                }
-                return try withUnsafeBytes(below) { below throws(SQLiteError) in
-                    scanDownFrom.bind(1, unowned: from)
-                    scanDownFrom.bind(2, unowned: below)
-                    defer { scanDownFrom.reset() }
-                    return try scanDown(scanDownFrom, limit, count, &found)
-                }
-            }
-            end = stop
-            isMore = stop != nil
-        }
-    }
-
-    /// Keys downwards, the oldest version of each first: the newest wanted is known when the next
-    /// key comes. A key with many versions is looked up instead, and the search goes on below it.
-    private func scanDown(
-        _ statement: borrowing Statement, _ limit: ChangeNumber, _ count: Int,
-        _ found: inout [KeyVersion]
-    ) throws(SQLiteError) -> [UInt8]? {
-        var key: [UInt8] = []
-        var newest: VersionRow?
-        var steps = 0
-        while try statement.step() {
-            if statement.withBytes(0, { !$0.elementsEqual(key) }) || steps == 0 {
-                take(key, newest, &found)
-                if found.count == count { return nil }
-                key = statement.bytes(0)
-                newest = nil
-                steps = 0
-            }
-            steps += 1
-            if steps > Self.stepsBeforeSearch {
-                take(key, try version(of: key, upTo: limit), &found)
-                return key
-            }
-            let row = Self.versionRow(statement, at: 1)
-            if row.change <= limit { newest = row }
-        }
-        take(key, newest, &found)
-        return nil
-    }
-
-    private func take(_ key: [UInt8], _ row: VersionRow?, _ found: inout [KeyVersion]) {
-        guard let row, !row.isTombstone else { return }
-        found.append(KeyVersion(key: key, row: row))
-    }
-
     func history(
         of key: [UInt8], upTo limit: ChangeNumber, count: Int
     ) throws(SQLiteError) -> [VersionRow] {
@@ -384,7 +223,7 @@ final class SQLiteTables: StateTables {
     func value(of change: ChangeNumber) throws(SQLiteError) -> [UInt8] {
         selectValue.bind(1, Int64(bitPattern: change.rawValue))
         defer { selectValue.reset() }
-        guard try selectValue.step() else { throw Self.damaged("a version has no change") }
+        guard try selectValue.step() else { throw Self.hasNoChange }
         return selectValue.bytes(0)
     }
 
@@ -568,6 +407,8 @@ final class SQLiteTables: StateTables {
     }
 
     /// What SQLite would say, had it noticed.
+    static let hasNoChange = damaged("a version has no change")
+
     static func damaged(_ text: String) -> SQLiteError {
         SQLiteError(code: SQLiteError.corruptCode, message: text)
     }
