@@ -262,7 +262,8 @@ let checks: [Target] = [
             "Configuration", "GeneratorTool", "ServiceKit", "AspenMachine", "AspenTypes",
             "AspenBytes", "aspen-generator",
         ]),
-    tests("AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes"]),
+    tests(
+        "AspenWireTests", ["AspenWire", "AspenBytes", "AspenMachine", "AspenTypes", protobuf]),
     tests(
         "KVCoreTests", ["KVCore", "AspenTypes", "AspenBytes", "AspenMachine"], settings: pureTests),
     tests(

@@ -199,7 +199,13 @@ extension Decoder {
     }
 
     static let clientResponse = Decoder(name: "client-response") { bytes in
-        guard let response = try? WireResponse(serializedBytes: bytes) else { return false }
+        let response = try? WireResponse(serializedBytes: bytes)
+        // What the client has of its own for pages of keys says the same of anything.
+        let own = try? WireResponse(answer: Data(bytes))
+        check((own == nil) == (response == nil))
+        guard let response, let own else { return false }
+        // Not compared as values: a number may be none, which equals nothing.
+        check((try? own.serializedBytes() as [UInt8]) == (try? response.serializedBytes()))
         let again: [UInt8]? = try? response.serializedBytes()
         check(again.flatMap { try? WireResponse(serializedBytes: $0) } == response)
         return true
@@ -210,7 +216,19 @@ extension Decoder {
             $0.status = "healthy"
             $0.nodeID = 3
         }
-        return try [refusal, health].map { try $0.serializedBytes() }
+        var page = WireResponse()
+        page.scanKeys = .with {
+            $0.entries = (0..<3).map { number in
+                .with {
+                    $0.key = Data("key \(number)".utf8)
+                    $0.value = Data(repeating: 7, count: 50 * number)
+                    ($0.createRevision, $0.modRevision, $0.version) = (3, 300 << number, 1)
+                }
+            }
+            $0.continuation = Data([1, 2, 3])
+            $0.revision = 70_000
+        }
+        return try [refusal, health, page].map { try $0.serializedBytes() }
     }
 
     static let scanToken = Decoder(name: "scan-token") { bytes in

@@ -11,6 +11,7 @@ package struct BlobColumn: ~Copyable {
     private let table: String
     private let column: String
     private var handle: OpaquePointer?
+    private var memory = UnsafeMutableRawBufferPointer(start: nil, count: 0)
 
     package init(_ database: Database, table: String, column: String) {
         self.database = database
@@ -18,29 +19,30 @@ package struct BlobColumn: ~Copyable {
         self.column = column
     }
 
-    deinit { sqlite3_blob_close(handle) }
+    deinit {
+        sqlite3_blob_close(handle)
+        memory.deallocate()
+    }
 
-    /// Takes the row's bytes into `bytes`, in the place of what was there.
-    /// - Returns: false if there is no such row, or if it has no blob there.
-    package mutating func read(_ row: Int64, into bytes: inout [UInt8]) throws(SQLiteError) -> Bool
-    {
-        let code =
-            handle.map { sqlite3_blob_reopen($0, row) }
-            ?? sqlite3_blob_open(database.handle, "main", table, column, row, 0, &handle)
-        // What it says of a row that it does not find.
-        if code == SQLITE_ERROR { return false }
-        try database.check(code)
-        let count = Int(sqlite3_blob_bytes(handle))
-        if bytes.count != count {
-            bytes.removeAll(keepingCapacity: true)
-            bytes.append(contentsOf: repeatElement(0, count: count))
+    /// - Returns: the row's bytes, valid until the next call; nil if there is no such row, or if it has no
+    ///   blob there.
+    package mutating func read(_ row: Int64) throws(SQLiteError) -> UnsafeRawBufferPointer? {
+        let code: Int32
+        if let handle {
+            code = sqlite3_blob_reopen(handle, row)
+        } else {
+            code = sqlite3_blob_open(database.handle, "main", table, column, row, 0, &handle)
         }
-        guard count > 0 else { return true }
-        let handle = handle
-        try database.check(
-            bytes.withUnsafeMutableBytes {
-                sqlite3_blob_read(handle, $0.baseAddress, Int32(count), 0)
-            })
-        return true
+        // What it says of a row that it does not find.
+        if code == SQLITE_ERROR { return nil }
+        guard code == SQLITE_OK else { throw database.error(code) }
+        let count = sqlite3_blob_bytes(handle)
+        if count > memory.count {
+            memory.deallocate()
+            memory = .allocate(byteCount: max(1024, 2 * Int(count)), alignment: 16)
+        }
+        let copied = sqlite3_blob_read(handle, memory.baseAddress, count, 0)
+        guard copied == SQLITE_OK else { throw database.error(copied) }
+        return UnsafeRawBufferPointer(start: memory.baseAddress, count: Int(count))
     }
 }

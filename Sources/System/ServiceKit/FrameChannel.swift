@@ -25,6 +25,9 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
     /// The channel takes bytes again after `isWritable` was false.
     package var onWritable: (FrameChannel) -> Void = { _ in }
 
+    /// A beginning of a frame so long lets expect more.
+    private static let expectingBytesMin = 32_768
+
     private let frameBytesMax: Int
     private var context: ChannelHandlerContext?
     private var incoming = ByteBuffer()
@@ -82,12 +85,25 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
             guard length <= frameBytesMax else {
                 return finish(.oversized(bytes: Int(length)))
             }
-            guard incoming.readableBytes >= 4 + Int(length) else { break }
+            guard incoming.readableBytes >= 4 + Int(length) else {
+                expect(4 + Int(length))
+                break
+            }
             incoming.moveReaderIndex(forwardBy: 4)
             guard let frame = incoming.readSlice(length: Int(length)) else { break }
             onFrame(self, frame)
         }
         if !isRaw { incoming.discardReadBytes() }
+    }
+
+    /// Makes room for the rest of a frame, so that it is not copied over and over as it comes. Nobody
+    /// gets much memory for a length alone: it is a small multiple of what has come.
+    private func expect(_ bytes: Int) {
+        guard incoming.readableBytes >= Self.expectingBytesMin else { return }
+        let wanted = min(bytes, 8 * incoming.readableBytes)
+        if incoming.capacity < wanted {
+            incoming.reserveCapacity(minimumWritableBytes: wanted - incoming.readableBytes)
+        }
     }
 
     package func channelReadComplete(context: ChannelHandlerContext) {
@@ -113,17 +129,26 @@ package final class FrameChannel: ChannelInboundHandler, RemovableChannelHandler
         send { $0.writeImmutableBuffer(content) }
     }
 
-    /// One frame of what `head` writes and of `rest`, which is not copied: for much.
-    package func send(then rest: ByteBuffer, _ head: (inout ByteBuffer) -> Void) {
+    /// One frame of three parts. The one in the middle is not copied: for much.
+    package func send(
+        _ head: (inout ByteBuffer) -> Void, _ middle: ByteBuffer,
+        _ tail: (inout ByteBuffer) -> Void
+    ) {
         guard let context, !isDone else { return }
         let start = outgoing.writerIndex
         outgoing.writeInteger(UInt32(0), endianness: .little)
         head(&outgoing)
-        let length = outgoing.writerIndex - start - 4 + rest.readableBytes
+        let cut = outgoing.writerIndex
+        tail(&outgoing)
+        let length = outgoing.writerIndex - start - 4 + middle.readableBytes
         outgoing.setInteger(UInt32(length), at: start, endianness: .little)
-        writeOutgoing(context)
-        context.write(NIOAny(rest), promise: nil)
-        isFlushDue = true
+        if middle.readableBytes > 0 {
+            let end = outgoing.getSlice(at: cut, length: outgoing.writerIndex - cut)
+            outgoing.moveWriterIndex(to: cut)
+            writeOutgoing(context)
+            context.write(NIOAny(middle), promise: nil)
+            if var end { outgoing.writeBuffer(&end) }
+        }
         scheduleFlush()
     }
 

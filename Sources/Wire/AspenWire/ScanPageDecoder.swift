@@ -47,8 +47,15 @@ private struct ScanPageReader {
             switch byte() {
             case 1 << 3 | 2:
                 guard let range = range() else { return nil }
+                if page.entries.isEmpty {
+                    // Mostly all of a page are about as long.
+                    page.entries.reserveCapacity(min((end - place) / (range.count + 2) + 1, 1024))
+                }
                 var reader = ScanPageReader(bytes, range)
-                guard reader.entry(data, to: &page.entries) else { return nil }
+                page.entries.append(Aspen_Client_V1_KeyValue())
+                guard reader.read(&page.entries[page.entries.count - 1], of: data) else {
+                    return nil
+                }
             case 2 << 3 | 2:
                 guard let range = range() else { return nil }
                 page.continuation = Self.slice(data, range)
@@ -64,10 +71,9 @@ private struct ScanPageReader {
         return page
     }
 
-    private mutating func entry(
-        _ data: Data, to entries: inout [Aspen_Client_V1_KeyValue]
+    private mutating func read(
+        _ entry: inout Aspen_Client_V1_KeyValue, of data: Data
     ) -> Bool {
-        var entry = Aspen_Client_V1_KeyValue()
         while !isAtEnd {
             switch byte() {
             case 1 << 3 | 2:
@@ -91,7 +97,6 @@ private struct ScanPageReader {
             default: return false
             }
         }
-        entries.append(entry)
         return true
     }
 

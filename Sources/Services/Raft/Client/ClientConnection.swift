@@ -18,6 +18,8 @@ package final class ClientConnection {
     package static let requestsInFlightMax = 10_000
     /// Bytes of requests waiting for an answer on one connection: 64 MiB.
     package static let bytesInFlightMax = 67_108_864
+    /// A frame shorter than this is copied: that is cheaper than to share its memory.
+    private static let copiedBytesMax = 4096
     /// The length and the request id.
     private static let frameHeadBytes = 12
     /// How precisely `deadline` is kept.
@@ -195,7 +197,7 @@ package final class ClientConnection {
         bytesReceived += UInt64(frame.readableBytes + Self.frameHeadBytes - 8)
         var frame = frame
         guard let id: UInt64 = frame.readInteger(endianness: .little),
-            let response = try? Response(answer: Data(frame.readableBytesView))
+            let response = try? Response(answer: Self.data(of: frame))
         else {
             transport.close()
             return lost(.lost("the daemon sent bytes that are no answer"))
@@ -211,6 +213,18 @@ package final class ClientConnection {
             completion(.success(response))
         }
         closeIfDrained()
+    }
+
+    /// Of a large frame, its own memory, which stays as long as the bytes are needed.
+    private static func data(of frame: ByteBuffer) -> Data {
+        guard frame.readableBytes >= copiedBytesMax else { return Data(frame.readableBytesView) }
+        return frame.withUnsafeReadableBytesWithStorageManagement { bytes, storage in
+            guard let start = bytes.baseAddress else { return Data() }
+            _ = storage.retain()
+            return Data(
+                bytesNoCopy: UnsafeMutableRawPointer(mutating: start), count: bytes.count,
+                deallocator: .custom { _, _ in storage.release() })
+        }
     }
 
     private func take(_ id: UInt64) -> Completion? {

@@ -67,6 +67,9 @@ final class ClientConnection: ReplySink {
     /// reads them.
     static let unflushedBytesMax = 262_144
 
+    /// A page of so many bytes leaves from where it lies; a smaller one is copied to go with others.
+    private static let ownBufferBytesMin = 16_384
+
     private let frames: FrameChannel
     private unowned let service: ClientService
     private let permission: Permission
@@ -173,12 +176,15 @@ final class ClientConnection: ReplySink {
         inFlight -= 1
         service.requestBytes -= bytes
         guard !isClosed else { return }
-        let (head, body) = page.finished(scope)
-        frames.send(then: body) { buffer in
-            buffer.writeInteger(id, endianness: .little)
-            buffer.writeBytes(head)
-        }
-        wrote(head.count + body.readableBytes)
+        let (head, tail) = page.ends(scope)
+        let isSmall = page.body.readableBytes < Self.ownBufferBytesMin
+        frames.send(
+            { buffer in
+                buffer.writeInteger(id, endianness: .little)
+                buffer.writeBytes(head)
+                if isSmall { buffer.writeImmutableBuffer(page.body) }
+            }, isSmall ? ByteBuffer() : page.body, { $0.writeBytes(tail) })
+        wrote(head.count + page.body.readableBytes + tail.count)
     }
 
     func part(_ response: WireResponse, to id: UInt64) { send(response, to: id) }

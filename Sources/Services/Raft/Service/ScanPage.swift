@@ -8,11 +8,9 @@ import RaftStorage
 
 /// A page of keys as the message that answers a scan, written as it is read.
 struct ScanPage: Sendable {
-    /// What follows the entries goes into the same memory.
-    private static let tailBytes = 1200
     private static let bytesMin = 2048
-    /// By how much the memory grows: what is written is copied each time.
-    private static let growth = 4
+    /// Memory that is asked for because the entries so far let expect it.
+    private static let expectedBytesMax = 1_000_000
 
     /// `ScanKeysResponse`, its entries only.
     private(set) var body: ByteBuffer
@@ -20,12 +18,18 @@ struct ScanPage: Sendable {
     private(set) var revision = Revision.zero
     private var lastKey = 0..<0
 
-    private init() { body = ByteBuffer() }
+    private let countMax: Int
+    private var count = 0
+
+    private init(countMax: Int) {
+        body = ByteBuffer()
+        self.countMax = countMax
+    }
 
     static func read(
         _ request: RangeRequest, from store: any StateStore
     ) throws(StorageError) -> ReadOutcome<ScanPage> {
-        var page = ScanPage()
+        var page = ScanPage(countMax: min(max(request.limit, 1), Limits.batchCountMax))
         switch try store.visit(request, { page.append($0) }) {
         case .value(let end):
             page.more = end.more
@@ -42,25 +46,33 @@ struct ScanPage: Sendable {
             createRevision: entry.row.createRevision.rawValue,
             modRevision: entry.row.change.revision.rawValue, version: entry.row.version,
             lease: entry.row.lease.rawValue)
-        let room = entry.bytesMax + Self.tailBytes
-        if body.writableBytes < room {
-            body.reserveCapacity(
-                max(Self.bytesMin, body.capacity * Self.growth, body.readableBytes + room))
-        }
+        let room = entry.bytesMax
+        if body.writableBytes < room { grow(for: room) }
         let keyStart = body.writerIndex + entry.keyOffset
         lastKey = keyStart..<keyStart + entry.key.count
         body.writeWithUnsafeMutableBytes(minimumWritableBytes: room) { entry.write(to: $0) }
+        count += 1
     }
 
-    /// The whole message, in two pieces: what comes before the body, and the body.
-    func finished(_ scope: ScanToken.Scope) -> (head: [UInt8], body: ByteBuffer) {
+    /// What is written is copied, and new memory costs as much again: to what a full page will take, if
+    /// all entries are like those before.
+    private mutating func grow(for room: Int) {
+        let written = body.readableBytes
+        let expected =
+            count == 0 ? Self.bytesMin : written / count * countMax + written / 8 + room
+        body.reserveCapacity(
+            max(
+                written + room, min(expected, Self.expectedBytesMax),
+                min(2 * written, Limits.scanPageBytesMax)))
+    }
+
+    /// What comes before the entries and after them in the whole message.
+    func ends(_ scope: ScanToken.Scope) -> (head: [UInt8], tail: [UInt8]) {
         var continuation: [UInt8] = []
         if more, let key = body.getBytes(at: lastKey.lowerBound, length: lastKey.count) {
             continuation = ScanToken(revision: revision, lastKey: key).encoded(scope: scope)
         }
-        var body = body
-        body.writeBytes(
-            ScanPageFrame.tail(continuation: continuation, revision: revision.rawValue))
-        return (ScanPageFrame.head(bodyBytes: body.readableBytes), body)
+        let tail = ScanPageFrame.tail(continuation: continuation, revision: revision.rawValue)
+        return (ScanPageFrame.head(bodyBytes: body.readableBytes + tail.count), tail)
     }
 }

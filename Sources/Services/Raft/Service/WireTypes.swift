@@ -30,9 +30,10 @@ extension WireResponse {
     }
 
     init(_ page: ScanPage, _ scope: ScanToken.Scope) {
-        let (head, body) = page.finished(scope)
+        let (head, tail) = page.ends(scope)
         var bytes = ByteBuffer(bytes: head)
-        bytes.writeImmutableBuffer(body)
+        bytes.writeImmutableBuffer(page.body)
+        bytes.writeBytes(tail)
         do { try self.init(serializedBytes: FrameBytes(bytes)) } catch {
             self.init(AspenError(.internal, "a page of keys cannot be put into a message"))
         }

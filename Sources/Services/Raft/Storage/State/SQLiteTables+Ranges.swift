@@ -37,10 +37,7 @@ extension SQLiteTables {
                     EntryView(
                         key: key, row: row, value: UnsafeRawBufferPointer(start: nil, count: 0)))
             case .value:
-                try values.read(row.change)
-                values.bytes.withUnsafeBytes {
-                    take(EntryView(key: key, row: row, value: $0))
-                }
+                try values.read(row.change) { take(EntryView(key: key, row: row, value: $0)) }
             }
             return true
         }
@@ -54,23 +51,23 @@ extension SQLiteTables {
         private let tables: SQLiteTables
         private var column: BlobColumn
         private var count = 0
-        /// Of the last one read.
-        private(set) var bytes: [UInt8] = []
 
         init(_ tables: SQLiteTables) {
             self.tables = tables
             column = BlobColumn(tables.database, table: "changes", column: "value")
         }
 
-        mutating func read(_ change: ChangeNumber) throws(SQLiteError) {
+        mutating func read(
+            _ change: ChangeNumber, _ body: (UnsafeRawBufferPointer) -> Void
+        ) throws(SQLiteError) {
             count += 1
             guard count > Self.statementValuesMax else {
-                bytes = try tables.value(of: change)
-                return
+                return try tables.value(of: change).withUnsafeBytes(body)
             }
-            guard try column.read(Int64(bitPattern: change.rawValue), into: &bytes) else {
+            guard let bytes = try column.read(Int64(bitPattern: change.rawValue)) else {
                 throw SQLiteTables.hasNoChange
             }
+            body(bytes)
         }
     }
 
