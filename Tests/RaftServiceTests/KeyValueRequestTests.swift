@@ -35,6 +35,45 @@ import Testing
         return try await client.ask(.batchRead(body))
     }
 
+    /// Large pages leave in another way than small ones: all of them arrive whole, among other answers.
+    @Test(.timeLimit(.minutes(1))) func pagesOfAnySizeArriveInTheirOrder() async throws {
+        try await RequestTests.withNode(3) { _, client in
+            var values: [String: [UInt8]] = [:]
+            for number in 0..<40 {
+                let name = "\(number + 10)"
+                let value = [UInt8](repeating: UInt8(number), count: number * 150)
+                values[name] = value
+                _ = try await client.put(name, value).get()
+            }
+            for limit in [1, 3, 7, 20, 40, 1000] as [UInt32] {
+                for descending in [false, true] {
+                    var found: [String] = []
+                    var body = Aspen_Client_V1_ScanKeysRequest()
+                    body.limit = limit
+                    body.descending = descending
+                    repeat {
+                        let before = client.send(.scanKeys(.with { $0.limit = 1 }))
+                        let asked = client.send(.scanKeys(body))
+                        let after = client.send(.readKey(.with { $0.key = Data("49".utf8) }))
+                        #expect(keys(try await before.get()) == ["10"])
+                        let page = try await asked.get()
+                        #expect(try await after.get().readKey.entry.value.count == 39 * 150)
+                        for entry in page.scanKeys.entries {
+                            let name = String(decoding: entry.key, as: UTF8.self)
+                            #expect(Array(entry.value) == values[name])
+                            #expect(entry.version == 1 && entry.createRevision > 0)
+                        }
+                        found += keys(page)
+                        #expect(page.scanKeys.entries.count <= Int(limit))
+                        body.continuation = page.scanKeys.continuation
+                    } while !body.continuation.isEmpty
+                    let sorted = values.keys.sorted()
+                    #expect(found == (descending ? sorted.reversed() : sorted))
+                }
+            }
+        }
+    }
+
     @Test(.timeLimit(.minutes(1))) func scansInBothDirectionsAndAtARevision() async throws {
         try await RequestTests.withNode(3) { _, client in
             for name in ["a", "b", "c", "d", "e"] { _ = try await client.put(name, [1]).get() }
