@@ -83,22 +83,23 @@ def client_microseconds(turn):
 
 # --- Loads, in turns ------------------------------------------------------------------------------
 
-def best_layout(etcd, operation, clients, result):
-    """By the median rate of two short turns of each, in turns."""
+def best_layout(name, load, clients, result):
+    """By the median rate of two short turns of each, in turns. `load` takes a number of requests and a
+    layout."""
     if clients == 1:
         # One client has one connection; but to whom?
         candidates = ("each", "leader")
     else:
         candidates = LAYOUTS
     total, rates = 300 * min(clients, 16), {layout: [] for layout in candidates}
-    etcd.load(operation, clients, total, "each")
+    load(total, "each")
     for _ in range(2):
         for layout in candidates:
-            turn = etcd.load(operation, clients, total, layout)
+            turn = load(total, layout)
             rates[layout].append(turn["rate"])
             total = max(100, int(turn["rate"] * 1.5))
     best = max(candidates, key=lambda layout: median(rates[layout]))
-    result.note(f"{etcd.name}, clients {clients}: " + "; ".join(
+    result.note(f"{name}, clients {clients}: " + "; ".join(
         f"{LAYOUT_TEXTS[layout]}: {median(rates[layout]):.0f}/s" for layout in candidates)
         + f"; taken: {best}")
     return best, median(rates[best])
@@ -116,18 +117,22 @@ def in_turns(result, operation, clients, secure=True):
         if operation != "put":
             for cluster in filter(None, (plain, aspen, encrypted)):
                 cluster.fill()
-        sides = {}
-        for etcd in filter(None, (plain, encrypted)):
-            layout, expected = best_layout(etcd, operation, clients, result)
-            sides[etcd.name] = (
-                lambda total, etcd=etcd, layout=layout: etcd.load(operation, clients, total, layout),
-                int(expected * Settings.seconds))
-            way = "each" if etcd is plain else "quic"
+        def load_aspen(total, layout):
+            return aspen.load(aspen_operation, clients, total, layout, keys=keys, more=more)
 
-            def load(total, way=way):
-                return aspen.load(aspen_operation, clients, total, way, keys=keys, more=more)
-            name = "Aspen" if etcd is plain else "Aspen QUIC"
-            sides[name] = (load, int(load(200 * min(clients, 16))["rate"] * Settings.seconds))
+        sides = {}
+
+        def add(name, load, layout, expected):
+            sides[name] = (lambda total: load(total, layout), int(expected * Settings.seconds))
+        for etcd in filter(None, (plain, encrypted)):
+            def load_etcd(total, layout, etcd=etcd):
+                return etcd.load(operation, clients, total, layout)
+            add(etcd.name, load_etcd, *best_layout(etcd.name, load_etcd, clients, result))
+            if etcd is plain:
+                add("Aspen", load_aspen, *best_layout("Aspen", load_aspen, clients, result))
+            else:
+                add("Aspen QUIC", load_aspen, "quic",
+                    load_aspen(200 * min(clients, 16), "quic")["rate"])
         for round_number in range(Settings.rounds + 1):
             for name, (load, total) in sides.items():
                 turn = undisturbed(lambda load=load, total=total: load(max(total, 100)))
