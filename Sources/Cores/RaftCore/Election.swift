@@ -98,6 +98,9 @@ extension RaftCore {
             isHardStateDirty = true
             // Even the same leader, elected anew, may have another log by now.
             setLeader(nil, &turn)
+            // Drawn anew: who has lost elections would keep the times that made it lose, and the next
+            // one would wait for those.
+            if role != .leader { drawElectionTimeout(&turn) }
         }
         if role == .leader { leaveOffice(&turn) }
         role = roleWithoutOffice
