@@ -119,7 +119,7 @@ def cost():
     for count in clients:
         for name, unit, figure in (("server CPU per put", "µs", server_microseconds),
                                    ("puts/s", "1/s", rate), ("put p99", "ms", lambda t: t["p99_ms"])):
-            result.line(f"{name} of so many: {count} clients", unit, result.of(str(count), figure))
+            result.line(f"{name}, by {count} clients", unit, result.of(str(count), figure))
     return result
 
 
