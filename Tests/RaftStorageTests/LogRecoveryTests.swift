@@ -281,6 +281,27 @@ private func open(_ disk: any Disk, _ bugs: Set<PlantedBug> = []) throws -> Segm
         }
     }
 
+    /// A term that the log knows from an entry alone, for the disk was full before its record, is in
+    /// force from the next start on, and stays so when that entry is lost to damage.
+    @Test(arguments: [false, true])
+    func aTermImpliedByAnEntryOutlivesItsLoss(_ isStartedBetween: Bool) throws {
+        let disk = MemoryDisk()
+        let log = try open(disk)
+        try log.write(write(entries(1...2, term: 1), state: HardState(term: Term(1))))
+        try log.sync()
+        try log.write(write(entries(3...3, term: 2)))
+        try log.sync()
+        let whole = HardState(term: Term(2))
+        if isStartedBetween { #expect(try open(disk).recovery.hardState == whole) }
+        // In the second entry, which the third follows.
+        try flip(disk, Self.first, at: 4096 + 88 + 50)
+        for _ in 0..<3 {
+            let opened = try open(disk)
+            #expect(opened.lastIndex == index(1) && !opened.recovery.isTailTrusted)
+            #expect(opened.recovery.hardState == whole)
+        }
+    }
+
     @Test func membershipsAreFound() throws {
         let endpoint = try #require(EndpointID(bytes: [UInt8](repeating: 1, count: 32)))
         func membership(_ nodes: [UInt64]) -> Membership {

@@ -95,6 +95,10 @@ import Testing
         .init(
             seed: 565491,
             reason: "an acknowledgement overtook a question of the repair, which had been answered"),
+        .init(
+            seed: 644525,
+            reason: "a term known from an entry alone was forgotten with it: its record had no room"
+        ),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

@@ -244,6 +244,9 @@ struct LogRecovery {
             findings.setAside.append(candidate.generation)
         }
         findings.epochMax = max(findings.epochMax, sum.epoch)
+        // Where the disk was full before the record of a term, an entry alone tells of it, and a start
+        // since then has put it in force.
+        sum.add(HardState(term: sum.lastTerm))
         findings.laterState = sum.hardState
         return sum
     }

@@ -143,6 +143,8 @@ struct LogEvidence {
     var syncedTo = 0
     /// How far the log went.
     var lastIndex = LogIndex.zero
+    /// The newest term of an entry.
+    var lastTerm = Term.zero
     var epoch: UInt32 = 0
     var hardState = HardState()
     var newestMembership: KeptMembership?
@@ -193,6 +195,7 @@ struct LogEvidence {
 
     private mutating func add(_ head: RecordHead, _ body: UnsafeRawBufferPointer) {
         syncedTo = max(syncedTo, Int(head.syncedTo))
+        if head.kind == .entry { lastTerm = max(lastTerm, head.term) }
         switch head.kind {
         case .hardState: add(HardStateBody.read(head, body) ?? HardState())
         case .membership: add(KeptMembership(body))
@@ -216,6 +219,7 @@ struct LogEvidence {
         isUsed = isUsed || other.isUsed
         provesLoss = provesLoss || other.provesLoss
         lastIndex = max(lastIndex, other.lastIndex)
+        lastTerm = max(lastTerm, other.lastTerm)
         epoch = max(epoch, other.epoch)
         add(other.hardState)
         add(other.newestMembership)
@@ -223,6 +227,7 @@ struct LogEvidence {
 
     mutating func add(_ header: SegmentHeader) {
         lastIndex = max(lastIndex, header.lastIndex, header.untrustedBelow)
+        lastTerm = max(lastTerm, header.lastTerm)
         epoch = max(epoch, header.epoch)
         add(header.hardState)
     }
