@@ -183,6 +183,11 @@ private struct Pair {
                 before = last.number.revision
             }
             #expect(found == expected)
+            // And from any revision on, a compacted one too, swept or not.
+            let start = Revision(
+                pair.source.random.uniform(0..<pair.machine.meta.revision.rawValue + 2))
+            let page = pair.machine.history(of: key, before: start, limit: 1000)
+            #expect(page.events == expected.filter { $0.number.revision < start })
         }
     }
 

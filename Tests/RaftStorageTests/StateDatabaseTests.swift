@@ -280,7 +280,7 @@ import Testing
         #expect(bytes[52..<56].contains { $0 != 0 }, "auto_vacuum")
         #expect(bytes[64..<68].elementsEqual([0, 0, 0, 1]), "incremental")
         #expect(bytes[68..<72].elementsEqual(Array("aspn".utf8)), "application id")
-        #expect(bytes[60..<64].elementsEqual([0, 0, 0, 3]), "schema version")
+        #expect(bytes[60..<64].elementsEqual([0, 0, 0, 4]), "schema version")
         for number in 0..<bytes.count / 4096 {
             let page = Array(bytes[number * 4096..<(number + 1) * 4096])
             let sum = page[4088...].reversed().reduce(0) { $0 << 8 | UInt64($1) }
@@ -343,13 +343,13 @@ import Testing
         }
         #expect(open() == nil)
         func change(_ sql: String) throws { try Database(path: path).execute(sql) }
-        try change("PRAGMA user_version = 4")
+        try change("PRAGMA user_version = 5")
         guard case .newerVersion(let text)? = open() else {
             Issue.record("a newer schema was opened")
             return
         }
-        #expect(text.contains("version 4"))
-        try change("PRAGMA user_version = 3; PRAGMA application_id = 7")
+        #expect(text.contains("version 5"))
+        try change("PRAGMA user_version = 4; PRAGMA application_id = 7")
         guard case .corrupt? = open() else {
             Issue.record("a foreign database was opened")
             return
@@ -451,14 +451,14 @@ import Testing
 
     /// A longer transaction saves writing where the same pages are changed again and again, and only
     /// there.
-    @Test func aTransactionIsLongWhereTheTreeOfVersionsFitsIntoMemory() throws {
+    @Test func aTransactionIsLongWhereTheTreeOfKeysFitsIntoMemory() throws {
         var options = SQLiteState.Options()
         (options.cacheKiB, options.cacheKiBMax) = (200, 2000)
         (options.commitEntries, options.commitBytes) = (.max, .max)
         options.checkpointPages = 1
-        let long = try transactions(3000, options)
+        let long = try transactions(12_000, options)
         options.cacheKiBMax = 200
-        let short = try transactions(3000, options)
+        let short = try transactions(12_000, options)
         #expect(long[long.count / 2] > 5 * short[short.count / 2], "\(long) \(short)")
         options.cacheKiBMax = 600
         let useless = try transactions(1_000_000, options)

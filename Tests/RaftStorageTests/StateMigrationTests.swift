@@ -8,8 +8,8 @@ import RaftStorage
 import SQLiteKit
 import Testing
 
-/// Files that a program of schema version 1 wrote, which is why they are checked in: a database
-/// after 59 entries, and the snapshot of it.
+/// Files that programs of older schema versions wrote, which is why they are checked in. Of version 1: a
+/// database after 59 entries, and the snapshot of it.
 @Suite struct StateMigrationTests {
     private static let directory =
         "/" + #filePath.split(separator: "/").dropLast().joined(separator: "/") + "/Fixtures"
@@ -49,30 +49,35 @@ import Testing
         try writer.finish()
     }
 
-    /// Version 2 had no garbage.
-    @Test func aDatabaseOfTheSecondVersionIsTakenOver() throws {
+    /// Version 3 had a row for each version of a key, and garbage among them: a database after 301
+    /// entries, in the middle of a generation and of a round of the hand. Version 2 had no garbage.
+    @Test(arguments: [2, 3]) func aDatabaseWithARowForEachVersionIsTakenOver(version: Int) throws {
         let directory = StateDirectory()
-        var source = EntrySource(seed: 4)
-        let memory = MemoryState()
-        var state = try SQLiteState(directory: directory.path)
-        _ = try memory.apply([source.membership()])
-        source.next = LogIndex(1)
-        _ = try state.apply([source.membership()])
-        for _ in 0..<20 {
-            let entries = source.batch(20, revision: memory.revision)
-            #expect(try state.apply(entries) == memory.apply(entries))
-            // Nothing of it is left out of a file that was made without it.
-            while try state.trim().hasMore {}
-        }
-        try state.setSpaceTight(true)
-        while try state.trim().hasMore {}
-        state.close()
+        let bytes = StateDirectory.read(Self.directory + "/state-v3.db")
+        try #require(bytes.count > 10_000)
+        StateDirectory.write(bytes, to: directory.path + "/state.db")
         do {
             let database = try Database(path: directory.path + "/state.db")
-            #expect(try database.integer("SELECT count(*) FROM garbage") == 0)
-            try database.execute("DROP TABLE garbage; DROP TABLE hand; PRAGMA user_version = 2")
+            #expect(try database.integer("SELECT count(*) FROM garbage") ?? 0 > 10)
+            if version == 2 {
+                try database.execute(
+                    """
+                    DELETE FROM versions WHERE number IN (SELECT number FROM garbage);
+                    DELETE FROM versions WHERE number NOT IN (SELECT number FROM changes);
+                    DELETE FROM changes WHERE number IN (SELECT number FROM garbage);
+                    DROP TABLE garbage; DROP TABLE hand; PRAGMA user_version = 2
+                    """)
+            }
         }
-        state = try SQLiteState(directory: directory.path)
+        // What had been applied to it.
+        var source = EntrySource(seed: 4)
+        let memory = MemoryState()
+        _ = try memory.apply([source.membership()])
+        for _ in 0..<12 {
+            _ = try memory.apply(source.batch(25, revision: memory.revision))
+        }
+        var state = try SQLiteState(directory: directory.path)
+        #expect(try state.contentHash() == memory.contentHash())
         try expectEqual(state, memory)
         #expect(try state.recomputeContentHash() == memory.contentHash())
         for _ in 0..<20 {
@@ -80,6 +85,9 @@ import Testing
             #expect(try state.apply(entries) == memory.apply(entries))
             try expectEqual(state, memory)
         }
+        state.close()
+        state = try SQLiteState(directory: directory.path)
+        #expect(try state.recomputeContentHash() == memory.contentHash())
         state.close()
     }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+import AspenMachine
 import AspenTypes
 import KVCore
+import RaftCore
 import RaftStorage
 import SQLiteKit
 import Testing
@@ -35,6 +37,66 @@ import Testing
         } catch {
             guard case .corrupt = error else { throw error }
         }
+    }
+
+    /// A key that was written thousands of times, and removed now and then, is read at any revision of its
+    /// past, also once a part of that is compacted.
+    @Test func aLongPastIsFound() throws {
+        let directory = StateDirectory()
+        var source = EntrySource(seed: 8)
+        let memory = MemoryState()
+        var state = try SQLiteState(directory: directory.path)
+        _ = try memory.apply([source.membership()])
+        source.next = LogIndex(1)
+        _ = try state.apply([source.membership()])
+        let keys: [[UInt8]] = [[1], [2], [3]]
+        for round in 0..<60 {
+            var entries: [Entry] = []
+            for place in 0..<100 {
+                // The first at every second revision, the others here and there.
+                let key = place % 2 == 0 ? keys[0] : keys[source.random.uniform(1..<3)]
+                entries.append(
+                    place == 50
+                        ? source.command(
+                            .transaction(Transaction(success: [.delete(key: key)]), nil))
+                        : source.put(key, [UInt8(round), UInt8(place)]))
+            }
+            if round == 40 { entries.append(source.command(.compact(Revision(1234)))) }
+            #expect(try state.apply(entries) == memory.apply(entries))
+            guard round % 20 == 19 else { continue }
+            _ = try state.checkpoint()
+            let oldest = max(memory.meta.compacted.rawValue, 1)
+            for _ in 0..<200 {
+                let revision = Revision(
+                    source.random.uniform(oldest..<memory.revision.rawValue + 1))
+                for key in keys {
+                    #expect(
+                        try state.lookUp(key, at: revision) == memory.lookUp(key, at: revision))
+                    #expect(
+                        try state.history(of: key, before: revision, limit: 3)
+                            == memory.history(of: key, before: revision, limit: 3))
+                }
+                for descending in [false, true] {
+                    let all = RangeRequest(
+                        from: [], to: nil, limit: 10, at: revision, descending: descending)
+                    #expect(try state.range(all) == memory.range(all))
+                }
+            }
+        }
+        #expect(try state.recomputeContentHash() == memory.contentHash())
+        state.close()
+        let database = try Database(path: directory.path + "/state.db")
+        let milestones = try #require(try database.integer("SELECT count(*) FROM milestones"))
+        let changes = try #require(try database.integer("SELECT count(*) FROM changes"))
+        #expect((changes / 100...changes / 40).contains(milestones), "\(milestones) of \(changes)")
+        // All of them as far as they can be of use to somebody.
+        #expect(
+            try database.integer("SELECT min(number) FROM milestones").map {
+                ChangeNumber(UInt64($0)).revision > Revision(1234)
+            } == true)
+        state = try SQLiteState(directory: directory.path)
+        try expectEqual(state, memory)
+        state.close()
     }
 
     /// Values that lie in the page of the tree and over many pages, read one after another.

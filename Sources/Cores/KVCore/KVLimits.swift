@@ -75,6 +75,8 @@ package struct KVBounds: Equatable, Sendable {
     package var recordingBytesMax = ChangeRecording.bytesMax
     /// Rows that are asked for at once while changes are read.
     package var headersAtOnce = 256
+    /// The same while they are swept.
+    package var sweptReadAhead = 32
     /// Elements in one piece of a `SortedMap`; at least two.
     package var chunkCountMax = 256
 

@@ -86,9 +86,12 @@ extension KVMachine {
         }
         let count = min(max(limit, 1), bounds.historyCountMax)
         // A revision is never split, and a transaction may change one key several times.
+        // What is readable at or below the compacted revision is the newest there, whatever is asked for.
         let rows = try readable(
             try tables.history(
-                of: key, upTo: newest, count: count + 1 + Limits.transactionOperationsMax))
+                of: key, upTo: max(newest, .last(of: meta.compacted)),
+                count: count + 1 + Limits.transactionOperationsMax)
+        ).drop { $0.change > newest }
         var newer: (row: VersionRow, value: [UInt8])?
         var bytes = 0
         for row in rows {

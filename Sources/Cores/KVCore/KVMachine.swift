@@ -112,6 +112,9 @@ package struct KVMachine<Tables: StateTables> {
 
     /// Changes made since this value was created.
     var changesMade = 0
+    /// Some changes behind `meta.swept`, the first one last. Read ahead: to ask for a few at a time costs
+    /// as much as reading them. Nothing but sweeping touches them.
+    private var sweptNext: [ChangeHeader] = []
 
     private mutating func apply(_ command: Command) throws(Tables.Failure) -> CommandResult {
         guard command.version <= meta.activeVersion else {
@@ -175,13 +178,20 @@ package struct KVMachine<Tables: StateTables> {
             limit = .last(of: meta.compacted.next)
         }
         guard meta.compacted > .zero, limit > meta.swept else { return }
-        let changes = try tables.changes(after: meta.swept, upTo: limit, count: budget)
-        for change in changes {
+        for _ in 0..<budget {
+            if sweptNext.isEmpty {
+                sweptNext = try tables.changes(
+                    after: meta.swept, upTo: limit, count: max(budget, bounds.sweptReadAhead))
+                sweptNext.reverse()
+            }
+            guard let change = sweptNext.popLast() else {
+                meta.swept = limit
+                return
+            }
             if change.previous != .zero { try remove(change.previous) }
             if change.isTombstone { try remove(change.number) }
             meta.swept = change.number
         }
-        if changes.count < budget { meta.swept = limit }
     }
 
     /// A tombstone may have been swept before its successor gets here: then there is nothing to do.

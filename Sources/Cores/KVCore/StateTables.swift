@@ -10,7 +10,7 @@ import AspenTypes
 ///   appended here, so history costs no copying and a watch resumes by reading on from a number.
 /// - **versions**, by (key, change number descending): which changes touched a key. The newest
 ///   version at a revision is the first row at or below it, so that reading now and reading the
-///   past are the same look-up.
+///   past are the same look-up. They say nothing that changes do not: a store may keep what serves it.
 /// - **sessions**, by id, with the answers that are small.
 /// - **answers**, by (session, request number): the answers that are not.
 /// - **leases**, by id; found by deadline as well.

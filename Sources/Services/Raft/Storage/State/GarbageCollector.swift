@@ -6,33 +6,22 @@ import SQLiteKit
 
 /// Takes out of the file what history has lost.
 ///
-/// A change that is swept is gone at once as far as anybody can see, but its two rows lie wherever the
-/// keys of users and the writes of long ago have put them. Taken out one by one, each would cost two
-/// pages written, beside the one that a put costs. So they stay where they are for a while and are taken
-/// out in the order in which they lie, many to a page, as a garbage collector does that lets a share of
-/// its heap be garbage:
+/// A change that is swept is gone at once as far as anybody can see, but its row lies wherever the writes
+/// of long ago have put it. Taken out one by one, each would cost a page written, beside those that a put
+/// costs. So rows stay where they are for a while and are taken out in the order in which they lie, many
+/// to a page, as a garbage collector does that lets a share of its heap be garbage: the numbers of what is
+/// swept are collected, in the order in which they come, in the table `garbage`, many to a row. When there
+/// are enough, they make a generation, which is sorted and taken out in the order of numbers while the
+/// next one is collected.
 ///
-/// - Rows of `changes`: their numbers are collected, in the order in which they come, in the table
-///   `garbage`. When there are enough, they make a generation, which is sorted and taken out in the order
-///   of numbers while the next one is collected.
-/// - Rows of `versions`: a hand goes round the tree in the order of keys and takes out what is dead, which
-///   the rows tell by themselves: what is older than the newest version of its key at or below the last
-///   change swept. It goes on by `rowsPerSwept` rows for each change that is swept, so that never more
-///   than a third as many rows as others are garbage.
-///
-/// Where a tombstone goes, what is older of its key goes with it: it would be the newest version.
 /// Nothing of this is part of the replicated state: each node has its own garbage, and snapshots, backups
 /// and hashes leave it out (see `SQLiteRows`).
 final class GarbageCollector {
     static let schema = """
         CREATE TABLE garbage(
-            place INTEGER PRIMARY KEY, number INTEGER NOT NULL, bytes INTEGER NOT NULL);
-        CREATE TABLE hand(
-            id INTEGER PRIMARY KEY CHECK (id = 1), key BLOB NOT NULL, number INTEGER NOT NULL);
+            place INTEGER PRIMARY KEY, numbers BLOB NOT NULL, bytes INTEGER NOT NULL);
         """
 
-    /// Rows of `versions` that the hand looks at for each change that is swept.
-    static let rowsPerSwept = 4
     /// Rows of `changes` of the generation taken out for each that is swept: it is through before the
     /// next one is complete.
     static let takenPerSwept = 2
@@ -49,15 +38,16 @@ final class GarbageCollector {
     /// Rows taken out at a time when nothing is written, and when space is tight besides.
     static let restStep = 1024
     static let tightStep = 64
+    /// Numbers in a row of `garbage`, eight bytes each: about a page.
+    static let numbersPerRow = 480
+    /// Rows of `garbage` removed at a time.
+    static let rowsRemoved: Int64 = 8
 
     private let countMin: Int
     private let insertGarbage: Statement
     private let deleteGarbage: Statement
-    private let replaceHand: Statement
-    private let versionsBelow: Statement
-    private let versionsAfter: Statement
     private let deleteChange: Statement
-    private let deleteVersion: Statement
+    private let deleteMilestones: Statement
 
     /// Of the generation that is taken out, ascending; those from `taken` on are still there.
     private var generation: [Int64] = []
@@ -65,16 +55,14 @@ final class GarbageCollector {
     private var generationBytes: UInt64 = 0
     /// The last row of `garbage` that belongs to it.
     private var generationEnd: Int64 = 0
-    /// Of the next one.
+    /// Of the next one; those from `stored` on are in no row of `garbage` yet.
     private var collected: [Int64] = []
+    private var stored = 0
     private var collectedBytes: UInt64 = 0
+    private var storedBytes: UInt64 = 0
     /// Rows of `garbage`: the first there is, and the next there will be.
     private var first: Int64 = 1
     private var next: Int64 = 1
-    /// The row of `versions` that was looked at last; an empty key: none.
-    private var handKey: [UInt8] = []
-    private var handNumber: Int64 = 0
-    private var isHandMoved = false
     /// Changes swept since `collect` was called.
     private var swept = 0
 
@@ -83,42 +71,32 @@ final class GarbageCollector {
         self.countMin = countMin
         insertGarbage = try database.prepare("INSERT INTO garbage VALUES (?1, ?2, ?3)")
         deleteGarbage = try database.prepare("DELETE FROM garbage WHERE place <= ?1")
-        replaceHand = try database.prepare("REPLACE INTO hand VALUES (1, ?1, ?2)")
-        versionsBelow = try database.prepare(
-            "SELECT key, number FROM versions WHERE key = ?1 AND number < ?2 ORDER BY number DESC")
-        versionsAfter = try database.prepare(
-            "SELECT key, number FROM versions WHERE key > ?1 ORDER BY key, number DESC")
         deleteChange = try database.prepare("DELETE FROM changes WHERE number = ?1")
-        deleteVersion = try database.prepare("DELETE FROM versions WHERE key = ?1 AND number = ?2")
-        let hand = try database.prepare("SELECT key, number FROM hand")
-        if try hand.step() { (handKey, handNumber) = (hand.bytes(0), hand.integer(1)) }
-        let rows = try database.prepare("SELECT place, number, bytes FROM garbage ORDER BY place")
+        deleteMilestones = try database.prepare("DELETE FROM milestones WHERE number <= ?1")
+        let rows = try database.prepare("SELECT place, bytes, numbers FROM garbage ORDER BY place")
         // What a generation had been through with before is there as well: to take it out again
         // costs a look-up.
         while try rows.step() {
             if collected.isEmpty { first = rows.integer(0) }
             next = rows.integer(0) + 1
-            collected.append(rows.integer(1))
-            collectedBytes += UInt64(clamping: rows.integer(2))
+            collectedBytes += UInt64(clamping: rows.integer(1))
+            Self.append(rows, 2, to: &collected)
         }
+        stored = collected.count
+        storedBytes = collectedBytes
     }
 
     /// Rows of `changes` that are garbage.
     var count: Int { collected.count + generation.count - taken }
 
-    /// A change that is swept. True: both its rows stay for the time being.
+    /// A change that is swept. True: its row stays for the time being.
     func leave(_ change: Change) throws(SQLiteError) -> Bool {
         swept += 1
         let bytes = change.header.key.count + change.value.count
         guard !change.header.isTombstone, bytes <= Self.rowBytesMax else { return false }
-        let number = Int64(bitPattern: change.header.number.rawValue)
-        insertGarbage.bind(1, next)
-        insertGarbage.bind(2, number)
-        insertGarbage.bind(3, Int64(bytes))
-        try insertGarbage.run()
-        next += 1
-        collected.append(number)
+        collected.append(Int64(bitPattern: change.header.number.rawValue))
         collectedBytes += UInt64(bytes)
+        if collected.count - stored == Self.numbersPerRow { try store() }
         return true
     }
 
@@ -132,7 +110,8 @@ final class GarbageCollector {
         guard swept > 0 else { return }
         let due = swept
         swept = 0
-        try turnHand(Self.rowsPerSwept * due, Int64(bitPattern: limit.rawValue))
+        deleteMilestones.bind(1, Int64(bitPattern: limit.rawValue))
+        try deleteMilestones.run()
         try takeOut(Self.takenPerSwept * due, isSpaceTight ? .none : Allowance(figures, countMin))
     }
 
@@ -150,24 +129,71 @@ final class GarbageCollector {
         return isOverdue(figures, isSpaceTight: isSpaceTight)
     }
 
-    /// To be called before a transaction is committed.
-    func storeHand() throws(SQLiteError) {
-        guard isHandMoved else { return }
-        isHandMoved = false
-        try withUnsafeBytes(handKey) { key throws(SQLiteError) in
-            replaceHand.bind(1, unowned: key)
-            replaceHand.bind(2, handNumber)
-            try replaceHand.run()
+    /// Stores the numbers that are in no row yet. To be called before a transaction is committed.
+    func store() throws(SQLiteError) {
+        while stored < collected.count {
+            let end = min(stored + Self.numbersPerRow, collected.count)
+            let isLast = end == collected.count
+            try withUnsafeBytes(Self.bytes(collected[stored..<end])) { numbers throws(SQLiteError) in
+                insertGarbage.bind(1, next)
+                insertGarbage.bind(2, unowned: numbers)
+                insertGarbage.bind(3, isLast ? Int64(clamping: collectedBytes - storedBytes) : 0)
+                try insertGarbage.run()
+            }
+            next += 1
+            stored = end
         }
+        storedBytes = collectedBytes
     }
 
     /// The numbers of garbage in a database, ascending.
     static func numbers(_ database: Database) throws(SQLiteError) -> [Int64] {
-        let rows = try database.prepare("SELECT number FROM garbage")
+        let rows = try database.prepare("SELECT numbers FROM garbage")
         var numbers: [Int64] = []
-        while try rows.step() { numbers.append(rows.integer(0)) }
+        while try rows.step() { append(rows, 0, to: &numbers) }
         numbers.sort()
         return numbers
+    }
+
+    // MARK: Rows of garbage
+
+    /// Into an empty table.
+    static func fill(
+        _ database: Database, _ numbers: [Int64], bytes: Int64
+    ) throws(SQLiteError) {
+        let insert = try database.prepare("INSERT INTO garbage VALUES (?1, ?2, ?3)")
+        for (row, start) in stride(from: 0, to: numbers.count, by: numbersPerRow).enumerated() {
+            let end = min(start + numbersPerRow, numbers.count)
+            try withUnsafeBytes(Self.bytes(numbers[start..<end])) { numbers throws(SQLiteError) in
+                insert.bind(1, Int64(row + 1))
+                insert.bind(2, unowned: numbers)
+                insert.bind(3, row == 0 ? bytes : 0)
+                try insert.run()
+            }
+        }
+    }
+
+    /// Little-endian.
+    private static func bytes(_ numbers: ArraySlice<Int64>) -> [UInt8] {
+        [UInt8](unsafeUninitializedCapacity: 8 * numbers.count) { buffer, count in
+            for (place, number) in numbers.enumerated() {
+                UnsafeMutableRawBufferPointer(buffer).storeBytes(
+                    of: number.littleEndian, toByteOffset: 8 * place, as: Int64.self)
+            }
+            count = 8 * numbers.count
+        }
+    }
+
+    private static func append(
+        _ rows: borrowing Statement, _ column: Int32, to numbers: inout [Int64]
+    ) {
+        rows.withBytes(column) { bytes in
+            for place in stride(from: 0, to: bytes.count - 7, by: 8) {
+                numbers.append(
+                    Int64(
+                        littleEndian: bytes.loadUnaligned(fromByteOffset: place, as: Int64.self)))
+            }
+        }
     }
 
     // MARK: Changes
@@ -198,9 +224,11 @@ final class GarbageCollector {
         if generation.isEmpty, !collected.isEmpty,
             collected.count >= allowance.count || collectedBytes >= allowance.bytes
         {
+            try store()
             swap(&generation, &collected)
             generation.sort()
-            (generationBytes, collectedBytes) = (collectedBytes, 0)
+            generationBytes = collectedBytes
+            (stored, collectedBytes, storedBytes) = (0, 0, 0)
             generationEnd = next - 1
         }
         let end = min(taken + count, generation.count)
@@ -210,7 +238,7 @@ final class GarbageCollector {
             taken += 1
         }
         guard taken == generation.count, taken > 0 else { return }
-        let last = min(first + Int64(max(count, Self.restStep)), generationEnd)
+        let last = min(first + Self.rowsRemoved, generationEnd)
         deleteGarbage.bind(1, last)
         try deleteGarbage.run()
         first = last + 1
@@ -218,56 +246,5 @@ final class GarbageCollector {
         generation = []
         generationBytes = 0
         taken = 0
-    }
-
-    // MARK: Versions
-
-    private func turnHand(_ rowsMax: Int, _ limit: Int64) throws(SQLiteError) {
-        var rows = 0
-        var dead: [(key: [UInt8], number: Int64)] = []
-        // Whether the newest version at or below the limit has been passed: all others are dead.
-        var isCovered = handNumber <= limit
-        var key = handKey
-        var number = handNumber
-        func take(_ statement: borrowing Statement) throws(SQLiteError) {
-            while rows < rowsMax, try statement.step() {
-                rows += 1
-                if statement.withBytes(0, { !$0.elementsEqual(key) }) {
-                    key = statement.bytes(0)
-                    isCovered = false
-                }
-                number = statement.integer(1)
-                if isCovered {
-                    dead.append((key, number))
-                } else {
-                    isCovered = number <= limit
-                }
-            }
-        }
-        if !key.isEmpty {
-            try withUnsafeBytes(handKey) { handKey throws(SQLiteError) in
-                versionsBelow.bind(1, unowned: handKey)
-                versionsBelow.bind(2, handNumber)
-                defer { versionsBelow.reset() }
-                try take(versionsBelow)
-            }
-        }
-        if rows < rowsMax {
-            try withUnsafeBytes(handKey) { handKey throws(SQLiteError) in
-                versionsAfter.bind(1, unowned: handKey)
-                defer { versionsAfter.reset() }
-                try take(versionsAfter)
-            }
-        }
-        // At the end it begins anew.
-        (handKey, handNumber) = rows < rowsMax ? ([], 0) : (key, number)
-        isHandMoved = true
-        for row in dead {
-            try withUnsafeBytes(row.key) { key throws(SQLiteError) in
-                deleteVersion.bind(1, unowned: key)
-                deleteVersion.bind(2, row.number)
-                try deleteVersion.run()
-            }
-        }
     }
 }

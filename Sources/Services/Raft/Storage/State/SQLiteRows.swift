@@ -7,10 +7,11 @@ import SQLiteKit
 /// Every row of the state, table by table, in the order that `StateLoader` wants. What is left over of
 /// history that was swept is not part of it (see `GarbageCollector`).
 final class SQLiteRows: RowSource {
-    private enum Table { case changes, versions, sessions, answers, leases, attachments, end }
+    private enum Table { case changes, newest, past, sessions, answers, leases, attachments, end }
 
     private let changes: Statement
-    private let versions: Statement
+    private let newest: Statement
+    private let previous: Statement
     private let sessions: Statement
     private let answers: Statement
     private let leases: Statement
@@ -20,19 +21,20 @@ final class SQLiteRows: RowSource {
     /// Numbers of changes that are garbage, ascending; those before `passed` have been passed.
     private let garbage: [Int64]
     private var passed = 0
-    private let swept: ChangeNumber
-    /// The key of the last version, and whether what is older of it is dead.
-    private var key: [UInt8] = []
-    private var isCovered = false
 
     init(_ database: Database, includingVersions: Bool) throws(SQLiteError) {
         includesVersions = includingVersions
         garbage = try GarbageCollector.numbers(database)
-        swept = try SQLiteTables.storedMeta(database).swept
         changes = try database.prepare(
             "SELECT \(SQLiteTables.changeColumns) FROM changes ORDER BY number")
-        versions = try database.prepare(
-            "SELECT key, \(SQLiteTables.versionColumns) FROM versions ORDER BY key, number DESC")
+        newest = try database.prepare(
+            "SELECT key, \(SQLiteTables.versionColumns) FROM newest ORDER BY key")
+        // Each change but the newest of its key has one that follows it.
+        previous = try database.prepare(
+            """
+            SELECT key, number, create_revision, version, length(value), lease FROM changes
+            WHERE number = ?1
+            """)
         sessions = try database.prepare(
             "SELECT id, last_active, acknowledged_below, answers FROM sessions ORDER BY id")
         answers = try database.prepare(
@@ -53,13 +55,20 @@ final class SQLiteRows: RowSource {
                     }
                 }
                 changes.reset()
-                table = includesVersions ? .versions : .sessions
-            case .versions:
-                while try versions.step() {
-                    let row = SQLiteTables.versionRow(versions, at: 1)
-                    if !isDead(row) { return .version(KeyVersion(key: key, row: row)) }
+                table = includesVersions ? .newest : .sessions
+            case .newest:
+                if try newest.step() { return .version(Self.version(newest)) }
+                newest.reset()
+                passed = 0
+                table = .past
+            case .past:
+                while try changes.step() {
+                    if isGarbage(changes.integer(0)) { continue }
+                    if let version = try version(of: changes.integer(3)) {
+                        return .version(version)
+                    }
                 }
-                versions.reset()
+                changes.reset()
                 table = .sessions
             case .sessions:
                 if try sessions.step() {
@@ -101,14 +110,24 @@ final class SQLiteRows: RowSource {
         return passed < garbage.count && garbage[passed] == number
     }
 
-    /// Of the row that `versions` is at.
-    private func isDead(_ row: VersionRow) -> Bool {
-        if versions.withBytes(0, { !$0.elementsEqual(key) }) {
-            key = versions.bytes(0)
-            isCovered = false
+    /// Nil if there is none any more.
+    private func version(of change: Int64) throws(SQLiteError) -> KeyVersion? {
+        guard change != 0, !isGarbageAnywhere(change) else { return nil }
+        previous.bind(1, change)
+        defer { previous.reset() }
+        return try previous.step() ? Self.version(previous) : nil
+    }
+
+    private static func version(_ statement: borrowing Statement) -> KeyVersion {
+        KeyVersion(key: statement.bytes(0), row: SQLiteTables.versionRow(statement, at: 1))
+    }
+
+    private func isGarbageAnywhere(_ number: Int64) -> Bool {
+        var (low, high) = (0, garbage.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if garbage[middle] < number { low = middle + 1 } else { high = middle }
         }
-        if isCovered { return true }
-        isCovered = row.change <= swept
-        return false
+        return low < garbage.count && garbage[low] == number
     }
 }

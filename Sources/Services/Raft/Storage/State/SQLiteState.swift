@@ -298,7 +298,9 @@ package final class SQLiteState: StateStore {
     package func recomputeContentHash() throws(StorageError) -> UInt64 {
         var meta = meta
         meta.figures = try storing { machine throws(SQLiteError) in
-            try SQLiteMigration.figures(machine.tables.database)
+            // Both look at the rows of garbage.
+            try machine.tables.garbage.store()
+            return try SQLiteMigration.figures(machine.tables.database)
         }
         meta.rowHash = try storing { machine throws(SQLiteError) in
             var rows = try SQLiteRows(machine.tables.database, includingVersions: true)
@@ -343,16 +345,15 @@ package final class SQLiteState: StateStore {
         return after > before || isDone ? after : nil
     }
 
-    /// A put changes a page of `versions`, wherever the keys of users lie. Where that whole tree fits into the cache, a long transaction writes each
+    /// A put changes a page of `newest`, wherever the keys of users lie. Where that whole tree fits into the cache, a long transaction writes each
     /// of its pages once, not once a put, and the memory is worth it. Where it does not, a longer
     /// transaction writes no less, and its checkpoint holds up writes for longer.
     private func sizeCache() throws(StorageError) {
-        let rows = Int(clamping: meta.figures.changeCount)
+        let rows = Int(clamping: meta.figures.liveCount)
         let kibibytes = try storing { machine throws(SQLiteError) -> Int in
-            let rowBytes = try machine.tables.recentKeyBytes() + SQLiteTables.versionRowBytes
-            // Pages of a tree that grows at random places are two thirds full, and some of what is in
-            // them is garbage.
-            let tree = rows.multipliedReportingOverflow(by: rowBytes * 7 / 4)
+            let rowBytes = try machine.tables.recentKeyBytes() + SQLiteTables.newestRowBytes
+            // Pages of a tree that grows at random places are two thirds full.
+            let tree = rows.multipliedReportingOverflow(by: rowBytes * 3 / 2)
             let size = tree.overflow ? Int.max : tree.partialValue / 1024
             guard size <= options.cacheKiBMax * 3 / 4 else { return options.cacheKiB }
             return max(options.cacheKiB, min(size + options.cacheKiB, options.cacheKiBMax))

@@ -7,22 +7,30 @@ import SQLiteKit
 
 /// The tables in one SQLite file.
 ///
-/// Values lie in `changes`, a rowid table whose key only grows: an insert appends to the last leaf,
+/// Everything lies in `changes`, a rowid table whose key only grows: an insert appends to the last leaf,
 /// however random the user's keys are, values of any size lie in leaves or overflow pages (the rows
 /// of a WITHOUT ROWID table also fill inner pages), and history costs no copying. The user's order
-/// of keys is kept by `versions`, whose rows are small, so that random inserts touch a tree of tens
-/// of bytes a key instead of hundreds. `number DESC` puts the newest version first. The price is a
-/// second look-up in each read. The alternative, a table of current rows beside one of history,
-/// reads faster and writes every value twice, and cannot give changes in the order of revisions.
+/// of keys is kept by `newest`, which names the newest change of each key and repeats what is small of
+/// it. A put overwrites a row there, in a tree of tens of bytes a key that has one row for each key
+/// and none for its past, and a page of it that many puts touch is written once.
 ///
-/// What is swept of history stays in both for a while: see `GarbageCollector`.
+/// The past of a key is found by going back from change to change: each names the one before it. So that
+/// this takes no longer the more often a key is written, every so many changes there is a row in
+/// `milestones`, from which a search may start (see `SQLiteTables+Past`).
+///
+/// Rejected: a row for every version in a tree ordered by (key, number). Its inserts land on random pages,
+/// each has to be taken out again, and with 100,000 revisions of history that tree is many times as large: it was
+/// measured at more than a third of all that applying a put costs. A second copy of the value
+/// beside the key reads faster and writes each value twice.
+///
+/// What is swept of history stays in `changes` for a while: see `GarbageCollector`.
 final class SQLiteTables: StateTables {
     typealias Failure = SQLiteError
 
     /// "aspn"; in the file's header, so that a foreign database is not taken for ours.
     static let applicationID: Int64 = 0x6173_706e
     /// Grows with every change of the schema.
-    static let schemaVersion: Int64 = 3
+    static let schemaVersion: Int64 = 4
 
     /// What lies before a value can be read without touching its overflow pages.
     static let schema = """
@@ -31,10 +39,7 @@ final class SQLiteTables: StateTables {
             number INTEGER PRIMARY KEY, create_revision INTEGER NOT NULL, version INTEGER NOT NULL,
             previous INTEGER NOT NULL, lease INTEGER NOT NULL DEFAULT 0, key BLOB NOT NULL,
             value BLOB NOT NULL);
-        CREATE TABLE versions(
-            key BLOB NOT NULL, number INTEGER NOT NULL, create_revision INTEGER NOT NULL,
-            version INTEGER NOT NULL, value_bytes INTEGER NOT NULL DEFAULT 0,
-            lease INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (key, number DESC)) WITHOUT ROWID;
+        \(newestSchema)
         CREATE TABLE sessions(
             id INTEGER PRIMARY KEY, last_active INTEGER NOT NULL,
             acknowledged_below INTEGER NOT NULL, answers BLOB NOT NULL);
@@ -57,28 +62,40 @@ final class SQLiteTables: StateTables {
             lease INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (lease, key)) WITHOUT ROWID;
         """
 
+    /// What version 4 of the schema has in the place of a table `versions`.
+    static let newestSchema = """
+        CREATE TABLE newest(
+            key BLOB NOT NULL PRIMARY KEY, number INTEGER NOT NULL, create_revision INTEGER NOT NULL,
+            version INTEGER NOT NULL, value_bytes INTEGER NOT NULL, lease INTEGER NOT NULL)
+            WITHOUT ROWID;
+        CREATE TABLE milestones(number INTEGER PRIMARY KEY, key BLOB NOT NULL);
+        CREATE INDEX milestones_by_key ON milestones(key, number);
+        """
+
     static let changeColumns = "number, create_revision, version, previous, lease, key, value"
     static let versionColumns = "number, create_revision, version, value_bytes, lease"
-    /// About what a row of `versions` takes besides its key.
-    static let versionRowBytes = 24
+    /// About what a row of `newest` takes besides its key.
+    static let newestRowBytes = 24
 
     let database: Database
     private let begin: Statement
     private let commit: Statement
-    private let newestVersion: Statement
+    private let selectNewest: Statement
     let scanTo: Statement
     let scanOn: Statement
     let scanDownFrom: Statement
     let scanDown: Statement
-    private let selectHistory: Statement
+    private let replaceNewest: Statement
+    private let deleteNewest: Statement
+    let selectPast: Statement
+    let nextMilestone: Statement
+    private let insertMilestone: Statement
     private let selectValue: Statement
     private let selectChange: Statement
     private let selectHeaders: Statement
     private let recentKeys: Statement
     private let insertChange: Statement
-    private let insertVersion: Statement
     private let deleteChange: Statement
-    private let deleteVersionsUpTo: Statement
     private let selectSession: Statement
     private let replaceSession: Statement
     private let deleteSession: Statement
@@ -98,36 +115,35 @@ final class SQLiteTables: StateTables {
         self.database = database
         begin = try database.prepare("BEGIN IMMEDIATE")
         commit = try database.prepare("COMMIT")
-        newestVersion = try database.prepare(
+        selectNewest = try database.prepare(
+            "SELECT \(Self.versionColumns) FROM newest WHERE key = ?1")
+        replaceNewest = try database.prepare(
+            "REPLACE INTO newest(key, \(Self.versionColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+        deleteNewest = try database.prepare("DELETE FROM newest WHERE key = ?1 AND number = ?2")
+        selectPast = try database.prepare(
             """
-            SELECT \(Self.versionColumns) FROM versions
-            WHERE key = ?1 AND number <= ?2 ORDER BY number DESC LIMIT 1
+            SELECT number, create_revision, version, length(value), lease, previous
+            FROM changes WHERE number = ?1
             """)
-        selectHistory = try database.prepare(
+        nextMilestone = try database.prepare(
             """
-            SELECT \(Self.versionColumns) FROM versions
-            WHERE key = ?1 AND number <= ?2 ORDER BY number DESC LIMIT ?3
+            SELECT number FROM milestones WHERE key = ?1 AND number > ?2 ORDER BY number LIMIT 1
             """)
+        insertMilestone = try database.prepare("INSERT INTO milestones VALUES (?1, ?2)")
         scanTo = try database.prepare(
             """
-            SELECT key, \(Self.versionColumns) FROM versions
-            WHERE key >= ?1 AND key < ?2 ORDER BY key, number DESC
+            SELECT key, \(Self.versionColumns) FROM newest
+            WHERE key >= ?1 AND key < ?2 ORDER BY key
             """)
         scanOn = try database.prepare(
-            """
-            SELECT key, \(Self.versionColumns) FROM versions
-            WHERE key >= ?1 ORDER BY key, number DESC
-            """)
+            "SELECT key, \(Self.versionColumns) FROM newest WHERE key >= ?1 ORDER BY key")
         scanDownFrom = try database.prepare(
             """
-            SELECT key, \(Self.versionColumns) FROM versions
-            WHERE key >= ?1 AND key < ?2 ORDER BY key DESC, number ASC
+            SELECT key, \(Self.versionColumns) FROM newest
+            WHERE key >= ?1 AND key < ?2 ORDER BY key DESC
             """)
         scanDown = try database.prepare(
-            """
-            SELECT key, \(Self.versionColumns) FROM versions
-            WHERE key >= ?1 ORDER BY key DESC, number ASC
-            """)
+            "SELECT key, \(Self.versionColumns) FROM newest WHERE key >= ?1 ORDER BY key DESC")
         selectValue = try database.prepare("SELECT value FROM changes WHERE number = ?1")
         selectChange = try database.prepare(
             """
@@ -146,13 +162,7 @@ final class SQLiteTables: StateTables {
             """
             INSERT INTO changes(\(Self.changeColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
             """)
-        insertVersion = try database.prepare(
-            """
-            INSERT INTO versions(key, \(Self.versionColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-            """)
         deleteChange = try database.prepare("DELETE FROM changes WHERE number = ?1")
-        deleteVersionsUpTo = try database.prepare(
-            "DELETE FROM versions WHERE key = ?1 AND number <= ?2")
         selectSession = try database.prepare(
             "SELECT last_active, acknowledged_below, answers FROM sessions WHERE id = ?1")
         replaceSession = try database.prepare("REPLACE INTO sessions VALUES (?1, ?2, ?3, ?4)")
@@ -172,7 +182,7 @@ final class SQLiteTables: StateTables {
 
     func beginTransaction() throws(SQLiteError) { try begin.run() }
     func commitTransaction() throws(SQLiteError) {
-        try garbage.storeHand()
+        try garbage.store()
         try commit.run()
     }
 
@@ -181,30 +191,15 @@ final class SQLiteTables: StateTables {
     func version(
         of key: [UInt8], upTo limit: ChangeNumber
     ) throws(SQLiteError) -> VersionRow? {
-        try withUnsafeBytes(key) { key throws(SQLiteError) in
-            newestVersion.bind(1, unowned: key)
-            newestVersion.bind(2, Int64(bitPattern: limit.rawValue))
-            guard try newestVersion.step() else {
-                newestVersion.reset()
-                return nil
-            }
-            let row = Self.versionRow(newestVersion, at: 0)
-            newestVersion.reset()
-            return row
-        }
+        guard let row = try newestVersion(of: key) else { return nil }
+        return row.change <= limit ? row : try past(of: key, row.change, upTo: limit).row
     }
 
-    func history(
-        of key: [UInt8], upTo limit: ChangeNumber, count: Int
-    ) throws(SQLiteError) -> [VersionRow] {
+    private func newestVersion(of key: [UInt8]) throws(SQLiteError) -> VersionRow? {
         try withUnsafeBytes(key) { key throws(SQLiteError) in
-            selectHistory.bind(1, unowned: key)
-            selectHistory.bind(2, Int64(bitPattern: limit.rawValue))
-            selectHistory.bind(3, Int64(count))
-            defer { selectHistory.reset() }
-            var found: [VersionRow] = []
-            while try selectHistory.step() { found.append(Self.versionRow(selectHistory, at: 0)) }
-            return found
+            selectNewest.bind(1, unowned: key)
+            defer { selectNewest.reset() }
+            return try selectNewest.step() ? Self.versionRow(selectNewest, at: 0) : nil
         }
     }
 
@@ -261,13 +256,17 @@ final class SQLiteTables: StateTables {
                 insertChange.bind(7, unowned: value)
                 try insertChange.run()
             }
-            insertVersion.bind(1, unowned: key)
-            insertVersion.bind(2, number)
-            insertVersion.bind(3, createRevision)
-            insertVersion.bind(4, version)
-            insertVersion.bind(5, Int64(change.value.count))
-            insertVersion.bind(6, Int64(bitPattern: header.lease.rawValue))
-            try insertVersion.run()
+            replaceNewest.bind(1, unowned: key)
+            replaceNewest.bind(2, number)
+            replaceNewest.bind(3, createRevision)
+            replaceNewest.bind(4, version)
+            replaceNewest.bind(5, Int64(change.value.count))
+            replaceNewest.bind(6, Int64(bitPattern: header.lease.rawValue))
+            try replaceNewest.run()
+            guard Self.isMilestone(header.number, after: header.previous) else { return }
+            insertMilestone.bind(1, number)
+            insertMilestone.bind(2, unowned: key)
+            try insertMilestone.run()
         }
     }
 
@@ -286,11 +285,11 @@ final class SQLiteTables: StateTables {
         deleteChange.bind(1, id)
         try deleteChange.run()
         if change.header.isTombstone {
-            // With all that is older, or that would be the newest version now.
+            // With the way to all that is older.
             try withUnsafeBytes(change.header.key) { key throws(SQLiteError) in
-                deleteVersionsUpTo.bind(1, unowned: key)
-                deleteVersionsUpTo.bind(2, id)
-                try deleteVersionsUpTo.run()
+                deleteNewest.bind(1, unowned: key)
+                deleteNewest.bind(2, id)
+                try deleteNewest.run()
             }
         }
         return change
