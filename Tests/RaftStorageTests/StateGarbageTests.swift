@@ -117,7 +117,7 @@ import Testing
             _ = try state.checkpoint()
             let rows = try Rows(directory)
             let wanted = Int(state.meta.figures.changeCount)
-            #expect(rows.changes <= wanted + keys / 4 * 3 / 2 + 200, "round \(round)")
+            #expect(rows.changes <= wanted + wanted / 4 * 3 / 2 + 200, "round \(round)")
             #expect(rows.newest == min(keys, (round + 1) * 100), "round \(round)")
             #expect(rows.milestones <= wanted / 20, "round \(round)")
         }

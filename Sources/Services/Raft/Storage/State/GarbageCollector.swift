@@ -28,12 +28,12 @@ final class GarbageCollector {
     /// Bytes of a key and its value from which on a row has a page, or nearly, for itself: nothing is
     /// gained by leaving it there.
     static let rowBytesMax = 1024
-    /// Numbers of a generation: at least, at most (eight bytes of memory each), and as a part of the
-    /// live keys.
+    /// Numbers of a generation: at least, at most (eight bytes of memory each), and as a part of all
+    /// changes that are not garbage. The larger it is, the more of them lie on one page.
     static let countMin = 1024
     static let countMax = 524_288
-    static let liveParts: UInt64 = 4
-    /// Bytes of a generation that make it complete, however few live keys there are.
+    static let parts: UInt64 = 4
+    /// Bytes of a generation that make it complete, however few changes there are.
     static let bytesMin: UInt64 = 1_048_576
     /// Rows taken out at a time when nothing is written, and when space is tight besides.
     static let restStep = 1024
@@ -210,9 +210,9 @@ final class GarbageCollector {
         }
 
         init(_ figures: StateFigures, _ countMin: Int) {
-            let share = figures.liveCount / liveParts
+            let share = figures.changeCount / parts
             count = min(max(Int(clamping: share), countMin), countMax)
-            bytes = max(bytesMin, figures.liveBytes / liveParts)
+            bytes = max(bytesMin, figures.changeBytes / parts)
         }
     }
 

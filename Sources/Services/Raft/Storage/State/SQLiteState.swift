@@ -31,7 +31,7 @@ package final class SQLiteState: StateStore {
 
     package struct Options: Sendable {
         /// Memory for pages, in KiB. A transaction whose pages fill it ends there.
-        package var cacheKiB = 8192
+        package var cacheKiB = 16_384
         /// The same where that holds what is changed again and again (see `sizeCache`).
         package var cacheKiBMax = 32_000
         /// Pages in the WAL that make a checkpoint due.
@@ -372,7 +372,7 @@ package final class SQLiteState: StateStore {
     package func rest() throws(StorageError) {
         try commit()
         try setCache(options.cacheKiB)
-        try storing { machine throws(SQLiteError) in machine.tables.database.releaseMemory() }
+        try storing { machine throws(SQLiteError) in machine.tables.rest() }
     }
 
     /// While a reader or a full disk keeps the WAL from being started over, a checkpoint is due every so

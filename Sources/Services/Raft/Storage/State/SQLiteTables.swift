@@ -107,6 +107,12 @@ final class SQLiteTables: StateTables {
     private let replaceMeta: Statement
     let leases: LeaseStatements
     let garbage: GarbageCollector
+    /// Rows of `newest` as they are, of keys that were asked for or written lately: who writes a few keys
+    /// again and again finds them here.
+    private var recent: [[UInt8]: VersionRow] = [:]
+    /// Rows of that; when there are more, all are dropped. And bytes of their keys.
+    private static let recentMax = 16_384
+    private static let recentKeyBytesMax = 128
 
     /// The schema must be there.
     init(
@@ -196,11 +202,26 @@ final class SQLiteTables: StateTables {
     }
 
     private func newestVersion(of key: [UInt8]) throws(SQLiteError) -> VersionRow? {
-        try withUnsafeBytes(key) { key throws(SQLiteError) in
+        if let row = recent[key] { return row }
+        let row = try withUnsafeBytes(key) { key throws(SQLiteError) -> VersionRow? in
             selectNewest.bind(1, unowned: key)
             defer { selectNewest.reset() }
             return try selectNewest.step() ? Self.versionRow(selectNewest, at: 0) : nil
         }
+        if let row { remember(key, row) }
+        return row
+    }
+
+    private func remember(_ key: [UInt8], _ row: VersionRow) {
+        guard key.count <= Self.recentKeyBytesMax else { return }
+        if recent.count >= Self.recentMax { recent.removeAll(keepingCapacity: true) }
+        recent[key] = row
+    }
+
+    /// Gives back memory.
+    func rest() {
+        recent = [:]
+        database.releaseMemory()
     }
 
     @inline(__always)
@@ -268,6 +289,7 @@ final class SQLiteTables: StateTables {
             insertMilestone.bind(2, unowned: key)
             try insertMilestone.run()
         }
+        remember(header.key, change.versionRow)
     }
 
     /// Nobody asks for one that is garbage already: each has one successor that removes it, and a
@@ -291,6 +313,7 @@ final class SQLiteTables: StateTables {
                 deleteNewest.bind(2, id)
                 try deleteNewest.run()
             }
+            if recent[change.header.key]?.change == number { recent[change.header.key] = nil }
         }
         return change
     }
