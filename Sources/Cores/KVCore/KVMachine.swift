@@ -114,7 +114,7 @@ package struct KVMachine<Tables: StateTables> {
     var changesMade = 0
     /// Some changes behind `meta.swept`, the first one last. Read ahead: to ask for a few at a time costs
     /// as much as reading them. Nothing but sweeping touches them.
-    private var sweptNext: [ChangeHeader] = []
+    private var sweptNext: [SweptChange] = []
 
     private mutating func apply(_ command: Command) throws(Tables.Failure) -> CommandResult {
         guard command.version <= meta.activeVersion else {
@@ -171,7 +171,7 @@ package struct KVMachine<Tables: StateTables> {
     ///
     /// Every change names the one before it of the same key: once a change is at or below the
     /// compacted revision, its predecessor is dead, and so is the change itself if it is a
-    /// tombstone. So sweeping reads each change once, in order, and nothing else.
+    /// tombstone. So sweeping reads each change once, in order, and little else.
     private mutating func sweep(atMost budget: Int) throws(Tables.Failure) {
         var limit = ChangeNumber.last(of: meta.compacted)
         if has(.sweepTooFar), meta.compacted < meta.revision {
@@ -180,7 +180,7 @@ package struct KVMachine<Tables: StateTables> {
         guard meta.compacted > .zero, limit > meta.swept else { return }
         for _ in 0..<budget {
             if sweptNext.isEmpty {
-                sweptNext = try tables.changes(
+                sweptNext = try tables.sweepable(
                     after: meta.swept, upTo: limit, count: max(budget, bounds.sweptReadAhead))
                 sweptNext.reverse()
             }
@@ -188,7 +188,14 @@ package struct KVMachine<Tables: StateTables> {
                 meta.swept = limit
                 return
             }
-            if change.previous != .zero { try remove(change.previous) }
+            if let replaced = change.replaced {
+                try tables.remove(
+                    change.previous, keyBytes: change.keyBytes, valueBytes: replaced.valueBytes)
+                meta.figures.swept(keyBytes: change.keyBytes, valueBytes: replaced.valueBytes)
+                meta.rowHash &-= replaced.hash
+            } else if change.previous != .zero {
+                try remove(change.previous)
+            }
             if change.isTombstone { try remove(change.number) }
             meta.swept = change.number
         }
@@ -197,19 +204,19 @@ package struct KVMachine<Tables: StateTables> {
     /// A tombstone may have been swept before its successor gets here: then there is nothing to do.
     private mutating func remove(_ number: ChangeNumber) throws(Tables.Failure) {
         guard let change = try tables.remove(number) else { return }
-        meta.figures.swept(change)
-        meta.rowHash &-= RowHash.of(change)
-        meta.rowHash &-= RowHash.of(change.header.key, change.versionRow)
+        meta.figures.swept(
+            keyBytes: change.header.key.count, valueBytes: change.value.count)
+        meta.rowHash &-= RowHash.ofRows(change)
     }
 
     /// - Parameter replaced: size of the value that the key had until now; nil: it did not exist.
     mutating func insert(_ change: Change, replaced: Int?) throws(Tables.Failure) {
-        try tables.insert(change)
+        let hash = RowHash.ofRows(change)
+        try tables.insert(change, hash: hash)
         changesMade += 1
         recording?.append(change)
         meta.figures.inserted(change, replaced: replaced)
-        meta.rowHash &+= RowHash.of(change)
-        meta.rowHash &+= RowHash.of(change.header.key, change.versionRow)
+        meta.rowHash &+= hash
     }
 }
 

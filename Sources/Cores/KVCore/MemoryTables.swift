@@ -166,7 +166,18 @@ package struct MemoryTables: StateTables, Sendable {
         return found
     }
 
-    package mutating func insert(_ change: Change) {
+    /// What each has replaced is at hand without being kept: nothing is gained by it.
+    package func sweepable(
+        after: ChangeNumber, upTo: ChangeNumber, count: Int
+    ) -> [SweptChange] {
+        changes(after: after, upTo: upTo, count: count).map {
+            SweptChange(
+                number: $0.number, previous: $0.previous, isTombstone: $0.isTombstone,
+                keyBytes: $0.key.count, replaced: nil)
+        }
+    }
+
+    package mutating func insert(_ change: Change, hash: UInt64) {
         let header = change.header
         let previous = changes.set(header.number, change)
         precondition(previous == nil, "a change number is used once")
@@ -179,6 +190,11 @@ package struct MemoryTables: StateTables, Sendable {
         versions.remove(VersionKey(key: change.header.key, change: number))
         byteCount -= Self.cost(of: change)
         return change
+    }
+
+    package mutating func remove(_ number: ChangeNumber, keyBytes: Int, valueBytes: Int) {
+        let change = remove(number)
+        precondition(change?.value.count == valueBytes, "nobody knows of what is not there")
     }
 
     private static func cost(of change: Change) -> UInt64 {

@@ -97,6 +97,11 @@ extension RowHash {
         return hash.value
     }
 
+    /// The sum of both rows of a change.
+    package static func ofRows(_ change: Change) -> UInt64 {
+        of(change) &+ of(change.header.key, change.versionRow)
+    }
+
     package static func of(_ session: SessionRow) -> UInt64 {
         var hash = RowHash(table: 3)
         hash.add(session.id.rawValue)

@@ -42,10 +42,9 @@ package struct StateFigures: Equatable, Sendable {
     }
 
     /// Only what is history is ever swept.
-    mutating func swept(_ change: Change) {
+    mutating func swept(keyBytes: Int, valueBytes: Int) {
         changeCount -= 1
-        changeBytes -= Self.bytes(
-            keyBytes: change.header.key.count, valueBytes: change.value.count)
+        changeBytes -= Self.bytes(keyBytes: keyBytes, valueBytes: valueBytes)
     }
 
     func encode(into writer: inout ByteWriter) {

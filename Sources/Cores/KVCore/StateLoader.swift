@@ -46,7 +46,9 @@ package struct StateLoader<Tables: StateTables> {
     private mutating func take(_ row: StateRow) throws {
         switch row {
         case .version: return
-        case .change(let change): try take(change)
+        case .change(let change):
+            try take(change)
+            return
         case .session(let session):
             guard session.id > lastSession else {
                 throw Failure.unusable("sessions are not in order")
@@ -82,8 +84,9 @@ package struct StateLoader<Tables: StateTables> {
         } else {
             figures.inserted(change, replaced: nil)
         }
-        try tables.insert(change)
-        rowHash &+= RowHash.of(header.key, change.versionRow)
+        let hash = RowHash.ofRows(change)
+        try tables.insert(change, hash: hash)
+        rowHash &+= hash
     }
 
     /// Stores meta. Call after `.end`.

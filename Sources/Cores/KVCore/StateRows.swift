@@ -27,6 +27,39 @@ package struct ChangeNumber: Hashable, Comparable, Sendable {
     package static func < (left: Self, right: Self) -> Bool { left.rawValue < right.rawValue }
 }
 
+/// A change as sweeping sees it: it lets go of the one before it, and, if it is a tombstone, of itself.
+package struct SweptChange: Sendable {
+    package var number: ChangeNumber
+    package var previous: ChangeNumber
+    package var isTombstone: Bool
+    package var keyBytes: Int
+    /// What is known of `previous` without a look at it; nil: it is to be looked at, and may be gone.
+    package var replaced: Replaced?
+
+    /// Of a change that is no tombstone.
+    package struct Replaced: Equatable, Sendable {
+        /// The sum of the hashes of its two rows.
+        package var hash: UInt64
+        package var valueBytes: Int
+
+        package init(hash: UInt64, valueBytes: Int) {
+            self.hash = hash
+            self.valueBytes = valueBytes
+        }
+    }
+
+    package init(
+        number: ChangeNumber, previous: ChangeNumber, isTombstone: Bool, keyBytes: Int,
+        replaced: Replaced?
+    ) {
+        self.number = number
+        self.previous = previous
+        self.isTombstone = isTombstone
+        self.keyBytes = keyBytes
+        self.replaced = replaced
+    }
+}
+
 /// One version of a key.
 package struct VersionRow: Equatable, Sendable {
     package var change: ChangeNumber

@@ -47,10 +47,19 @@ package protocol StateTables {
     func changes(
         after: ChangeNumber, upTo: ChangeNumber, count: Int
     ) throws(Failure) -> [ChangeHeader]
+    /// The same changes, as sweeping needs them.
+    func sweepable(
+        after: ChangeNumber, upTo: ChangeNumber, count: Int
+    ) throws(Failure) -> [SweptChange]
     /// Adds a row to changes and one to versions.
-    mutating func insert(_ change: Change) throws(Failure)
+    /// - Parameter hash: the sum of the hashes of both.
+    mutating func insert(_ change: Change, hash: UInt64) throws(Failure)
     /// Removes both rows; nil when there are none.
     mutating func remove(_ number: ChangeNumber) throws(Failure) -> Change?
+    /// Removes both rows of a change that is there and no tombstone, without a look at it.
+    mutating func remove(
+        _ number: ChangeNumber, keyBytes: Int, valueBytes: Int
+    ) throws(Failure)
 
     func session(_ id: SessionID) throws(Failure) -> SessionRow?
     /// Ids of sessions last active before `time`, ascending.

@@ -89,16 +89,17 @@ final class GarbageCollector {
     /// Rows of `changes` that are garbage.
     var count: Int { collected.count + generation.count - taken }
 
-    /// A change that is swept. True: its row stays for the time being.
-    func leave(_ change: Change) throws(SQLiteError) -> Bool {
-        swept += 1
-        let bytes = change.header.key.count + change.value.count
-        guard !change.header.isTombstone, bytes <= Self.rowBytesMax else { return false }
-        collected.append(Int64(bitPattern: change.header.number.rawValue))
+    /// A change that is swept, and no tombstone. True: its row stays for the time being.
+    func leave(_ number: ChangeNumber, bytes: Int) throws(SQLiteError) -> Bool {
+        guard bytes <= Self.rowBytesMax else { return false }
+        collected.append(Int64(bitPattern: number.rawValue))
         collectedBytes += UInt64(bytes)
         if collected.count - stored == Self.numbersPerRow { try store() }
         return true
     }
+
+    /// One more change is swept.
+    func noteSwept() { swept += 1 }
 
     /// Takes out as much as goes with what was swept since the last call.
     /// - Parameters:

@@ -37,8 +37,11 @@ enum SQLiteMigration {
         // The other columns are those of the row with the greatest number: SQLite says so.
         try database.execute(
             """
+            ALTER TABLE changes ADD COLUMN replaced_hash INTEGER NOT NULL DEFAULT 0;
+            ALTER TABLE changes ADD COLUMN replaced_bytes INTEGER NOT NULL DEFAULT 0;
             \(SQLiteTables.newestSchema)
-            INSERT INTO newest SELECT key, max(number), create_revision, version, value_bytes, lease
+            INSERT INTO newest
+                SELECT key, max(number), create_revision, version, value_bytes, lease, 0
                 FROM versions GROUP BY key;
             DROP TABLE versions;
             """)

@@ -23,6 +23,10 @@ import SQLiteKit
 /// measured at more than a third of all that applying a put costs. A second copy of the value
 /// beside the key reads faster and writes each value twice.
 ///
+/// A row of `newest` has the sum of the hashes of its change (`RowHash.ofRows`), and a row of `changes` that of
+/// the change before it, with the bytes of its value: what history has lost is then reckoned without
+/// being read again. Zero: not known, as in files of before, or a tombstone.
+///
 /// What is swept of history stays in `changes` for a while: see `GarbageCollector`.
 final class SQLiteTables: StateTables {
     typealias Failure = SQLiteError
@@ -37,8 +41,8 @@ final class SQLiteTables: StateTables {
         CREATE TABLE meta(id INTEGER PRIMARY KEY CHECK (id = 1), bytes BLOB NOT NULL);
         CREATE TABLE changes(
             number INTEGER PRIMARY KEY, create_revision INTEGER NOT NULL, version INTEGER NOT NULL,
-            previous INTEGER NOT NULL, lease INTEGER NOT NULL DEFAULT 0, key BLOB NOT NULL,
-            value BLOB NOT NULL);
+            previous INTEGER NOT NULL, lease INTEGER NOT NULL, replaced_hash INTEGER NOT NULL,
+            replaced_bytes INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL);
         \(newestSchema)
         CREATE TABLE sessions(
             id INTEGER PRIMARY KEY, last_active INTEGER NOT NULL,
@@ -66,8 +70,8 @@ final class SQLiteTables: StateTables {
     static let newestSchema = """
         CREATE TABLE newest(
             key BLOB NOT NULL PRIMARY KEY, number INTEGER NOT NULL, create_revision INTEGER NOT NULL,
-            version INTEGER NOT NULL, value_bytes INTEGER NOT NULL, lease INTEGER NOT NULL)
-            WITHOUT ROWID;
+            version INTEGER NOT NULL, value_bytes INTEGER NOT NULL, lease INTEGER NOT NULL,
+            hash INTEGER NOT NULL) WITHOUT ROWID;
         CREATE TABLE milestones(number INTEGER PRIMARY KEY, key BLOB NOT NULL);
         CREATE INDEX milestones_by_key ON milestones(key, number);
         """
@@ -75,7 +79,7 @@ final class SQLiteTables: StateTables {
     static let changeColumns = "number, create_revision, version, previous, lease, key, value"
     static let versionColumns = "number, create_revision, version, value_bytes, lease"
     /// About what a row of `newest` takes besides its key.
-    static let newestRowBytes = 24
+    static let newestRowBytes = 34
 
     let database: Database
     private let begin: Statement
@@ -93,6 +97,7 @@ final class SQLiteTables: StateTables {
     private let selectValue: Statement
     private let selectChange: Statement
     private let selectHeaders: Statement
+    private let selectSwept: Statement
     private let recentKeys: Statement
     private let insertChange: Statement
     private let deleteChange: Statement
@@ -109,10 +114,16 @@ final class SQLiteTables: StateTables {
     let garbage: GarbageCollector
     /// Rows of `newest` as they are, of keys that were asked for or written lately: who writes a few keys
     /// again and again finds them here.
-    private var recent: [[UInt8]: VersionRow] = [:]
+    private var recent: [[UInt8]: Newest] = [:]
     /// Rows of that; when there are more, all are dropped. And bytes of their keys.
     private static let recentMax = 16_384
     private static let recentKeyBytesMax = 128
+
+    private struct Newest {
+        var row: VersionRow
+        /// See `RowHash.ofRows`; zero: not known.
+        var hash: UInt64
+    }
 
     /// The schema must be there.
     init(
@@ -122,9 +133,12 @@ final class SQLiteTables: StateTables {
         begin = try database.prepare("BEGIN IMMEDIATE")
         commit = try database.prepare("COMMIT")
         selectNewest = try database.prepare(
-            "SELECT \(Self.versionColumns) FROM newest WHERE key = ?1")
+            "SELECT \(Self.versionColumns), hash FROM newest WHERE key = ?1")
         replaceNewest = try database.prepare(
-            "REPLACE INTO newest(key, \(Self.versionColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+            """
+            REPLACE INTO newest(key, \(Self.versionColumns), hash)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            """)
         deleteNewest = try database.prepare("DELETE FROM newest WHERE key = ?1 AND number = ?2")
         selectPast = try database.prepare(
             """
@@ -160,13 +174,19 @@ final class SQLiteTables: StateTables {
             SELECT number, create_revision, version, previous, lease, key FROM changes
             WHERE number > ?1 AND number <= ?2 ORDER BY number LIMIT ?3
             """)
+        selectSwept = try database.prepare(
+            """
+            SELECT number, previous, version, length(key), replaced_hash, replaced_bytes
+            FROM changes WHERE number > ?1 AND number <= ?2 ORDER BY number LIMIT ?3
+            """)
         recentKeys = try database.prepare(
             """
             SELECT avg(length(key)) FROM (SELECT key FROM changes ORDER BY number DESC LIMIT 32)
             """)
         insertChange = try database.prepare(
             """
-            INSERT INTO changes(\(Self.changeColumns)) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            INSERT INTO changes(\(Self.changeColumns), replaced_hash, replaced_bytes)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
             """)
         deleteChange = try database.prepare("DELETE FROM changes WHERE number = ?1")
         selectSession = try database.prepare(
@@ -197,25 +217,29 @@ final class SQLiteTables: StateTables {
     func version(
         of key: [UInt8], upTo limit: ChangeNumber
     ) throws(SQLiteError) -> VersionRow? {
-        guard let row = try newestVersion(of: key) else { return nil }
+        guard let newest = try newest(of: key) else { return nil }
+        let row = newest.row
         return row.change <= limit ? row : try past(of: key, row.change, upTo: limit).row
     }
 
-    private func newestVersion(of key: [UInt8]) throws(SQLiteError) -> VersionRow? {
-        if let row = recent[key] { return row }
-        let row = try withUnsafeBytes(key) { key throws(SQLiteError) -> VersionRow? in
+    private func newest(of key: [UInt8]) throws(SQLiteError) -> Newest? {
+        if let newest = recent[key] { return newest }
+        let newest = try withUnsafeBytes(key) { key throws(SQLiteError) -> Newest? in
             selectNewest.bind(1, unowned: key)
             defer { selectNewest.reset() }
-            return try selectNewest.step() ? Self.versionRow(selectNewest, at: 0) : nil
+            guard try selectNewest.step() else { return nil }
+            return Newest(
+                row: Self.versionRow(selectNewest, at: 0),
+                hash: UInt64(bitPattern: selectNewest.integer(5)))
         }
-        if let row { remember(key, row) }
-        return row
+        if let newest { remember(key, newest) }
+        return newest
     }
 
-    private func remember(_ key: [UInt8], _ row: VersionRow) {
+    private func remember(_ key: [UInt8], _ newest: Newest) {
         guard key.count <= Self.recentKeyBytesMax else { return }
         if recent.count >= Self.recentMax { recent.removeAll(keepingCapacity: true) }
-        recent[key] = row
+        recent[key] = newest
     }
 
     /// Gives back memory.
@@ -255,14 +279,39 @@ final class SQLiteTables: StateTables {
         return found
     }
 
+    func sweepable(
+        after: ChangeNumber, upTo: ChangeNumber, count: Int
+    ) throws(SQLiteError) -> [SweptChange] {
+        selectSwept.bind(1, Int64(bitPattern: after.rawValue))
+        selectSwept.bind(2, Int64(bitPattern: upTo.rawValue))
+        selectSwept.bind(3, Int64(count))
+        defer { selectSwept.reset() }
+        var found: [SweptChange] = []
+        while try selectSwept.step() {
+            let hash = UInt64(bitPattern: selectSwept.integer(4))
+            found.append(
+                SweptChange(
+                    number: ChangeNumber(UInt64(bitPattern: selectSwept.integer(0))),
+                    previous: ChangeNumber(UInt64(bitPattern: selectSwept.integer(1))),
+                    isTombstone: selectSwept.integer(2) == 0,
+                    keyBytes: Int(selectSwept.integer(3)),
+                    replaced: hash == 0
+                        ? nil : .init(hash: hash, valueBytes: Int(selectSwept.integer(5)))))
+        }
+        return found
+    }
+
     /// How long the keys of the newest changes are; 0 if there are none.
     func recentKeyBytes() throws(SQLiteError) -> Int {
         defer { recentKeys.reset() }
         return try recentKeys.step() ? Int(recentKeys.integer(0)) : 0
     }
 
-    func insert(_ change: Change) throws(SQLiteError) {
+    func insert(_ change: Change, hash: UInt64) throws(SQLiteError) {
         let header = change.header
+        let replaced = header.previous == .zero ? nil : try newest(of: header.key)
+        // A tombstone may be gone before its successor is swept.
+        let isKnown = replaced.map { $0.row.change == header.previous && !$0.row.isTombstone } == true
         let number = Int64(bitPattern: header.number.rawValue)
         let createRevision = Int64(bitPattern: header.createRevision.rawValue)
         let version = Int64(bitPattern: header.version)
@@ -275,6 +324,8 @@ final class SQLiteTables: StateTables {
                 insertChange.bind(5, Int64(bitPattern: header.lease.rawValue))
                 insertChange.bind(6, unowned: key)
                 insertChange.bind(7, unowned: value)
+                insertChange.bind(8, isKnown ? Int64(bitPattern: replaced?.hash ?? 0) : 0)
+                insertChange.bind(9, isKnown ? Int64(replaced?.row.valueBytes ?? 0) : 0)
                 try insertChange.run()
             }
             replaceNewest.bind(1, unowned: key)
@@ -283,13 +334,14 @@ final class SQLiteTables: StateTables {
             replaceNewest.bind(4, version)
             replaceNewest.bind(5, Int64(change.value.count))
             replaceNewest.bind(6, Int64(bitPattern: header.lease.rawValue))
+            replaceNewest.bind(7, Int64(bitPattern: hash))
             try replaceNewest.run()
             guard Self.isMilestone(header.number, after: header.previous) else { return }
             insertMilestone.bind(1, number)
             insertMilestone.bind(2, unowned: key)
             try insertMilestone.run()
         }
-        remember(header.key, change.versionRow)
+        remember(header.key, Newest(row: change.versionRow, hash: hash))
     }
 
     /// Nobody asks for one that is garbage already: each has one successor that removes it, and a
@@ -303,19 +355,31 @@ final class SQLiteTables: StateTables {
         }
         let change = Self.change(selectChange)
         selectChange.reset()
-        if try garbage.leave(change) { return change }
+        let header = change.header
+        guard header.isTombstone else {
+            try remove(number, keyBytes: header.key.count, valueBytes: change.value.count)
+            return change
+        }
+        garbage.noteSwept()
         deleteChange.bind(1, id)
         try deleteChange.run()
-        if change.header.isTombstone {
-            // With the way to all that is older.
-            try withUnsafeBytes(change.header.key) { key throws(SQLiteError) in
-                deleteNewest.bind(1, unowned: key)
-                deleteNewest.bind(2, id)
-                try deleteNewest.run()
-            }
-            if recent[change.header.key]?.change == number { recent[change.header.key] = nil }
+        // With the way to all that is older.
+        try withUnsafeBytes(header.key) { key throws(SQLiteError) in
+            deleteNewest.bind(1, unowned: key)
+            deleteNewest.bind(2, id)
+            try deleteNewest.run()
         }
+        if recent[header.key]?.row.change == number { recent[header.key] = nil }
         return change
+    }
+
+    func remove(
+        _ number: ChangeNumber, keyBytes: Int, valueBytes: Int
+    ) throws(SQLiteError) {
+        garbage.noteSwept()
+        if try garbage.leave(number, bytes: keyBytes + valueBytes) { return }
+        deleteChange.bind(1, Int64(bitPattern: number.rawValue))
+        try deleteChange.run()
     }
 
     static func header(_ statement: borrowing Statement) -> ChangeHeader {
