@@ -422,7 +422,7 @@ import Testing
         let state = try SQLiteState(directory: directory.path, options: options)
         var source = EntrySource(seed: 5)
         var ends: [LogIndex] = []
-        for _ in 0..<2000 {
+        for _ in 0..<4000 {
             _ = try state.apply([source.put(source.bytes(12), source.bytes(500))])
             if let durable = try state.checkpointIfDue() { ends.append(durable) }
         }

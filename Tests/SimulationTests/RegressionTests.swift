@@ -96,6 +96,12 @@ import Testing
             seed: 565491,
             reason: "an acknowledgement overtook a question of the repair, which had been answered"),
         .init(
+            seed: 751353,
+            reason: "a log that was to start anew behind a snapshot had done so: its sync failed"),
+        .init(
+            seed: 765427,
+            reason: "a lease was granted anew, under its number, in the batch in which it had ended"),
+        .init(
             seed: 644525,
             reason: "a term known from an entry alone was forgotten with it: its record had no room"
         ),

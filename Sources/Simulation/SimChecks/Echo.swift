@@ -34,6 +34,7 @@ final class Echo: WorldObserver {
     func applied(
         _ node: Int, _ entries: [Entry], _ results: [CommandResult], _ state: MemoryState
     ) {}
+    func installs(_ node: Int, _ meta: SnapshotMeta) {}
     func installed(_ node: Int, _ meta: SnapshotMeta, contentHash: UInt64) {}
     func restartedLog(_ node: Int, after index: LogIndex, term: Term) {}
     func discarded(_ node: Int, upTo index: LogIndex) {}

@@ -114,6 +114,7 @@ extension Oracle {
         disks[node].durable = log
         disks[node].durableHardState = recovery.hardState
         disks[node].pending.removeAll()
+        disks[node].restart = nil
         disks[node].committed = .zero
     }
 

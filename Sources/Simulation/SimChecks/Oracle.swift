@@ -308,6 +308,10 @@ package final class Oracle: WorldObserver {
         }
     }
 
+    package func installs(_ node: Int, _ meta: SnapshotMeta) {
+        disks[node].restart = (meta.index, meta.term)
+    }
+
     package func installed(
         _ node: Int, _ meta: SnapshotMeta, contentHash: UInt64
     ) throws(Violation) {
@@ -349,6 +353,7 @@ package final class Oracle: WorldObserver {
             if let state = write.hardState { disks[node].durableHardState = state }
         }
         disks[node].pending.removeAll()
+        disks[node].restart = nil
     }
 
     package func regressed(

@@ -88,6 +88,8 @@ struct ShadowDisk {
     var beforeDamage = ShadowLog()
     /// Not durable yet, in order.
     var pending: [ShadowWrite] = []
+    /// Where the log was about to start anew, behind a snapshot: it was not said to be done.
+    var restart: (index: LogIndex, term: Term)?
     /// What the core has handed out as committed, in this life.
     var committed = LogIndex.zero
     var standing: RaftStanding?
@@ -136,6 +138,7 @@ struct ShadowDisk {
                 ends.append((log.lastIndex, log.lastTerm))
             }
         }
+        if let restart { ends.append(restart) }
         return ends
     }
 

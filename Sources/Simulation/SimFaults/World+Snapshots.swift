@@ -133,6 +133,7 @@ extension World {
             // The state is durable before the log lets go of what it held.
             shell.node.checkpoint = shell.state.copy()
             try shell.node.database?.install(intake.meta, intake.bytes)
+            observer.installs(shell.index, intake.meta)
             try shell.log.reset(to: intake.meta.index, term: intake.meta.term)
         } catch {
             try stop(shell, error)

@@ -52,6 +52,8 @@ package protocol WorldObserver: AnyObject {
     func applied(
         _ node: Int, _ entries: [Entry], _ results: [CommandResult], _ state: MemoryState
     ) throws(Violation)
+    /// The log of `node` is about to start anew behind a snapshot. Should that fail, either may be found.
+    func installs(_ node: Int, _ meta: SnapshotMeta)
     /// The log of `node` now starts behind a snapshot.
     func installed(_ node: Int, _ meta: SnapshotMeta, contentHash: UInt64) throws(Violation)
     /// The state was ahead of the log, which starts anew behind it.

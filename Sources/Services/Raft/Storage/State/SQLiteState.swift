@@ -298,8 +298,8 @@ package final class SQLiteState: StateStore {
     package func recomputeContentHash() throws(StorageError) -> UInt64 {
         var meta = meta
         meta.figures = try storing { machine throws(SQLiteError) in
-            // Both look at the rows of garbage.
-            try machine.tables.garbage.store()
+            // Both look at the tables themselves.
+            try machine.tables.settle()
             return try SQLiteMigration.figures(machine.tables.database)
         }
         meta.rowHash = try storing { machine throws(SQLiteError) in

@@ -28,6 +28,7 @@ extension SQLiteTables {
     func past(
         of key: [UInt8], _ newest: ChangeNumber, upTo limit: ChangeNumber
     ) throws(SQLiteError) -> (row: VersionRow?, steps: Int) {
+        try pending.write()
         var change = newest
         var steps = 0
         var hasJumped = false
@@ -52,6 +53,7 @@ extension SQLiteTables {
     func history(
         of key: [UInt8], upTo limit: ChangeNumber, count: Int
     ) throws(SQLiteError) -> [VersionRow] {
+        try pending.write()
         guard count > 0, let newest = try version(of: key, upTo: limit) else { return [] }
         var found: [VersionRow] = []
         var change = newest.change

@@ -95,7 +95,8 @@ extension SQLiteTables {
         _ from: [UInt8], _ to: [UInt8]?, _ descending: Bool,
         _ body: (borrowing Statement) throws(SQLiteError) -> Result
     ) throws(SQLiteError) -> Result {
-        try withUnsafeBytes(from) { from throws(SQLiteError) in
+        try pending.write()
+        return try withUnsafeBytes(from) { from throws(SQLiteError) in
             guard let to else {
                 if descending { return try Self.run(scanDown, from, nil, body) }
                 return try Self.run(scanOn, from, nil, body)

@@ -89,17 +89,14 @@ final class SQLiteTables: StateTables {
     let scanOn: Statement
     let scanDownFrom: Statement
     let scanDown: Statement
-    private let replaceNewest: Statement
     private let deleteNewest: Statement
     let selectPast: Statement
     let nextMilestone: Statement
-    private let insertMilestone: Statement
     private let selectValue: Statement
     private let selectChange: Statement
     private let selectHeaders: Statement
     private let selectSwept: Statement
     private let recentKeys: Statement
-    private let insertChange: Statement
     private let deleteChange: Statement
     private let selectSession: Statement
     private let replaceSession: Statement
@@ -112,12 +109,12 @@ final class SQLiteTables: StateTables {
     private let replaceMeta: Statement
     let leases: LeaseStatements
     let garbage: GarbageCollector
+    let pending: PendingChanges
     /// Rows of `newest` as they are, of keys that were asked for or written lately: who writes a few keys
     /// again and again finds them here.
     private var recent: [[UInt8]: Newest] = [:]
-    /// Rows of that; when there are more, all are dropped. And bytes of their keys.
+    /// Rows of that; when there are more, all are dropped.
     private static let recentMax = 16_384
-    private static let recentKeyBytesMax = 128
 
     private struct Newest {
         var row: VersionRow
@@ -134,11 +131,6 @@ final class SQLiteTables: StateTables {
         commit = try database.prepare("COMMIT")
         selectNewest = try database.prepare(
             "SELECT \(Self.versionColumns), hash FROM newest WHERE key = ?1")
-        replaceNewest = try database.prepare(
-            """
-            REPLACE INTO newest(key, \(Self.versionColumns), hash)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-            """)
         deleteNewest = try database.prepare("DELETE FROM newest WHERE key = ?1 AND number = ?2")
         selectPast = try database.prepare(
             """
@@ -149,7 +141,6 @@ final class SQLiteTables: StateTables {
             """
             SELECT number FROM milestones WHERE key = ?1 AND number > ?2 ORDER BY number LIMIT 1
             """)
-        insertMilestone = try database.prepare("INSERT INTO milestones VALUES (?1, ?2)")
         scanTo = try database.prepare(
             """
             SELECT key, \(Self.versionColumns) FROM newest
@@ -183,11 +174,6 @@ final class SQLiteTables: StateTables {
             """
             SELECT avg(length(key)) FROM (SELECT key FROM changes ORDER BY number DESC LIMIT 32)
             """)
-        insertChange = try database.prepare(
-            """
-            INSERT INTO changes(\(Self.changeColumns), replaced_hash, replaced_bytes)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-            """)
         deleteChange = try database.prepare("DELETE FROM changes WHERE number = ?1")
         selectSession = try database.prepare(
             "SELECT last_active, acknowledged_below, answers FROM sessions WHERE id = ?1")
@@ -204,12 +190,19 @@ final class SQLiteTables: StateTables {
         replaceMeta = try database.prepare("REPLACE INTO meta VALUES (1, ?1)")
         leases = try LeaseStatements(database)
         garbage = try GarbageCollector(database, countMin: garbageCountMin)
+        pending = try PendingChanges(database)
     }
 
     func beginTransaction() throws(SQLiteError) { try begin.run() }
     func commitTransaction() throws(SQLiteError) {
-        try garbage.store()
+        try settle()
         try commit.run()
+    }
+
+    /// Writes to the tables what is in memory only.
+    func settle() throws(SQLiteError) {
+        try pending.write()
+        try garbage.store()
     }
 
     // MARK: Versions
@@ -232,17 +225,21 @@ final class SQLiteTables: StateTables {
                 row: Self.versionRow(selectNewest, at: 0),
                 hash: UInt64(bitPattern: selectNewest.integer(5)))
         }
-        if let newest { remember(key, newest) }
+        if let newest { try remember(key, newest) }
         return newest
     }
 
-    private func remember(_ key: [UInt8], _ newest: Newest) {
-        guard key.count <= Self.recentKeyBytesMax else { return }
-        if recent.count >= Self.recentMax { recent.removeAll(keepingCapacity: true) }
+    /// All that is pending is here as well.
+    private func remember(_ key: [UInt8], _ newest: Newest) throws(SQLiteError) {
+        guard key.count <= PendingChanges.keyBytesMax else { return }
+        if recent.count >= Self.recentMax {
+            try pending.write()
+            recent.removeAll(keepingCapacity: true)
+        }
         recent[key] = newest
     }
 
-    /// Gives back memory.
+    /// Gives back memory. Nothing is pending.
     func rest() {
         recent = [:]
         database.releaseMemory()
@@ -261,6 +258,7 @@ final class SQLiteTables: StateTables {
     // MARK: Changes
 
     func value(of change: ChangeNumber) throws(SQLiteError) -> [UInt8] {
+        if let value = pending.value(of: change) { return value }
         selectValue.bind(1, Int64(bitPattern: change.rawValue))
         defer { selectValue.reset() }
         guard try selectValue.step() else { throw Self.hasNoChange }
@@ -270,6 +268,7 @@ final class SQLiteTables: StateTables {
     func changes(
         after: ChangeNumber, upTo: ChangeNumber, count: Int
     ) throws(SQLiteError) -> [ChangeHeader] {
+        if upTo >= pending.first { try pending.write() }
         selectHeaders.bind(1, Int64(bitPattern: after.rawValue))
         selectHeaders.bind(2, Int64(bitPattern: upTo.rawValue))
         selectHeaders.bind(3, Int64(count))
@@ -282,6 +281,7 @@ final class SQLiteTables: StateTables {
     func sweepable(
         after: ChangeNumber, upTo: ChangeNumber, count: Int
     ) throws(SQLiteError) -> [SweptChange] {
+        if upTo >= pending.first { try pending.write() }
         selectSwept.bind(1, Int64(bitPattern: after.rawValue))
         selectSwept.bind(2, Int64(bitPattern: upTo.rawValue))
         selectSwept.bind(3, Int64(count))
@@ -309,44 +309,24 @@ final class SQLiteTables: StateTables {
 
     func insert(_ change: Change, hash: UInt64) throws(SQLiteError) {
         let header = change.header
-        let replaced = header.previous == .zero ? nil : try newest(of: header.key)
-        // A tombstone may be gone before its successor is swept.
-        let isKnown = replaced.map { $0.row.change == header.previous && !$0.row.isTombstone } == true
-        let number = Int64(bitPattern: header.number.rawValue)
-        let createRevision = Int64(bitPattern: header.createRevision.rawValue)
-        let version = Int64(bitPattern: header.version)
-        try withUnsafeBytes(header.key) { key throws(SQLiteError) in
-            try withUnsafeBytes(change.value) { value throws(SQLiteError) in
-                insertChange.bind(1, number)
-                insertChange.bind(2, createRevision)
-                insertChange.bind(3, version)
-                insertChange.bind(4, Int64(bitPattern: header.previous.rawValue))
-                insertChange.bind(5, Int64(bitPattern: header.lease.rawValue))
-                insertChange.bind(6, unowned: key)
-                insertChange.bind(7, unowned: value)
-                insertChange.bind(8, isKnown ? Int64(bitPattern: replaced?.hash ?? 0) : 0)
-                insertChange.bind(9, isKnown ? Int64(replaced?.row.valueBytes ?? 0) : 0)
-                try insertChange.run()
-            }
-            replaceNewest.bind(1, unowned: key)
-            replaceNewest.bind(2, number)
-            replaceNewest.bind(3, createRevision)
-            replaceNewest.bind(4, version)
-            replaceNewest.bind(5, Int64(change.value.count))
-            replaceNewest.bind(6, Int64(bitPattern: header.lease.rawValue))
-            replaceNewest.bind(7, Int64(bitPattern: hash))
-            try replaceNewest.run()
-            guard Self.isMilestone(header.number, after: header.previous) else { return }
-            insertMilestone.bind(1, number)
-            insertMilestone.bind(2, unowned: key)
-            try insertMilestone.run()
-        }
-        remember(header.key, Newest(row: change.versionRow, hash: hash))
+        try pending.append(change, replaced: try replaced(by: header), hash: hash)
+        try remember(header.key, Newest(row: change.versionRow, hash: hash))
+    }
+
+    /// A tombstone may be gone before its successor is swept.
+    private func replaced(
+        by header: ChangeHeader
+    ) throws(SQLiteError) -> SweptChange.Replaced? {
+        guard header.previous != .zero, let newest = try newest(of: header.key),
+            newest.row.change == header.previous, !newest.row.isTombstone, newest.hash != 0
+        else { return nil }
+        return SweptChange.Replaced(hash: newest.hash, valueBytes: newest.row.valueBytes)
     }
 
     /// Nobody asks for one that is garbage already: each has one successor that removes it, and a
     /// tombstone, which two may remove, is taken out at once.
     func remove(_ number: ChangeNumber) throws(SQLiteError) -> Change? {
+        if number >= pending.first { try pending.write() }
         let id = Int64(bitPattern: number.rawValue)
         selectChange.bind(1, id)
         guard try selectChange.step() else {
@@ -376,6 +356,7 @@ final class SQLiteTables: StateTables {
     func remove(
         _ number: ChangeNumber, keyBytes: Int, valueBytes: Int
     ) throws(SQLiteError) {
+        if number >= pending.first { try pending.write() }
         garbage.noteSwept()
         if try garbage.leave(number, bytes: keyBytes + valueBytes) { return }
         deleteChange.bind(1, Int64(bitPattern: number.rawValue))
