@@ -150,7 +150,7 @@ private final class Stop: Sendable {
         let (cluster, clients) = try await threeNodes(scratch.path)
         let victim = NodeID(3)
         try await cluster.kill(victim)
-        try StateDamage.flip(scratch.path + "/3/state/state.db", from: 12, everyPage: true)
+        try StateDamage.flip(scratch.path + "/3/state/state.db", from: 13, everyPage: true)
         unlink(scratch.path + "/3/state/state.db-wal")
         let stop = Stop()
         try await start(cluster, victim, scratch.path, stop)

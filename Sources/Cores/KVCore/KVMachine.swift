@@ -191,8 +191,7 @@ package struct KVMachine<Tables: StateTables> {
             if let replaced = change.replaced {
                 try tables.remove(
                     change.previous, keyBytes: change.keyBytes, valueBytes: replaced.valueBytes)
-                meta.figures.swept(keyBytes: change.keyBytes, valueBytes: replaced.valueBytes)
-                meta.rowHash &-= replaced.hash
+                try sweep(change.keyBytes, replaced.valueBytes, hash: replaced.hash)
             } else if change.previous != .zero {
                 try remove(change.previous)
             }
@@ -204,18 +203,31 @@ package struct KVMachine<Tables: StateTables> {
     /// A tombstone may have been swept before its successor gets here: then there is nothing to do.
     private mutating func remove(_ number: ChangeNumber) throws(Tables.Failure) {
         guard let change = try tables.remove(number) else { return }
-        meta.figures.swept(
-            keyBytes: change.header.key.count, valueBytes: change.value.count)
-        meta.rowHash &-= RowHash.ofRows(change)
+        try sweep(change.header.key.count, change.value.count, hash: RowHash.ofRows(change))
+    }
+
+    /// Takes a change that is gone out of what is reckoned.
+    private mutating func sweep(
+        _ keyBytes: Int, _ valueBytes: Int, hash: UInt64
+    ) throws(Tables.Failure) {
+        guard meta.figures.swept(keyBytes: keyBytes, valueBytes: valueBytes) else {
+            throw Tables.contradiction("more history is swept than there is")
+        }
+        meta.rowHash &-= hash
     }
 
     /// - Parameter replaced: size of the value that the key had until now; nil: it did not exist.
     mutating func insert(_ change: Change, replaced: Int?) throws(Tables.Failure) {
+        guard change.header.previous < change.header.number else {
+            throw Tables.contradiction("a key has a version of the future")
+        }
+        guard meta.figures.inserted(change, replaced: replaced) else {
+            throw Tables.contradiction("more keys are there than are counted")
+        }
         let hash = RowHash.ofRows(change)
         try tables.insert(change, hash: hash)
         changesMade += 1
         recording?.append(change)
-        meta.figures.inserted(change, replaced: replaced)
         meta.rowHash &+= hash
     }
 }

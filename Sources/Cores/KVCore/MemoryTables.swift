@@ -246,6 +246,8 @@ package struct MemoryTables: StateTables, Sendable {
 
     package mutating func store(_ meta: StateMeta) { self.meta = meta }
 
+    package static func contradiction(_ what: String) -> Never { preconditionFailure(what) }
+
     // MARK: Leases
 
     package func lease(_ id: LeaseID) -> LeaseRow? { leases[id] }

@@ -26,25 +26,33 @@ package struct StateFigures: Equatable, Sendable {
     }
 
     /// - Parameter replaced: size of the value that the key had until now; nil: it did not exist.
-    mutating func inserted(_ change: Change, replaced: Int?) {
+    /// - Returns: false if there cannot have been one.
+    mutating func inserted(_ change: Change, replaced: Int?) -> Bool {
         let keyBytes = change.header.key.count
         let bytes = Self.bytes(keyBytes: keyBytes, valueBytes: change.value.count)
         changeCount += 1
         changeBytes += bytes
         if let replaced {
+            let replacedBytes = Self.bytes(keyBytes: keyBytes, valueBytes: replaced)
+            guard liveCount > 0, liveBytes >= replacedBytes else { return false }
             liveCount -= 1
-            liveBytes -= Self.bytes(keyBytes: keyBytes, valueBytes: replaced)
+            liveBytes -= replacedBytes
         }
         if !change.header.isTombstone {
             liveCount += 1
             liveBytes += bytes
         }
+        return true
     }
 
     /// Only what is history is ever swept.
-    mutating func swept(keyBytes: Int, valueBytes: Int) {
+    /// - Returns: false if there is none.
+    mutating func swept(keyBytes: Int, valueBytes: Int) -> Bool {
+        let bytes = Self.bytes(keyBytes: keyBytes, valueBytes: valueBytes)
+        guard historyCount > 0, historyBytes >= bytes else { return false }
         changeCount -= 1
-        changeBytes -= Self.bytes(keyBytes: keyBytes, valueBytes: valueBytes)
+        changeBytes -= bytes
+        return true
     }
 
     func encode(into writer: inout ByteWriter) {

@@ -79,10 +79,10 @@ package struct StateLoader<Tables: StateTables> {
         // Only a state from before there were figures is counted: it costs a look-up a row.
         if meta?.needsCounting == true {
             let before = try tables.version(of: header.key, upTo: .max)
-            figures.inserted(
+            _ = figures.inserted(
                 change, replaced: before.flatMap { $0.isTombstone ? nil : $0.valueBytes })
         } else {
-            figures.inserted(change, replaced: nil)
+            _ = figures.inserted(change, replaced: nil)
         }
         let hash = RowHash.ofRows(change)
         try tables.insert(change, hash: hash)

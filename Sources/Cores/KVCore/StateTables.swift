@@ -91,4 +91,8 @@ package protocol StateTables {
     mutating func remove(_ attachment: AttachmentRow) throws(Failure)
 
     mutating func store(_ meta: StateMeta) throws(Failure)
+
+    /// Rows and meta contradict each other. Where a disk may have forgotten some of them that is an error of
+    /// the disk; in memory it is a fault of ours, and traps.
+    static func contradiction(_ what: String) -> Failure
 }

@@ -34,7 +34,8 @@ final class OutgoingLane {
     private(set) var remote: ReplicaID?
     /// Messages dropped because the lane was down or full.
     private(set) var dropped: UInt64 = 0
-    private unowned let links: PeerLinks
+    /// Until its stream is closed, which may be after its node has ended.
+    private let links: PeerLinks
     private var held: Deque<(message: Message, after: DurabilityTicket?)> = []
     private var backOff = OutgoingLane.backOffMin
     private var retry: Scheduled<Void>?

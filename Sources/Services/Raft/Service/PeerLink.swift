@@ -16,7 +16,8 @@ final class PeerLink {
     /// Nil until a membership names it.
     var replica: ReplicaID?
     private(set) var lanes: [OutgoingLane] = []
-    private unowned let links: PeerLinks
+    /// They let go of this link when it ends; what then still comes in finds them.
+    private let links: PeerLinks
     private var incoming: [ObjectIdentifier: IncomingStream] = [:]
     private var standing = Standing.new
     private var grace: Scheduled<Void>?
@@ -125,7 +126,8 @@ final class IncomingStream {
     let principal: Principal
     private(set) var lane: Lane?
     private(set) var replica: ReplicaID?
-    private unowned let links: PeerLinks
+    /// Until it is closed, which may be after its node has ended.
+    private let links: PeerLinks
     private weak var link: PeerLink?
 
     init(frames: FrameChannel, principal: Principal, links: PeerLinks) {

@@ -61,6 +61,8 @@ final class PeerLinks {
     private var candidates: [NetPeer] = []
     private var requests: [UInt64: PendingRequest] = [:]
     private var nextRequest: UInt64 = 1
+    /// Streams that still come are closed.
+    private var isStopped = false
     private var wrongPeers: [NodeID: LogLimiter] = [:]
     private var refusals = LogLimiter()
 
@@ -80,6 +82,7 @@ final class PeerLinks {
     }
 
     func stop() {
+        isStopped = true
         for node in links.keys.sorted() { removeLink(node) }
         transport.stop()
     }
@@ -307,6 +310,7 @@ final class PeerLinks {
 
     /// Takes over a stream on which `principal` has been read.
     func accept(_ frames: FrameChannel, _ principal: Principal) {
+        guard !isStopped else { return frames.close() }
         guard principal.hasProvedCookie else {
             return refuse(frames, principal, .unauthenticated, "the cookie was not proved")
         }
@@ -317,6 +321,10 @@ final class PeerLinks {
 
     /// - Returns: the link that the stream belongs to, or nil after it has been refused.
     func greeted(_ hello: PeerHello, by stream: IncomingStream) -> PeerLink? {
+        guard !isStopped else {
+            stream.frames.close()
+            return nil
+        }
         let endpoint = stream.principal.endpoint
         if let wrong = objection(to: hello) {
             refuse(stream.frames, stream.principal, .permissionDenied, wrong)

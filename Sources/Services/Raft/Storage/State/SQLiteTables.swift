@@ -476,6 +476,9 @@ final class SQLiteTables: StateTables {
     /// What SQLite would say, had it noticed.
     static let hasNoChange = damaged("a version has no change")
 
+    /// Pages of several moments, each of them sound.
+    static func contradiction(_ what: String) -> SQLiteError { damaged(what) }
+
     static func damaged(_ text: String) -> SQLiteError {
         SQLiteError(code: SQLiteError.corruptCode, message: text)
     }
