@@ -100,7 +100,8 @@ import Testing
             reason: "a log that was to start anew behind a snapshot had done so: its sync failed"),
         .init(
             seed: 765427,
-            reason: "a lease was granted anew, under its number, in the batch in which it had ended"),
+            reason: "a lease was granted anew, under its number, in the batch in which it had ended"
+        ),
         .init(
             seed: 644525,
             reason: "a term known from an entry alone was forgotten with it: its record had no room"

@@ -135,7 +135,8 @@ final class GarbageCollector {
         while stored < collected.count {
             let end = min(stored + Self.numbersPerRow, collected.count)
             let isLast = end == collected.count
-            try withUnsafeBytes(Self.bytes(collected[stored..<end])) { numbers throws(SQLiteError) in
+            let numbers = Self.bytes(collected[stored..<end])
+            try withUnsafeBytes(numbers) { numbers throws(SQLiteError) in
                 insertGarbage.bind(1, next)
                 insertGarbage.bind(2, unowned: numbers)
                 insertGarbage.bind(3, isLast ? Int64(clamping: collectedBytes - storedBytes) : 0)
