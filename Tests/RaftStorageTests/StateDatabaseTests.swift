@@ -331,6 +331,37 @@ import Testing
         try SQLiteState(directory: directory.path).close()
     }
 
+    /// A disk that has forgotten what it synced may show pages of several moments, each of them sound.
+    @Test(arguments: [
+        "UPDATE meta SET bytes = (SELECT bytes FROM old)",
+        "UPDATE newest SET number = 1 << 50 WHERE key = x'05'",
+        "UPDATE newest SET version = 7 WHERE key = x'05'",
+    ])
+    func pagesOfSeveralMomentsAreDamage(sql: String) throws {
+        let directory = StateDirectory()
+        var source = EntrySource(seed: 9)
+        var state = try SQLiteState(directory: directory.path)
+        _ = try state.apply([source.membership()])
+        _ = try state.checkpoint()
+        state.close()
+        let path = directory.path + "/state.db"
+        try Database(path: path).execute("CREATE TABLE old AS SELECT bytes FROM meta")
+        state = try SQLiteState(directory: directory.path)
+        _ = try state.apply([source.put([5], [1]), source.put([5], [2])])
+        let delete = Transaction(success: [.delete(key: [5])])
+        _ = try state.apply([source.command(.transaction(delete, nil))])
+        _ = try state.checkpoint()
+        state.close()
+        try Database(path: path).execute(sql)
+        do {
+            state = try SQLiteState(directory: directory.path)
+            for _ in 0..<3 { _ = try state.apply([source.put([5], [3])]) }
+            Issue.record("it was not noticed")
+        } catch {
+            guard case .corrupt = error else { throw error }
+        }
+    }
+
     @Test func newerAndForeignFilesAreRefused() throws {
         let directory = StateDirectory()
         try filled(directory).close()

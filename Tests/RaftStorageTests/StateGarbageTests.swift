@@ -24,6 +24,32 @@ import Testing
         }
     }
 
+    /// What changes keep of those that they have replaced is what these are.
+    private func checkReplaced(_ directory: StateDirectory) throws {
+        let database = try Database(path: directory.path + "/state.db")
+        let rows = try database.prepare(
+            """
+            SELECT p.number, p.create_revision, p.version, p.previous, p.lease, p.key, p.value,
+                c.replaced_hash, c.replaced_bytes, n.hash
+            FROM changes p LEFT JOIN changes c ON c.previous = p.number
+                LEFT JOIN newest n ON n.number = p.number
+            """)
+        func number(_ column: Int32) -> UInt64 { UInt64(bitPattern: rows.integer(column)) }
+        while try rows.step() {
+            let change = Change(
+                header: ChangeHeader(
+                    number: ChangeNumber(number(0)), key: rows.bytes(5),
+                    createRevision: Revision(number(1)), version: number(2),
+                    previous: ChangeNumber(number(3)), lease: LeaseID(number(4))),
+                value: rows.bytes(6))
+            let hash = RowHash.ofRows(change)
+            if !rows.isNull(9) { #expect(number(9) == hash) }
+            guard !rows.isNull(7) else { continue }
+            #expect(number(7) == (change.header.isTombstone ? 0 : hash))
+            #expect(number(8) == (change.header.isTombstone ? 0 : UInt64(change.value.count)))
+        }
+    }
+
     private func options(_ countMin: Int) -> SQLiteState.Options {
         var options = SQLiteState.Options()
         options.garbageCountMin = countMin
@@ -53,6 +79,7 @@ import Testing
             try expectEqual(copy, memory)
             _ = try round % 20 == 9 ? state.checkpoint() : state.trim().durable
             state.close()
+            try checkReplaced(directory)
             let rows = try Rows(directory)
             most = max(most, rows.changes - Int(memory.meta.figures.changeCount))
             state = try SQLiteState(directory: directory.path, options: options(countMin))

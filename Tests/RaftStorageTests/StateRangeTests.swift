@@ -99,6 +99,24 @@ import Testing
         state.close()
     }
 
+    /// However far apart the changes of a key are, and wherever they begin.
+    @Test(arguments: [1, 2, 55, 61, 89, 122, 233, 348, 1000] as [UInt64])
+    func milestonesAreNeverFar(stride: UInt64) {
+        for start in Swift.stride(from: 1, through: stride, by: max(1, Int(stride) / 16)) {
+            var (gap, longest, found) = (0, 0, 0)
+            for turn in 0..<5000 as Range<UInt64> {
+                let number = ChangeNumber(Revision(1_000_000 + start + turn * stride), place: 0)
+                gap += 1
+                guard Milestones.contains(number) else { continue }
+                longest = max(longest, gap)
+                gap = 0
+                found += 1
+            }
+            #expect(max(longest, gap) < 15 * Milestones.interval, "\(stride) from \(start)")
+            #expect((40...130).contains(found), "\(stride) from \(start)")
+        }
+    }
+
     /// Values that lie in the page of the tree and over many pages, read one after another.
     @Test func valuesOfAnySizeComeInOnePage() throws {
         let directory = StateDirectory()

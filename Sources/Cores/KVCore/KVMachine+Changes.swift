@@ -58,8 +58,7 @@ extension KVMachine {
             number: header.number, entry: keyValue(header.key, row, value: value),
             isRemoval: header.isTombstone)
         guard withPrevious, header.previous != .zero,
-            let row = try tables.version(of: header.key, upTo: header.previous),
-            row.change == header.previous, !row.isTombstone,
+            let row = try tables.row(of: header.previous), !row.isTombstone,
             bytesBefore + event.byteCount + row.valueBytes <= bounds.changePageBytesMax
         else { return event }
         event.previous = keyValue(header.key, row, value: try tables.value(of: row.change))

@@ -146,6 +146,8 @@ package struct MemoryTables: StateTables, Sendable {
         return found
     }
 
+    package func row(of change: ChangeNumber) -> VersionRow? { changes[change]?.versionRow }
+
     package func value(of change: ChangeNumber) -> [UInt8] {
         guard let change = changes[change] else {
             preconditionFailure("the versions name only changes that exist")
@@ -166,14 +168,18 @@ package struct MemoryTables: StateTables, Sendable {
         return found
     }
 
-    /// What each has replaced is at hand without being kept: nothing is gained by it.
+    /// What each has replaced need not be kept: it is at hand.
     package func sweepable(
         after: ChangeNumber, upTo: ChangeNumber, count: Int
     ) -> [SweptChange] {
-        changes(after: after, upTo: upTo, count: count).map {
+        changes(after: after, upTo: upTo, count: count).map { header in
             SweptChange(
-                number: $0.number, previous: $0.previous, isTombstone: $0.isTombstone,
-                keyBytes: $0.key.count, replaced: nil)
+                number: header.number, previous: header.previous,
+                isTombstone: header.isTombstone, keyBytes: header.key.count,
+                replaced: changes[header.previous].flatMap {
+                    $0.header.isTombstone
+                        ? nil : .init(hash: RowHash.ofRows($0), valueBytes: $0.value.count)
+                })
         }
     }
 

@@ -75,6 +75,9 @@ package struct StateLoader<Tables: StateTables> {
     private mutating func take(_ change: Change) throws {
         let header = change.header
         guard header.number > lastChange else { throw Failure.unusable("changes are not in order") }
+        guard header.previous < header.number else {
+            throw Failure.unusable("a change names a later one as the one before it")
+        }
         lastChange = header.number
         // Only a state from before there were figures is counted: it costs a look-up a row.
         if meta?.needsCounting == true {

@@ -41,6 +41,8 @@ package protocol StateTables {
     func history(
         of key: [UInt8], upTo limit: ChangeNumber, count: Int
     ) throws(Failure) -> [VersionRow]
+    /// The version that `change` made; nil if it is gone. Not for what history has lost.
+    func row(of change: ChangeNumber) throws(Failure) -> VersionRow?
     /// The value that `change` wrote; empty for a tombstone. The change must exist.
     func value(of change: ChangeNumber) throws(Failure) -> [UInt8]
     /// Changes above `after` and not above `upTo`, ascending, at most `count`; values left out.

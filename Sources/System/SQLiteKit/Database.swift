@@ -26,11 +26,12 @@ package struct SQLiteError: Error, Equatable, Sendable, CustomStringConvertible 
     package var isNewerSchema: Bool { primaryCode == SQLITE_SCHEMA }
     package var description: String { "\(message) (SQLite \(code))" }
 
-    /// Bytes on disk are not those that were written.
+    /// Bytes on disk are not those that were written. No statement of ours violates a constraint, unless
+    /// it finds rows that should not be there.
     package var isCorruption: Bool {
         // SQLITE_IOERR_DATA is a macro with an expression; Swift does not import it.
         code == SQLITE_IOERR | (32 << 8) || primaryCode == SQLITE_CORRUPT
-            || primaryCode == SQLITE_NOTADB
+            || primaryCode == SQLITE_NOTADB || primaryCode == SQLITE_CONSTRAINT
     }
 }
 

@@ -240,7 +240,7 @@ final class GarbageCollector {
             taken += 1
         }
         guard taken == generation.count, taken > 0 else { return }
-        let last = min(first + Self.rowsRemoved, generationEnd)
+        let last = min(first + Self.rowsRemoved - 1, generationEnd)
         deleteGarbage.bind(1, last)
         try deleteGarbage.run()
         first = last + 1

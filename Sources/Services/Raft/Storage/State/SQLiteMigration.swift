@@ -31,6 +31,9 @@ enum SQLiteMigration {
             """)
     }
 
+    /// The columns added to `changes` lie behind the value, where one that is large is read to find them:
+    /// slower when it is swept, until a snapshot takes the place of the file.
+    ///
     /// Version 3 had a row for every version, ordered by (key, number DESC), garbage among them; but
     /// the newest of a key is never garbage.
     private static func replaceVersions(_ database: Database) throws(SQLiteError) {

@@ -165,6 +165,11 @@ package final class SQLiteState: StateStore {
         guard meta.activeVersion <= KVVersion.supported else {
             throw newerSchema(Int64(meta.activeVersion))
         }
+        // A disk that has forgotten what it synced may show pages of several moments.
+        let last = try database.integer("SELECT max(number) FROM changes") ?? 0
+        guard last <= Int64(bitPattern: ChangeNumber.last(of: meta.revision).rawValue) else {
+            throw SQLiteTables.contradiction("there are changes of the future")
+        }
         return KVMachine(tables: tables, meta: meta)
     }
 

@@ -6,18 +6,30 @@ import SQLiteKit
 
 // The past of a key: from each change back to the one before it.
 
-extension SQLiteTables {
-    /// One change in so many is a milestone: a search for the past of a key steps over so many changes, on
-    /// average, wherever it leads.
-    static let changesPerMilestone = 64
-    private static let milestoneShift: UInt64 = 58
+/// Changes from which a search for the past of a key may start. They are hints, a node's own affair: which
+/// changes are chosen may differ from one version of the program to the next.
+package enum Milestones {
+    /// One change in so many is one.
+    package static let interval = 64
 
-    /// A key may be written at every second revision, or every hundredth: the product of the number with the
-    /// golden ratio hits some of them all the same, evenly (Knuth, The Art of Computer Programming,
-    /// volume 3, section 6.4). The first change of a key has no past.
+    /// Keys are written in turn, or at every hundredth revision: a number must say nothing of the next
+    /// ones, however far apart, so it is mixed (the finaliser of MurmurHash3). Of a key with many changes
+    /// some hundreds may follow each other without a milestone, rarely more.
+    package static func contains(_ number: ChangeNumber) -> Bool {
+        var mixed = number.rawValue
+        mixed ^= mixed >> 33
+        mixed &*= 0xff51_afd7_ed55_8ccd
+        mixed ^= mixed >> 33
+        mixed &*= 0xc4ce_b9fe_1a85_ec53
+        mixed ^= mixed >> 33
+        return mixed % UInt64(interval) == 0
+    }
+}
+
+extension SQLiteTables {
+    /// The first change of a key has no past.
     static func isMilestone(_ number: ChangeNumber, after previous: ChangeNumber) -> Bool {
-        guard previous != .zero else { return false }
-        return (number.rawValue &* 0x9e37_79b9_7f4a_7c15) >> milestoneShift == 0
+        previous != .zero && Milestones.contains(number)
     }
 
     /// The newest version of `key` not above `limit`, and how many changes were looked at to find it.
@@ -33,7 +45,7 @@ extension SQLiteTables {
         var steps = 0
         var hasJumped = false
         while change != .zero {
-            if !hasJumped, steps == Self.changesPerMilestone {
+            if !hasJumped, steps == Milestones.interval {
                 hasJumped = true
                 if let milestone = try milestone(of: key, above: limit) {
                     change = min(change, milestone)
@@ -45,6 +57,7 @@ extension SQLiteTables {
             }
             steps += 1
             if found.row.change <= limit { return (found.row, steps) }
+            guard found.previous < change else { throw Self.goesRound }
             change = found.previous
         }
         return (nil, steps)
@@ -63,10 +76,18 @@ extension SQLiteTables {
                 break
             }
             found.append(next.row)
+            guard next.previous < change else { throw Self.goesRound }
             change = next.previous
         }
         return found
     }
+
+    func row(of change: ChangeNumber) throws(SQLiteError) -> VersionRow? {
+        if change >= pending.first { try pending.write() }
+        return try past(change)?.row
+    }
+
+    private static let goesRound = damaged("a change names a later one as the one before it")
 
     /// A change, and the one before it of the same key.
     private func past(

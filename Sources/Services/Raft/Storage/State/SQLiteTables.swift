@@ -15,7 +15,7 @@ import SQLiteKit
 /// and none for its past, and a page of it that many puts touch is written once.
 ///
 /// The past of a key is found by going back from change to change: each names the one before it. So that
-/// this takes no longer the more often a key is written, every so many changes there is a row in
+/// this does not take the longer the more often a key is written, one change in 64 has a row in
 /// `milestones`, from which a search may start (see `SQLiteTables+Past`).
 ///
 /// Rejected: a row for every version in a tree ordered by (key, number). Its inserts land on random pages,
