@@ -113,11 +113,7 @@ final class PendingChanges {
         while place < rows.count {
             let isMany = rows.count - place >= Self.rowsAtOnce
             let count = isMany ? Self.rowsAtOnce : 1
-            if isMany {
-                try write(rows[place..<place + count], many)
-            } else {
-                try write(rows[place..<place + count], one)
-            }
+            try write(rows[place..<place + count], isMany ? many : one)
             place += count
         }
         for row in rows { try insertMilestone(row, key(row)) }

@@ -19,9 +19,9 @@ import SQLiteKit
 /// `milestones`, from which a search may start (see `SQLiteTables+Past`).
 ///
 /// Rejected: a row for every version in a tree ordered by (key, number). Its inserts land on random pages,
-/// each has to be taken out again, and with 100,000 revisions of history that tree is many times as large: it was
-/// measured at more than a third of all that applying a put costs. A second copy of the value
-/// beside the key reads faster and writes each value twice.
+/// each has to be taken out again, and with 100,000 revisions of history that tree is many times as large:
+/// about a fifth of all that applying a put costs. A second copy of the value beside the key reads
+/// faster and writes each value twice.
 ///
 /// A row of `newest` has the sum of the hashes of its change (`RowHash.ofRows`), and a row of `changes` that of
 /// the change before it, with the bytes of its value: what history has lost is then reckoned without
