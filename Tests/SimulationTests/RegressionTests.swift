@@ -106,6 +106,10 @@ import Testing
             seed: 644525,
             reason: "a term known from an entry alone was forgotten with it: its record had no room"
         ),
+        .init(
+            seed: 801220,
+            reason:
+                "one entry in a round trip: the bound did not know that the log has its own pace"),
     ]
 
     @Test(arguments: all) func staysRight(_ regression: Regression) {

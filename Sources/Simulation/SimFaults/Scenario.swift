@@ -160,6 +160,15 @@ package struct Scenario: Sendable {
     package var rehearses = true
 
     package var nodes: Int { founders + spares }
+
+    /// The time from one entry to the next that one follower may need when all is well: where appends
+    /// are small, few are under way and the network is slow, clients who repeat themselves ask for
+    /// more than that, and what is in the log already has to be worked off first.
+    var entryInterval: Duration {
+        let roundTrip = network.delayMax * 2 + syncLatencyMax
+        let entriesAtOnce = max(1, appendBytesMax / (valueBytesMax + 100)) * appendsInFlightMax
+        return roundTrip / entriesAtOnce
+    }
 }
 
 extension Scenario {

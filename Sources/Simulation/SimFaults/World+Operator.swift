@@ -34,7 +34,10 @@ extension World {
     }
 
     /// How long a cluster without trouble may take to set itself right.
-    var patience: Duration { scenario.electionTimeoutMax * 30 + scenario.requestTimeout * 20 }
+    var patience: Duration {
+        scenario.electionTimeoutMax * 30 + scenario.requestTimeout * 20 + scenario.entryInterval
+            * 200
+    }
 
     func proposalID(_ shell: RaftShell) -> ProposalID {
         ProposalID(
