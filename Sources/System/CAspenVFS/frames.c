@@ -4,9 +4,6 @@
 
 #include "vfs_internal.h"
 
-#define FRAME_HEADER_BYTES 24
-#define FRAME_BYTES (FRAME_HEADER_BYTES + ASPEN_VFS_PAGE_BYTES)
-
 static inline uint64_t load(const unsigned char *p) {
     uint64_t word;
     memcpy(&word, p, 8);

@@ -19,7 +19,6 @@
 #include "vfs_internal.h"
 
 #define NOTE_BYTES 32
-#define WAL_FRAME_HEADER_BYTES 24
 
 static const char magic[8] = "ASPENCKP";
 
@@ -36,7 +35,7 @@ static uint64_t checksum(const unsigned char *note) {
 
 /* ---- Writing ---- */
 
-static int write_note(const char *path, const unsigned char *note) {
+static int write_once(const char *path, const unsigned char *note) {
     aspen_vfs_event event = {.kind = ASPEN_VFS_CREATE, .path = path};
     int is_new = access(path, F_OK) != 0;
     int failure = is_new ? observe_before(&event) : 0;
@@ -59,12 +58,16 @@ static int write_note(const char *path, const unsigned char *note) {
     /* Full or not: what a failed sync leaves is not known. */
     if (aspen_vfs_sync_file(path)) return EIO;
     if (!is_new) return 0;
-    const char *slash = strrchr(path, '/');
-    char *directory = slash ? strndup(path, (size_t)(slash - path)) : NULL;
-    if (!directory) return ENOMEM;
-    failure = aspen_vfs_sync_directory(directory);
-    free(directory);
-    return failure ? EIO : 0;
+    return sync_directory_of(path) ? EIO : 0;
+}
+
+int note_write(shared *s, const unsigned char *note) {
+    char path[4096];
+    if (!beside(s->path, "-checkpoint", path, sizeof path)) return ENAMETOOLONG;
+    int failure = 0;
+    do failure = write_once(path, note);
+    while (failure == ENOSPC && relieve(path));
+    return failure;
 }
 
 int note_checkpoint(aspen_file *f) {
@@ -77,14 +80,12 @@ int note_checkpoint(aspen_file *f) {
     for (int i = 0; i < 4; i++) note[16 + i] = (unsigned char)(now.frames >> (8 * i));
     uint64_t sum = checksum(note);
     for (int i = 0; i < 8; i++) note[24 + i] = (unsigned char)(sum >> (8 * i));
-    char path[4096];
-    if (!beside(f->shared->path, "-checkpoint", path, sizeof path)) return SQLITE_IOERR_WRITE;
-    int failure = 0;
-    do failure = write_note(path, note);
-    while (failure == ENOSPC && relieve(f->path));
-    if (failure) return failure == ENOSPC ? SQLITE_FULL : SQLITE_IOERR_WRITE;
-    f->shared->noted = now;
-    return SQLITE_OK;
+    int is_deferred = 0;
+    int rc = deferral_note(f->shared, note, NOTE_BYTES, &is_deferred);
+    int failure = is_deferred ? 0 : note_write(f->shared, note);
+    if (failure) rc = failure == ENOSPC ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+    if (rc == SQLITE_OK) f->shared->noted = now;
+    return rc;
 }
 
 /* ---- Reading ---- */
@@ -133,7 +134,7 @@ static int is_sound_header(const unsigned char *header) {
 
 int aspen_vfs_wal_falls_short(const char *path, uint32_t *found, uint32_t *copied) {
     wal_standing noted, now;
-    unsigned char start[WAL_HEADER_BYTES + WAL_FRAME_HEADER_BYTES];
+    unsigned char start[WAL_HEADER_BYTES + FRAME_HEADER_BYTES];
     char wal[4096];
     if (!shared_standing_of(path, &now) || !read_note(path, &noted)) return 0;
     if (!beside(path, "-wal", wal, sizeof wal)) return 0;

@@ -109,6 +109,15 @@ int aspen_vfs_sync_directory(const char *path) {
     return sync_path(path, ASPEN_VFS_SYNC_DIRECTORY, O_RDONLY | O_DIRECTORY);
 }
 
+int sync_directory_of(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *directory = slash ? strndup(path, (size_t)(slash - path)) : NULL;
+    if (!directory) return ENOMEM;
+    int failure = aspen_vfs_sync_directory(directory);
+    free(directory);
+    return failure;
+}
+
 int aspen_vfs_sync_file(const char *path) {
     return sync_path(path, ASPEN_VFS_SYNC, O_RDWR);
 }

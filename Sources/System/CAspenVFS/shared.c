@@ -38,6 +38,15 @@ shared *shared_acquire(const char *path, size_t length) {
     return s;
 }
 
+shared *shared_find(const char *path) {
+    pthread_mutex_lock(&list_mutex);
+    shared *s = list;
+    while (s && strcmp(s->path, path) != 0) s = s->next;
+    if (s) s->references++;
+    pthread_mutex_unlock(&list_mutex);
+    return s;
+}
+
 /* The lock goes with the last descriptor of the open file, and a process that is being started has
    copies of ours between fork and exec: closing ours would leave the lock to it for that long. */
 static void admit_others(shared *s) {
@@ -53,6 +62,7 @@ void shared_release(shared *s) {
         shared **place = &list;
         while (*place != s) place = &(*place)->next;
         *place = s->next;
+        deferral_end(s);
         shared_shm_forget(s);
         admit_others(s);
         pthread_mutex_destroy(&s->mutex);
@@ -228,11 +238,7 @@ wal_standing shared_standing(shared *s) {
 }
 
 int shared_standing_of(const char *path, wal_standing *standing) {
-    pthread_mutex_lock(&list_mutex);
-    shared *s = list;
-    while (s && strcmp(s->path, path) != 0) s = s->next;
-    if (s) s->references++;
-    pthread_mutex_unlock(&list_mutex);
+    shared *s = shared_find(path);
     if (!s) return 0;
     *standing = shared_standing(s);
     shared_release(s);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "vfs_internal.h"
 
@@ -70,7 +71,10 @@ static int read_part(sqlite3_file *file, void *out, int count, sqlite3_int64 off
     unsigned char page[ASPEN_VFS_PAGE_BYTES];
     sqlite3_int64 start = offset - offset % ASPEN_VFS_PAGE_BYTES;
     if (offset + count > start + ASPEN_VFS_PAGE_BYTES) return SQLITE_IOERR_READ;
-    int rc = real(file)->pMethods->xRead(real(file), page, ASPEN_VFS_PAGE_BYTES, start);
+    int found = deferral_read(aspen(file), page, ASPEN_VFS_PAGE_BYTES, start);
+    if (found < 0) return SQLITE_IOERR_READ;
+    int rc = found ? SQLITE_OK
+                   : real(file)->pMethods->xRead(real(file), page, ASPEN_VFS_PAGE_BYTES, start);
     if (rc == SQLITE_IOERR_SHORT_READ) {
         sqlite3_int64 size = 0;
         rc = real(file)->pMethods->xFileSize(real(file), &size);
@@ -93,6 +97,8 @@ static int aspen_read(sqlite3_file *file, void *out, int count, sqlite3_int64 of
     if (rc != SQLITE_OK) return rc;
     int is_page = count == ASPEN_VFS_PAGE_BYTES && offset % ASPEN_VFS_PAGE_BYTES == 0;
     if (f->kind == FILE_DATABASE && !is_page) return read_part(file, out, count, offset);
+    int found = deferral_read(f, out, count, offset);
+    if (found) return found > 0 ? SQLITE_OK : SQLITE_IOERR_READ;
     rc = real(file)->pMethods->xRead(real(file), out, count, offset);
     if (rc != SQLITE_OK) return rc;
     if (f->kind == FILE_WAL) return frames_read(f->shared, out, count, offset);
@@ -119,7 +125,11 @@ static int aspen_write(sqlite3_file *file, const void *bytes, int count, sqlite3
         int noted = note_checkpoint(f);
         if (noted != SQLITE_OK) return noted;
     }
-    int rc;
+    int is_deferred = 0;
+    int rc = deferral_write(f, bytes, count, offset, &is_deferred);
+    if (is_deferred)
+        return rc == SQLITE_OK && f->kind == FILE_WAL ? frames_wrote(f->shared, bytes, count, offset)
+                                                      : rc;
     do rc = before(f, ASPEN_VFS_WRITE, offset, bytes, count, SQLITE_IOERR_WRITE);
     while (rc == SQLITE_FULL && relieve(f->path));
     if (rc != SQLITE_OK) return rc;
@@ -134,12 +144,14 @@ static int aspen_write(sqlite3_file *file, const void *bytes, int count, sqlite3
 
 static int aspen_truncate(sqlite3_file *file, sqlite3_int64 size) {
     aspen_file *f = aspen(file);
-    int rc = before(f, ASPEN_VFS_TRUNCATE, size, NULL, 0, SQLITE_IOERR_TRUNCATE);
-    if (rc != SQLITE_OK) return rc;
-    rc = real(file)->pMethods->xTruncate(real(file), size);
+    int is_deferred = 0;
+    int rc = deferral_truncate(f, size, &is_deferred);
+    if (!is_deferred) rc = before(f, ASPEN_VFS_TRUNCATE, size, NULL, 0, SQLITE_IOERR_TRUNCATE);
+    if (rc == SQLITE_OK && !is_deferred)
+        rc = real(file)->pMethods->xTruncate(real(file), size);
     if (rc != SQLITE_OK) return rc;
     if (f->kind == FILE_WAL) frames_truncated(f->shared, size);
-    after(f, ASPEN_VFS_TRUNCATE, size, NULL, 0);
+    if (!is_deferred) after(f, ASPEN_VFS_TRUNCATE, size, NULL, 0);
     return SQLITE_OK;
 }
 
@@ -161,8 +173,14 @@ static int after_event(const aspen_vfs_event *event) {
 
 static int aspen_sync(sqlite3_file *file, int flags) {
     aspen_file *f = aspen(file);
+    int is_deferred = 0;
+    int rc = deferral_sync(f, &is_deferred);
+    if (is_deferred) {
+        f->syncs_directory = 0;
+        return rc;
+    }
     /* Full or not: what a failed sync leaves is not known. */
-    int rc = before(f, ASPEN_VFS_SYNC, 0, NULL, 0, SQLITE_IOERR_FSYNC);
+    rc = before(f, ASPEN_VFS_SYNC, 0, NULL, 0, SQLITE_IOERR_FSYNC);
     if (rc != SQLITE_OK) return SQLITE_IOERR_FSYNC;
     rc = real(file)->pMethods->xSync(real(file), flags);
     if (rc != SQLITE_OK) return rc;
@@ -173,6 +191,11 @@ static int aspen_sync(sqlite3_file *file, int flags) {
 }
 
 static int aspen_file_size(sqlite3_file *file, sqlite3_int64 *size) {
+    int64_t expected = 0;
+    if (deferral_size(aspen(file), &expected)) {
+        *size = expected;
+        return SQLITE_OK;
+    }
     return real(file)->pMethods->xFileSize(real(file), size);
 }
 
@@ -290,7 +313,8 @@ static int aspen_open(
     f->path = path;
     int existed = 1;
     if (path && (flags & SQLITE_OPEN_CREATE)) {
-        real_vfs->xAccess(real_vfs, path, SQLITE_ACCESS_EXISTS, &existed);
+        /* For the system's VFS an empty file does not exist. */
+        existed = access(path, F_OK) == 0;
         aspen_vfs_event event = {.kind = ASPEN_VFS_CREATE, .path = path};
         int failure = existed ? 0 : observe_before(&event);
         if (failure) return failure == ENOSPC ? SQLITE_FULL : SQLITE_CANTOPEN;
@@ -321,6 +345,10 @@ static int aspen_delete(sqlite3_vfs *vfs, const char *path, int sync_directory) 
 
 static int aspen_access(sqlite3_vfs *vfs, const char *path, int flags, int *out) {
     (void)vfs;
+    if (flags == SQLITE_ACCESS_EXISTS && deferral_has_bytes(path)) {
+        *out = 1;
+        return SQLITE_OK;
+    }
     return real_vfs->xAccess(real_vfs, path, flags, out);
 }
 

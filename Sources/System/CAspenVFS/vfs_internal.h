@@ -11,6 +11,8 @@
 #include "CAspenVFS.h"
 
 #define WAL_HEADER_BYTES 32
+#define FRAME_HEADER_BYTES 24
+#define FRAME_BYTES (FRAME_HEADER_BYTES + ASPEN_VFS_PAGE_BYTES)
 
 /* A WAL, and how many frames of it are in use. */
 typedef struct {
@@ -19,6 +21,8 @@ typedef struct {
 } wal_standing;
 
 typedef enum { FILE_OTHER = 0, FILE_DATABASE = 1, FILE_WAL = 2 } file_kind;
+
+typedef struct deferral deferral;
 
 /* What all connections of this process to one database share. */
 typedef struct shared {
@@ -49,6 +53,9 @@ typedef struct shared {
     /* For each WAL frame the checksum of its page; zero: not known. */
     uint64_t *frames;
     size_t frame_count;
+
+    /* Once there, it stays as long as this. */
+    deferral *_Atomic deferral;
 } shared;
 
 typedef struct {
@@ -67,6 +74,8 @@ typedef struct {
 
 /* shared.c */
 shared *shared_acquire(const char *database_path, size_t length);
+/* NULL if none is open at `path`. */
+shared *shared_find(const char *path);
 void shared_release(shared *s);
 /* Keeps other processes out: SQLITE_OK, SQLITE_BUSY or SQLITE_IOERR_LOCK. */
 int shared_exclude_others(shared *s);
@@ -92,11 +101,30 @@ void frames_truncated(shared *s, int64_t size);
 /* note.c */
 /* Before a page goes from the WAL to the database: an SQLite result code. */
 int note_checkpoint(aspen_file *f);
+/* 0, or an errno value. */
+int note_write(shared *s, const unsigned char *note);
+
+/* deferral.c: what SQLite does, put off. SQLite result codes; whoever is told that it is not deferred
+   does it himself. */
+int deferral_write(aspen_file *f, const void *bytes, int count, int64_t offset, int *is_deferred);
+int deferral_truncate(aspen_file *f, int64_t size, int *is_deferred);
+int deferral_sync(aspen_file *f, int *is_deferred);
+int deferral_note(shared *s, const unsigned char *note, int count, int *is_deferred);
+/* 1: read; 0: what the file has is right; -1: neither. */
+int deferral_read(aspen_file *f, void *out, int count, int64_t offset);
+/* 1: this is the size; 0: that of the file is right. */
+int deferral_size(aspen_file *f, int64_t *size);
+/* Whether the WAL at `path` is there and not empty, once all is carried out; 0: ask the file. */
+int deferral_has_bytes(const char *path);
+/* Carries out what waits, and is gone. */
+void deferral_end(shared *s);
 
 /* observe.c */
 extern atomic_int observers_present;
 int observe_before(const aspen_vfs_event *event);
 void observe_after(const aspen_vfs_event *event);
+/* What the system does with the first sync of a new file: 0, or an errno value. */
+int sync_directory_of(const char *path);
 #ifdef ASPEN_TEST_BUILD
 aspen_vfs_bug planted_bug(const char *path);
 #endif

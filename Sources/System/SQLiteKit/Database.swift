@@ -2,6 +2,7 @@
 
 import CAspenVFS
 import CSQLite
+import Glibc
 
 /// What SQLite said.
 package struct SQLiteError: Error, Equatable, Sendable, CustomStringConvertible {
@@ -216,6 +217,62 @@ package final class Database {
         guard framesInWAL >= 0, framesInWAL == framesCopied else { return false }
         if mode == SQLITE_CHECKPOINT_TRUNCATE { walFrameCount = 0 }
         return true
+    }
+
+    // MARK: Writing later
+
+    package enum Deferral: Sendable, CaseIterable {
+        case nothing
+        /// A thread of its own does it.
+        case toThread
+        /// `carryOut` does it.
+        case byHand
+    }
+
+    /// From here on what is written to the files is put off, in order, and each call returns before
+    /// it is done: after a crash the files are as they were earlier. Only `await` says what is durable.
+    /// For a WAL that has been opened. Waits for what was put off before.
+    package func deferWriting(_ deferral: Deferral) throws(SQLiteError) {
+        let mode =
+            switch deferral {
+            case .nothing: ASPEN_VFS_DEFER_NOTHING
+            case .toThread: ASPEN_VFS_DEFER_TO_THREAD
+            case .byHand: ASPEN_VFS_DEFER_BY_HAND
+            }
+        try checkDisk(aspen_vfs_defer(filePath, mode))
+    }
+
+    /// Names all that was put off until now.
+    package func deferralMark() -> UInt64 { aspen_vfs_deferred(filePath) }
+
+    /// - Returns: whether all that the mark names has been done.
+    /// - Throws: something that was put off has failed; nothing behind it was done, nor will be.
+    package func hasReached(_ mark: UInt64) throws(SQLiteError) -> Bool {
+        var failure: Int32 = 0
+        let isReached = aspen_vfs_await(filePath, mark, 0, &failure) != 0
+        try checkDisk(failure)
+        return isReached
+    }
+
+    /// Until all that was put off has been done.
+    package func awaitDeferred() throws(SQLiteError) {
+        var failure: Int32 = 0
+        _ = aspen_vfs_await(filePath, 0, 1, &failure)
+        try checkDisk(failure)
+    }
+
+    /// `byHand`: does the next `count` operations, if there are so many.
+    package func carryOut(_ count: Int) throws(SQLiteError) {
+        try checkDisk(aspen_vfs_carry_out(filePath, UInt32(clamping: count)))
+    }
+
+    private var filePath: UnsafePointer<CChar>? { sqlite3_db_filename(handle, "main") }
+
+    private func checkDisk(_ failure: Int32) throws(SQLiteError) {
+        guard failure != 0 else { return }
+        throw SQLiteError(
+            code: failure == ENOSPC ? SQLITE_FULL : SQLITE_IOERR,
+            message: "writing to the disk: \(String(cString: strerror(failure)))")
     }
 
     /// Makes a running call on this connection return SQLITE_INTERRUPT; from any thread.

@@ -14,6 +14,8 @@
  * - The WAL index and all locks between connections live in this process's memory: no -shm file, no
  *   system call for a lock, and no stranger who can stall a writer by holding one. Other processes
  *   are kept out by one write lock on SQLite's lock bytes for as long as the database is open.
+ * - What SQLite writes may be put off, so that whoever uses a connection does not wait for the disk:
+ *   see aspen_vfs_defer.
  * - Whoever observes a path sees each write, sync, truncation, creation and removal below it, in
  *   order, and may make any of them fail.
  */
@@ -59,7 +61,7 @@ typedef struct {
     int64_t count;
 } aspen_vfs_event;
 
-/* Called from whatever thread uses the connection, never at the same time from two. */
+/* Called from whatever thread carries the operation out, never at the same time from two. */
 typedef struct {
     /* Before an operation; a value other than 0 (EIO, ENOSPC, …) makes it fail without being
        carried out. */
@@ -115,6 +117,29 @@ int aspen_vfs_remove(const char *path);
    together any more; else 0. `*found` and `*copied` are the frames it has, and had. Ask before
    anything is written. */
 int aspen_vfs_wal_falls_short(const char *path, uint32_t *found, uint32_t *copied);
+
+/* What SQLite does to a database and its WAL may be put off: it goes into a queue and is carried out in
+   that order, see deferral.c. Errors of carrying out (errno values) make everything fail that comes
+   later. All of these take the path as `sqlite3_db_filename` says it; where no database is open, or
+   nothing is put off, there is nothing to wait for. */
+typedef enum {
+    ASPEN_VFS_DEFER_NOTHING = 0,
+    /* A thread of its own carries it out. */
+    ASPEN_VFS_DEFER_TO_THREAD = 1,
+    /* `aspen_vfs_carry_out` does, or whoever has to wait for it: the same each time. */
+    ASPEN_VFS_DEFER_BY_HAND = 2,
+} aspen_vfs_deferral;
+
+/* For the thread that writes. Before it is changed, what waits is carried out. The WAL must have been opened. 0, or an errno
+   value: what of carrying out, or of beginning, has failed. */
+int aspen_vfs_defer(const char *path, aspen_vfs_deferral mode);
+/* A mark: how many operations have been put off so far. */
+uint64_t aspen_vfs_deferred(const char *path);
+/* Whether all before the mark has been carried out. `waits`: waits until everything has been. `failure`: 0, or an
+   errno value. */
+int aspen_vfs_await(const char *path, uint64_t mark, int waits, int *failure);
+/* BY_HAND: carries out the next `count` operations, if there are so many. 0, or an errno value. */
+int aspen_vfs_carry_out(const char *path, uint32_t count);
 
 /* An open file without a name in `directory`, or minus an errno value. Not seen by observers: it is
    gone with the process. */
