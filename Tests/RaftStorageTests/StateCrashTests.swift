@@ -66,8 +66,9 @@ struct Reference {
     }
 }
 
-func smallOptions() -> SQLiteState.Options {
+func smallOptions(_ deferral: Database.Deferral = .nothing) -> SQLiteState.Options {
     var options = SQLiteState.Options()
+    options.deferral = deferral
     options.commitEntries = 24
     options.checkpointPages = 60
     // So small that pages are written before they are committed.
@@ -78,11 +79,18 @@ func smallOptions() -> SQLiteState.Options {
 }
 
 @Suite struct StateCrashTests {
-    /// What SIGKILL leaves: all writes, in any state between two calls.
-    @Test func killsAtRandomMoments() throws {
+    /// What SIGKILL leaves: all writes, in any state between two calls. What was put off is not among
+    /// them.
+    @Test(arguments: Database.Deferral.allCases)
+    func killsAtRandomMoments(_ deferral: Database.Deferral) throws {
         let directory = StateDirectory()
         var reference = Reference(seed: 1)
-        var state = try SQLiteState(directory: directory.path, options: smallOptions())
+        var options = smallOptions(deferral)
+        // Where pages are written before they are committed, SQLite reads them again to sum them up,
+        // and nothing is put off for long.
+        if deferral == .byHand { options.cacheKiB = 1024 }
+        var state = try SQLiteState(directory: directory.path, options: options)
+        var lagging = 0
         var durable = LogIndex.zero
         for round in 0..<120 {
             let batch = try reference.batch(reference.source.random.uniform(1..<30))
@@ -90,30 +98,45 @@ func smallOptions() -> SQLiteState.Options {
             let dice = reference.source.random.uniform(0..<10)
             if dice < 4 { durable = try state.checkpointIfDue() ?? durable }
             if dice == 4 { durable = try state.checkpoint() }
-            if round % 3 == 0 {
+            if deferral == .byHand {
+                try state.carryOut(reference.source.random.uniform(0..<25))
+                let files = directory.copy()
+                let state = try SQLiteState(directory: files.path)
+                if state.appliedIndex < durable { lagging = .min }
+                if state.appliedIndex.rawValue + 40 < reference.entries.count { lagging += 1 }
+                state.close()
+            }
+            // A thread that writes meanwhile would leave files of several moments in a copy.
+            if round % 3 == 0, deferral != .toThread {
                 let copy = directory.copy()
                 try reference.check(copy, durable: durable, "round \(round)")
+            }
+            if round % 3 == 0 {
                 guard dice > 7 else { continue }
                 // Go on from what was left, as a restarted process does.
                 state.close()
-                state = try SQLiteState(directory: directory.path, options: smallOptions())
+                state = try SQLiteState(directory: directory.path, options: options)
                 let index = Int(state.appliedIndex.rawValue)
                 _ = try state.apply(Array(reference.entries[index...]))
             }
         }
         state.close()
+        if deferral == .byHand { #expect(lagging > 5, "something was put off") }
     }
 
     /// What a power cut leaves: any subset of what was not synced, in torn sectors, under any names.
-    @Test(arguments: 0..<6 as Range<UInt64>) func powerCuts(seed: UInt64) throws {
+    @Test(arguments: 0..<6 as Range<UInt64>, Database.Deferral.allCases)
+    func powerCuts(seed: UInt64, _ deferral: Database.Deferral) throws {
         let directory = StateDirectory()
         let recorder = WriteRecorder()
         let recording = StateRecording(directory: directory.path, recorder: recorder)
         var reference = Reference(seed: seed + 100)
-        var state = try SQLiteState(directory: directory.path, options: smallOptions())
+        let options = smallOptions(deferral)
+        var state = try SQLiteState(directory: directory.path, options: options)
         for round in 0..<40 {
             let batch = try reference.batch(reference.source.random.uniform(1..<40))
             _ = try state.apply(batch)
+            if deferral == .byHand { try state.carryOut(reference.source.random.uniform(0..<150)) }
             if let index = try state.checkpointIfDue() { recorder.note("durable \(index)") }
             if round == 20 {
                 // A snapshot of what memory has takes the state's place.
@@ -124,7 +147,7 @@ func smallOptions() -> SQLiteState.Options {
             }
             if round == 30 {
                 state.close()
-                state = try SQLiteState(directory: directory.path, options: smallOptions())
+                state = try SQLiteState(directory: directory.path, options: options)
                 let index = Int(state.appliedIndex.rawValue)
                 _ = try state.apply(Array(reference.entries[index...]))
             }
@@ -322,6 +345,64 @@ func smallOptions() -> SQLiteState.Options {
             try reference.check(directory, durable: durable, "target \(target)")
         }
         #expect((waited > 0) == (code == ENOSPC), "\(waited)")
+    }
+
+    /// Something that was put off fails, wherever it may: nothing behind it is done, whoever comes next
+    /// hears of it, and what is on disk is a moment of the run, and none before what was said to be
+    /// durable.
+    @Test(arguments: [Database.Deferral.byHand, .toThread])
+    func failingDisksBehindTheBack(_ deferral: Database.Deferral) throws {
+        var failures = 0
+        for target in 0..<60 {
+            let directory = StateDirectory()
+            let operations = Mutex((left: Int.max, afterwards: 0))
+            let observer = VFSObserver(
+                prefix: directory.path + "/state.db",
+                before: { event in
+                    guard event.kind != .read else { return 0 }
+                    return operations.withLock {
+                        $0.left -= 1
+                        if $0.left < -1 { $0.afterwards += 1 }
+                        return $0.left == -1 ? EIO : 0
+                    }
+                })
+            var reference = Reference(seed: UInt64(target))
+            let state = try SQLiteState(directory: directory.path, options: smallOptions(deferral))
+            operations.withLock { $0.left = target * 11 }
+            var durable = LogIndex.zero
+            var failure: StorageError?
+            for _ in 0..<60 where failure == nil {
+                let batch = try reference.batch(30)
+                do throws(StorageError) {
+                    _ = try state.apply(batch)
+                    if deferral == .byHand {
+                        try state.carryOut(reference.source.random.uniform(0..<25))
+                    }
+                    durable = try state.checkpointIfDue() ?? durable
+                } catch { failure = error }
+            }
+            if failure == nil {
+                do throws(StorageError) { durable = try state.checkpoint() } catch {
+                    failure = error
+                }
+            }
+            let hasFailed = operations.withLock { $0.left < 0 }
+            #expect((failure != nil) == hasFailed, "target \(target)")
+            if let failure {
+                failures += 1
+                guard case .disk = failure else {
+                    Issue.record("target \(target): \(failure)")
+                    continue
+                }
+                #expect(throws: failure) { try state.checkpoint() }
+                #expect(throws: failure) { try state.get([1], at: nil) }
+            }
+            state.close()
+            withExtendedLifetime(observer) {}
+            #expect(operations.withLock { $0.afterwards } == 0 || !hasFailed, "target \(target)")
+            try reference.check(directory, durable: durable, "target \(target)")
+        }
+        #expect(failures > 20)
     }
 
     @Test func failingSnapshotsLeaveTheOldState() throws {

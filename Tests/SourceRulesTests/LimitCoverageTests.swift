@@ -63,6 +63,7 @@ import Testing
         "awaitedBytesMax": "Integration.answers_of_transactions_wait_unmade",
         "awaitedBytesHigh": "Integration.answers_of_transactions_wait_unmade",
         "spoolBytesMin": "RaftStorageTests.aSpoolHoldsNoMoreThanItMay",
+        "writes of the state that wait for its disk": "RaftStorageTests.whatWaitsIsBounded",
         "reserveBytes": "RaftStorageTests.theReserveIsGivenUpBitByBitAndTakenBack",
         "segmentBytes": "RaftStorageTests.everythingScalesDownWithTheFileSystem",
         "walBytes": "RaftStorageTests.theWALStaysBounded",

@@ -6,6 +6,7 @@ import GossipCore
 import KVCore
 import RaftCore
 import RaftStorage
+import SQLiteKit
 import SimKit
 import WatchCore
 
@@ -304,6 +305,7 @@ extension Scenario {
         if random.chance(1, in: 2) { options.cacheKiB = 64 }
         // So few that generations of garbage come and go.
         options.garbageCountMin = 8
+        if random.chance(1, in: 2) { options.deferral = .byHand }
         database = options
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 import AspenDisk
+import AspenMachine
 import AspenTypes
 import Glibc
 import KVCore
@@ -24,6 +25,8 @@ final class SimDatabase {
     let medium: SimMedium
     private let options: SQLiteState.Options
     private let sessionTimeout: Duration
+    /// How fast the disk is with what was put off.
+    private var pace: RandomSource
     private let believesCheckpoints: Bool
     /// What `rot` always does; nil: it draws.
     private let damage: Damage?
@@ -40,6 +43,7 @@ final class SimDatabase {
     init(directory: String, disk: SimDisk, options: SQLiteState.Options, _ scenario: Scenario) {
         self.directory = directory
         self.options = options
+        pace = RandomSource(seed: scenario.seed)
         sessionTimeout = scenario.sessionTimeout
         believesCheckpoints = scenario.planted.contains(.checkpointBelieved)
         damage =
@@ -157,6 +161,12 @@ final class SimDatabase {
             isDamaged = false
             throw error
         }
+    }
+
+    func apply(_ entries: [Entry]) throws(StorageError) -> [CommandResult]? {
+        let results = try state?.apply(entries)
+        if options.deferral == .byHand { try state?.carryOut(pace.uniform(0..<60)) }
+        return results
     }
 
     func checkpoint() throws(StorageError) {

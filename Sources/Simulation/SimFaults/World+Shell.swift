@@ -327,7 +327,7 @@ extension World {
             shell.state.localTime = shell.core.time(
                 now: shell.clock.reading(at: now))
             results = try shell.state.apply(batch)
-            stored = try shell.node.database?.state?.apply(batch)
+            stored = try shell.node.database?.apply(batch)
         } catch {
             try stop(shell, error)
             return

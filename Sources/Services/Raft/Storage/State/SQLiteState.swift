@@ -44,7 +44,17 @@ package final class SQLiteState: StateStore {
         package var commitInterval = Duration.seconds(2)
         /// Changes that are swept before they are taken out of the file: see `GarbageCollector`.
         package var garbageCountMin = GarbageCollector.countMin
+        /// Who writes to the disk what transactions and checkpoints have changed. Whoever applies
+        /// waits for a disk otherwise, and all writes of a cluster with it.
+        package var deferral = Database.Deferral.nothing
         package init() {}
+
+        /// What a daemon has that answers clients.
+        package static var writingLater: Options {
+            var options = Options()
+            options.deferral = .toThread
+            return options
+        }
 
         /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
         /// transactions of one size they would all stop for their checkpoints at the same moment, and
@@ -77,8 +87,12 @@ package final class SQLiteState: StateStore {
     /// `Database.spilledPageCount` when the transaction began.
     private var spilledBefore = 0
     /// The applied index that the database file is known to hold.
-    private var durableIndex: LogIndex
-    /// What of that `checkpointIfDue` has last looked at.
+    var durableIndex: LogIndex
+    /// What it will hold once that mark has been reached.
+    var awaited: (index: LogIndex, mark: UInt64)?
+    /// Writing is put off now.
+    var isDeferring = false
+    /// What of that callers have been told.
     private var reportedIndex = LogIndex.zero
     /// As SQLite was told.
     private var cacheKiB: Int
@@ -339,15 +353,15 @@ package final class SQLiteState: StateStore {
 
     package func checkpointIfDue() throws(StorageError) -> LogIndex? {
         if let failure { throw failure }
-        // While space is tight it was due earlier: the log is to hear of it as soon as elsewhere.
-        let isDone = isSpaceTight && durableIndex > reportedIndex
         defer { reportedIndex = durableIndex }
-        guard isCheckpointDue else { return isDone ? durableIndex : nil }
-        let before = durableIndex
-        let after = try checkpoint()
-        try storing { machine throws(SQLiteError) in try Self.vacuum(machine.tables.database) }
-        try sizeCache()
-        return after > before || isDone ? after : nil
+        try noteDurable()
+        if isCheckpointDue {
+            try beginCheckpoint()
+            try storing { machine throws(SQLiteError) in try Self.vacuum(machine.tables.database) }
+            try sizeCache()
+        }
+        // It may be another one that has been carried out by now.
+        return durableIndex > reportedIndex ? durableIndex : nil
     }
 
     /// A put changes a page of `newest`, wherever the keys of users lie. Where that whole tree fits into the cache, a long transaction writes each
@@ -376,6 +390,9 @@ package final class SQLiteState: StateStore {
 
     package func rest() throws(StorageError) {
         try commit()
+        if isCheckpointDue { try beginCheckpoint() }
+        // Nobody asks again before there is something to apply.
+        try awaitDeferred()
         try setCache(options.cacheKiB)
         try storing { machine throws(SQLiteError) in machine.tables.rest() }
     }
@@ -391,13 +408,15 @@ package final class SQLiteState: StateStore {
 
     package func setSpaceTight(_ isTight: Bool) throws(StorageError) {
         isSpaceTight = isTight
+        guard isTight else { return }
         // What is in memory only is not counted by who looks at the disk.
-        if isTight { try commit() }
+        try commit()
+        try setDeferring(false)
     }
 
     private func keepWALShort() throws(StorageError) {
         let due = max(1, options.checkpointPages / Self.tightCheckpointParts)
-        if pagesSinceCheckpoint >= due { _ = try checkpoint() }
+        if pagesSinceCheckpoint >= due { try beginCheckpoint() }
     }
 
     /// Makes what a process before this one has left durable, names included. Its pages of the WAL
@@ -420,6 +439,14 @@ package final class SQLiteState: StateStore {
     }
 
     package func checkpoint() throws(StorageError) -> LogIndex {
+        try beginCheckpoint()
+        try awaitDeferred()
+        reportedIndex = durableIndex
+        return durableIndex
+    }
+
+    /// It may be carried out later: see `noteDurable`.
+    private func beginCheckpoint() throws(StorageError) {
         try commit()
         try settle()
         // Read before the checkpoint: what is committed after it is not in it.
@@ -428,16 +455,19 @@ package final class SQLiteState: StateStore {
             pagesAtCheckpoint = machine.tables.database.walFrameCount
             return try machine.tables.database.checkpoint(.passive)
         }
-        guard isComplete else { return durableIndex }
-        durableIndex = applied
-        // Nothing of the WAL is needed now. Left there it would be replayed at the next start, and
-        // only as far as it is sound: after one flipped bit, old frames over a newer database. A
-        // reader who still looks at it puts that off until the next checkpoint.
-        let isEmpty = try storing { machine throws(SQLiteError) in
-            try machine.tables.database.checkpoint(.truncate)
+        guard isComplete else { return }
+        try storing { machine throws(SQLiteError) in
+            if isDeferring {
+                awaited = (applied, machine.tables.database.deferralMark())
+            } else {
+                durableIndex = applied
+            }
+            // Nothing of the WAL is needed now. Left there it would be replayed at the next start,
+            // and only as far as it is sound: after one flipped bit, old frames over a newer
+            // database. A reader who still looks at it puts that off until the next checkpoint.
+            if try machine.tables.database.checkpoint(.truncate) { pagesAtCheckpoint = 0 }
         }
-        if isEmpty { pagesAtCheckpoint = 0 }
-        return durableIndex
+        try setDeferring(!isSpaceTight)
     }
 
     // MARK: Snapshots
@@ -480,6 +510,7 @@ package final class SQLiteState: StateStore {
             // Nothing has changed yet: on a full disk it is tried again with the next snapshot.
             throw .disk("no space left on the device to make the state to be replaced durable")
         }
+        try setDeferring(false)
         began()
         do throws(StorageError) {
             opened = nil
@@ -552,6 +583,8 @@ package final class SQLiteState: StateStore {
 
     package func close() {
         waitForSnapshots()
+        // Whatever fails now is found when it is opened again.
+        try? setDeferring(false)
         opened = nil
     }
 }

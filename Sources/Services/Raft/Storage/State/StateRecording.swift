@@ -27,8 +27,9 @@ private final class Translator: Sendable {
     private let directory: String
     private let name: String
     private let recorder: WriteRecorder
-    /// The sync that has begun and not ended: calls come one at a time.
-    private let pendingSync = Mutex<UInt64?>(nil)
+    /// The syncs that have begun and not ended, by path: one thread may sync the state while another
+    /// makes a snapshot durable.
+    private let pendingSyncs = Mutex<[String: UInt64]>([:])
 
     init(directory: String, name: String, recorder: WriteRecorder) {
         self.directory = directory
@@ -46,7 +47,7 @@ private final class Translator: Sendable {
             return 0
         case .read, .create, .allocate: return 0
         }
-        pendingSync.withLock { $0 = sync }
+        pendingSyncs.withLock { $0[event.path] = sync }
         return 0
     }
 
@@ -63,10 +64,7 @@ private final class Translator: Sendable {
         case .sync, .syncDirectory:
             // The system's VFS syncs the directory within the first sync of a WAL: that is told
             // afterwards only, and then it is a whole one.
-            let sync = pendingSync.withLock { pending in
-                defer { pending = nil }
-                return pending
-            }
+            let sync = pendingSyncs.withLock { $0.removeValue(forKey: event.path) }
             recorder.syncEnded(sync ?? recorder.directorySyncBegan(relative(event.path)))
         }
     }

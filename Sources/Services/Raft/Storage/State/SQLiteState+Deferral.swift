@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+import AspenTypes
+import KVCore
+import RaftCore
+import SQLiteKit
+
+// What a transaction or a checkpoint writes may get to the disk later: see `Database.deferWriting`. What
+// of it is durable is asked here.
+
+extension SQLiteState {
+    /// Asks how far the disk has come with what was put off.
+    func noteDurable() throws(StorageError) {
+        guard let awaited else { return }
+        let isReached = try storing { machine throws(SQLiteError) in
+            try machine.tables.database.hasReached(awaited.mark)
+        }
+        guard isReached else { return }
+        durableIndex = awaited.index
+        self.awaited = nil
+    }
+
+    func awaitDeferred() throws(StorageError) {
+        guard isDeferring else { return }
+        try storing { machine throws(SQLiteError) in try machine.tables.database.awaitDeferred() }
+        try noteDurable()
+    }
+
+    /// Where space is tight, whoever writes has to hear at once that there is none.
+    func setDeferring(_ isOn: Bool) throws(StorageError) {
+        guard isOn != isDeferring, options.deferral != .nothing else { return }
+        try storing { machine throws(SQLiteError) in
+            try machine.tables.database.deferWriting(isOn ? options.deferral : .nothing)
+        }
+        isDeferring = isOn
+        try noteDurable()
+    }
+
+    /// Carries out what was put off, for whoever has `Database.Deferral.byHand`.
+    package func carryOut(_ count: Int) throws(StorageError) {
+        guard isDeferring else { return }
+        try storing { machine throws(SQLiteError) in
+            try machine.tables.database.carryOut(count)
+        }
+    }
+}
