@@ -2,6 +2,7 @@
 """The pure part: from what programs print to medians, spreads, ratios and tables."""
 
 import json
+import math
 import re
 
 
@@ -131,6 +132,46 @@ def comparison(results):
                 spread(other) if other else "—", number(value) if value is not None else "—",
                 f"{asked[0]} {number(asked[1])}" if asked else "—", reached(judged, asked)))
     return rows
+
+
+# Of the plot: factors of two on either side of one, and columns to each.
+OCTAVES, COLUMNS = 4, 7
+
+
+def column(value):
+    """Where a ratio stands, on a scale of logarithms; what is beyond it stands at its end."""
+    most = 2 * OCTAVES * COLUMNS
+    return min(most, max(0, round((math.log2(value) + OCTAVES) * COLUMNS)))
+
+
+def plot(results):
+    """The ratios of which something is asked, as text: `o` the medians', `-` from the least to the most of
+    single rounds, `<` or `>` the side of what is asked on which it is reached, `|` as much as the peer."""
+    width = 2 * OCTAVES * COLUMNS + 1
+    scale = [" "] * (width + 2)
+    for power in range(-OCTAVES, OCTAVES + 1):
+        text = f"1/{2 ** -power}" if power < 0 else str(2 ** power)
+        start = max(0, column(2.0 ** power) - len(text) // 2)
+        scale[start:start + len(text)] = text
+    lines = []
+    for row in results.values():
+        for line in row["lines"]:
+            value, asked = ratio(line["aspen"], line.get("peer")), ASKED.get(line["name"])
+            if value is None or asked is None:
+                continue
+            cells = [" "] * width
+            rounds = [a / b for a, b in zip(line["aspen"], line["peer"]) if a and b]
+            for place in range(column(min(rounds)), column(max(rounds)) + 1):
+                cells[place] = "-"
+            cells[column(1)] = "|"
+            cells[column(asked[1])] = asked[0][0]
+            cells[column(value)] = "o"
+            lines.append((f"{line['name']}, {number(value)}", "".join(cells)))
+    if not lines:
+        return ""
+    margin = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name.ljust(margin)} {cells}".rstrip()
+                     for name, cells in [("", "".join(scale)), *lines])
 
 
 def notes(results):

@@ -86,6 +86,21 @@ def the_table_has_a_line_for_each():
     assert figures.notes(rows) == ["puts: by two clients"]
 
 
+def ratios_are_drawn_to_scale():
+    rows = {"puts": {"lines": [
+        {"name": "puts/s, 64 clients", "unit": "1/s", "aspen": [200, 400, 200], "peer": [100, 100, 50],
+         "peer_name": "etcd"},
+        {"name": "idle CPU of three nodes", "unit": "%", "aspen": [0.001], "peer": [1], "peer_name": "etcd"},
+        {"name": "not asked for", "unit": "1/s", "aspen": [1], "peer": [1], "peer_name": "etcd"}]}}
+    scale, puts, idle = figures.plot(rows).splitlines()
+    assert puts.startswith("puts/s, 64 clients, 2.00") and idle.startswith("idle CPU of three nodes, 0.001")
+    # Seven columns to a factor of two; what is beyond the scale stands at its end.
+    assert puts.index("o") - puts.index("|") == 7 and puts.rindex("-") - puts.index("|") == 14, puts
+    assert puts[puts.index("|") + figures.column(3) - figures.column(1)] == ">", puts
+    assert idle.rindex("o") == idle.index("|") - 28 and scale[idle.index("|")] == "1", scale
+    assert figures.plot({}) == ""
+
+
 if __name__ == "__main__":
     run(the_load_generators_are_understood, failures_are_no_figures, medians_and_spreads,
-        what_was_asked_is_judged, the_table_has_a_line_for_each)
+        what_was_asked_is_judged, the_table_has_a_line_for_each, ratios_are_drawn_to_scale)
