@@ -79,6 +79,8 @@ struct deferral {
     /* Something was carried out, or has failed. */
     pthread_cond_t done;
     int is_ending;
+    /* BY_HAND: somebody carries out an operation now. */
+    int is_in_hand;
     /* An errno value. */
     int failure;
     op *first, *last, *free_ops;
@@ -149,11 +151,19 @@ static op **bucket_of(deferral *d, int file, int64_t unit) {
     return &d->buckets[((uint64_t)unit * 2 + (uint64_t)file) % BUCKETS];
 }
 
-/* The newest write that touches the unit. */
-static op *find(deferral *d, int file, int64_t unit) {
+typedef enum { NOTHING_WAITS, ONE_HAS_IT, SEVERAL_HAVE_IT } finding;
+
+/* Who of those that wait has these bytes of a unit: the newest that touches any of them, if it has all. */
+static finding find(deferral *d, int file, int64_t unit, int64_t offset, int count, op **found) {
     op *o = *bucket_of(d, file, unit);
-    while (o && (o->file != file || o->unit != unit)) o = o->next_in_bucket;
-    return o;
+    for (; o; o = o->next_in_bucket) {
+        if (o->file != file || o->unit != unit) continue;
+        if (offset + count <= o->offset || o->offset + o->count <= offset) continue;
+        *found = o;
+        int has_all = o->offset <= offset && offset + count <= o->offset + o->count;
+        return has_all ? ONE_HAS_IT : SEVERAL_HAVE_IT;
+    }
+    return NOTHING_WAITS;
 }
 
 static void forget(deferral *d, op *o) {
@@ -322,13 +332,21 @@ static void *carry_out_all(void *context) {
     return NULL;
 }
 
+/* Waits for whoever carries out operations, or does it, BY_HAND. With the mutex. */
+static void wait_for_some(deferral *d) {
+    if (d->mode != ASPEN_VFS_DEFER_BY_HAND || d->is_in_hand) {
+        pthread_cond_wait(&d->done, &d->mutex);
+    } else {
+        d->is_in_hand = 1;
+        carry_out_first(d);
+        d->is_in_hand = 0;
+    }
+}
+
 /* Until all that was put into the queue has been carried out, or something has failed. With the mutex. */
 static void wait_until_done(deferral *d) {
     uint64_t last = d->queued;
-    while (d->carried_out < last && !d->failure) {
-        if (d->mode == ASPEN_VFS_DEFER_BY_HAND) carry_out_first(d);
-        else pthread_cond_wait(&d->done, &d->mutex);
-    }
+    while (d->carried_out < last && !d->failure) wait_for_some(d);
 }
 
 /* ---- What SQLite calls for ---- */
@@ -402,10 +420,7 @@ int deferral_write(
     /* Nothing that SQLite does: it would have to be found again. */
     if (count > FRAME_BYTES || unit_of(file, offset + count - 1) != unit)
         return leave(d, SQLITE_IOERR_WRITE);
-    while (d->waiting_bytes >= WAITING_BYTES_MAX && !d->failure) {
-        if (d->mode == ASPEN_VFS_DEFER_BY_HAND) carry_out_first(d);
-        else pthread_cond_wait(&d->done, &d->mutex);
-    }
+    while (d->waiting_bytes >= WAITING_BYTES_MAX && !d->failure) wait_for_some(d);
     if (d->failure) return leave(d, result_of(d->failure, SQLITE_IOERR_WRITE));
     if (!add_to_last(d, file, bytes, count, offset, unit)) {
         op *o = add(d, OP_WRITE, file, bytes, count);
@@ -427,15 +442,12 @@ int deferral_read(aspen_file *f, void *out, int count, int64_t offset) {
     if (d->failure) return leave(d, -1);
     int file = file_of(f);
     int64_t unit = unit_of(file, offset);
-    op *o = find(d, file, unit);
-    int is_one = unit_of(file, offset + count - 1) == unit;
-    if (!o && is_one) return leave(d, 0);
-    if (o && is_one && o->offset <= offset && offset + count <= o->offset + o->count) {
-        memcpy(out, o->buffer->bytes + (offset - o->offset), (size_t)count);
-        return leave(d, 1);
-    }
-    wait_until_done(d);
-    return leave(d, d->failure ? -1 : 0);
+    op *o = NULL;
+    finding found = unit_of(file, offset + count - 1) == unit
+        ? find(d, file, unit, offset, count, &o) : SEVERAL_HAVE_IT;
+    if (found == ONE_HAS_IT) memcpy(out, o->buffer->bytes + (offset - o->offset), (size_t)count);
+    if (found == SEVERAL_HAVE_IT) wait_until_done(d);
+    return leave(d, d->failure ? -1 : found == ONE_HAS_IT);
 }
 
 int deferral_truncate(aspen_file *f, int64_t size, int *is_deferred) {
@@ -628,8 +640,10 @@ int aspen_vfs_carry_out(const char *path, uint32_t count) {
     deferral *d = entered(s);
     int failure = 0;
     if (d) {
-        while (d->mode == ASPEN_VFS_DEFER_BY_HAND && d->first && !d->failure && count-- > 0)
-            carry_out_first(d);
+        uint64_t last = d->carried_out + count;
+        if (last > d->queued) last = d->queued;
+        while (d->mode == ASPEN_VFS_DEFER_BY_HAND && d->carried_out < last && !d->failure)
+            wait_for_some(d);
         failure = d->failure;
         pthread_mutex_unlock(&d->mutex);
     }
