@@ -71,7 +71,9 @@ final class ClientConnection: ReplySink {
     private static let ownBufferBytesMin = 16_384
 
     private let frames: FrameChannel
-    private unowned let service: ClientService
+    /// Held until the channel has closed, which may be after the node has stopped: what waits is sent
+    /// first.
+    private let service: ClientService
     private let permission: Permission
     /// What is said to those who may do nothing.
     private let denial: AspenError

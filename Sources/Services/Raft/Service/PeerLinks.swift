@@ -76,7 +76,7 @@ final class PeerLinks {
     }
 
     func start() {
-        transport.onEvent = { [unowned self] in handle($0) }
+        transport.onEvent = { [weak self] in self?.handle($0) }
         publishPeers()
         transport.start()
     }

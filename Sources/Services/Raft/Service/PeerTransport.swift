@@ -50,10 +50,10 @@ package final class NetTransport: PeerTransport {
     }
 
     package func start() {
-        control.onConnected = { [unowned self] in onEvent(.connected($0)) }
-        control.onLost = { [unowned self] in onEvent(.lost) }
-        control.onEvent = { [unowned self] in onEvent(.net($0)) }
-        control.onRefused = { [unowned self] in onEvent(.refused($0)) }
+        control.onConnected = { [weak self] in self?.onEvent(.connected($0)) }
+        control.onLost = { [weak self] in self?.onEvent(.lost) }
+        control.onEvent = { [weak self] in self?.onEvent(.net($0)) }
+        control.onRefused = { [weak self] in self?.onEvent(.refused($0)) }
         control.start()
     }
 

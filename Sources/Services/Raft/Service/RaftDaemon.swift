@@ -231,7 +231,9 @@ package final class RaftServer: @unchecked Sendable {
         _ descriptor: CInt,
         _ accept: @escaping @Sendable (RaftServer, any Channel) throws -> Void
     ) -> EventLoopFuture<Void> {
-        Listener.start(descriptor: descriptor, on: loop) { [unowned self] channel in
+        // One that had been accepted may come when the server is gone.
+        Listener.start(descriptor: descriptor, on: loop) { [weak self] channel in
+            guard let self else { throw ChannelError.ioOnClosedChannel }
             try accept(self, channel)
         }.map { self.listeners.append($0) }
     }
@@ -247,7 +249,10 @@ package final class RaftServer: @unchecked Sendable {
     /// A stream that net hands over: whose it is stands in its first frame.
     package func acceptStream(_ channel: any Channel) throws {
         let frames = FrameChannel()
-        frames.onFrame = { [unowned self] frames, frame in route(frames, frame) }
+        frames.onFrame = { [weak self] frames, frame in
+            guard let self else { return frames.close() }
+            route(frames, frame)
+        }
         try channel.pipeline.syncOperations.addHandler(frames)
     }
 

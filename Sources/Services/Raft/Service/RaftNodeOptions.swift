@@ -75,7 +75,7 @@ package struct RaftSettings: Sendable {
     package var options: RaftNodeOptions
     /// How the stores lay themselves out. Without flags: what is there fits all but tests.
     package var log = LogConfiguration()
-    package var state = SQLiteState.Options.writingLater
+    package var state = SQLiteState.Options()
     /// Asked in place of the file system how full it is; for tests.
     package var diskSpace: (@Sendable () -> DiskSpace?)?
 

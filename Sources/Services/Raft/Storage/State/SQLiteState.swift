@@ -45,16 +45,10 @@ package final class SQLiteState: StateStore {
         /// Changes that are swept before they are taken out of the file: see `GarbageCollector`.
         package var garbageCountMin = GarbageCollector.countMin
         /// Who writes to the disk what transactions and checkpoints have changed. Whoever applies
-        /// waits for a disk otherwise, and all writes of a cluster with it.
+        /// waits for a disk otherwise, and all writes of a cluster with it. Daemons do not put anything off
+        /// yet: see Architecture.md.
         package var deferral = Database.Deferral.nothing
         package init() {}
-
-        /// What a daemon has that answers clients.
-        package static var writingLater: Options {
-            var options = Options()
-            options.deferral = .toThread
-            return options
-        }
 
         /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
         /// transactions of one size they would all stop for their checkpoints at the same moment, and
