@@ -231,32 +231,24 @@ static int carry_out_write(deferral *d, op *o) {
     return failure;
 }
 
-static int carry_out_sync(deferral *d, op *o) {
+/* A sync or a truncation. */
+static int carry_out_call(deferral *d, op *o) {
+    int is_sync = o->kind == OP_SYNC;
     aspen_vfs_event event;
-    int failure = observed(d, o, ASPEN_VFS_SYNC, &event);
-    int descriptor = failure ? -1 : descriptor_of(d, o->file);
-    if (!failure && descriptor < 0) failure = errno;
-    if (!failure && fdatasync(descriptor) != 0) failure = errno;
-    if (!failure) observe_after(&event);
-    if (!failure && o->syncs_directory) failure = sync_directory_of(d->paths[o->file]);
-    return failure;
-}
-
-static int carry_out_truncation(deferral *d, op *o) {
-    aspen_vfs_event event;
-    int failure = observed(d, o, ASPEN_VFS_TRUNCATE, &event);
-    int descriptor = failure ? -1 : descriptor_of(d, o->file);
-    if (!failure && descriptor < 0) failure = errno;
-    if (!failure && ftruncate(descriptor, o->offset) != 0) failure = errno;
-    if (!failure) observe_after(&event);
-    return failure;
+    int failure = observed(d, o, is_sync ? ASPEN_VFS_SYNC : ASPEN_VFS_TRUNCATE, &event);
+    if (failure) return failure;
+    int descriptor = descriptor_of(d, o->file);
+    if (descriptor < 0) return errno;
+    if ((is_sync ? fdatasync(descriptor) : ftruncate(descriptor, o->offset)) != 0) return errno;
+    observe_after(&event);
+    return o->syncs_directory ? sync_directory_of(d->paths[o->file]) : 0;
 }
 
 static int carry_out_one(deferral *d, op *o) {
     switch (o->kind) {
     case OP_WRITE: return carry_out_write(d, o);
-    case OP_SYNC: return carry_out_sync(d, o);
-    case OP_TRUNCATE: return carry_out_truncation(d, o);
+    case OP_SYNC:
+    case OP_TRUNCATE: return carry_out_call(d, o);
     case OP_NOTE: return note_write(d->shared, o->buffer->bytes);
     }
     return EINVAL;

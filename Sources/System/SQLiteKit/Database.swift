@@ -230,7 +230,8 @@ package final class Database {
     }
 
     /// From here on what is written to the files is put off, in order, and each call returns before
-    /// it is done: after a crash the files are as they were earlier. Only `await` says what is durable.
+    /// it is done: after a crash the files are as they were earlier. What is durable is said by
+    /// `hasReached` and `awaitDeferred`.
     /// For a WAL that has been opened. Waits for what was put off before.
     package func deferWriting(_ deferral: Deferral) throws(SQLiteError) {
         let mode =

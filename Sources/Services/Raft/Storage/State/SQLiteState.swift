@@ -384,9 +384,11 @@ package final class SQLiteState: StateStore {
 
     package func rest() throws(StorageError) {
         try commit()
-        if isCheckpointDue { try beginCheckpoint() }
-        // Nobody asks again before there is something to apply.
-        try awaitDeferred()
+        if isDeferring {
+            if isCheckpointDue { try beginCheckpoint() }
+            // Nobody asks again before there is something to apply.
+            try awaitDeferred()
+        }
         try setCache(options.cacheKiB)
         try storing { machine throws(SQLiteError) in machine.tables.rest() }
     }
