@@ -30,6 +30,8 @@ enum TraceFormat {
         case .sendSnapshot(let peer): return "send a snapshot to \(peer)"
         case .regressed(let peer, let acknowledged, let found):
             return "peer \(peer) acknowledged \(acknowledged) and has \(found)"
+        case .contradicted(let leader, let index, let committed, let found):
+            return "committed \(index)/\(committed), and \(leader) leads with term \(found) there"
         }
     }
 

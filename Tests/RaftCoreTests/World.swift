@@ -298,7 +298,7 @@ final class World {
         case .readReady(let id, let index): node.readsReady.append((id, index))
         case .readFailed(let id): node.readsFailed.append(id)
         case .proposalFailed(let id, _): node.proposalsFailed.append(id)
-        case .standing, .membership, .regressed: break
+        case .standing, .membership, .regressed, .contradicted: break
         }
     }
 

@@ -42,8 +42,15 @@ extension RaftCore {
         _ turn: inout Turn
     ) {
         guard isWellFormed(entries, after: previous), follow(from, &turn) else { return }
-        // What is committed agrees with any leader's log: nothing of it needs a look.
+        // What is committed agrees with any leader's log: of that, one look at the last is enough (§5.3).
         let settled = min(commitIndex, previous.index.advanced(by: entries.count))
+        if !bugs.any, let term = Self.term(at: settled, in: entries, after: previous),
+            let committed = log.term(at: settled), committed != term
+        {
+            turn.emit(
+                .contradicted(by: from, at: settled, committed: committed, found: term))
+            return
+        }
         if previous.index >= commitIndex, log.term(at: previous.index) != previous.term {
             reject(from, previous, &turn)
             return
@@ -60,6 +67,14 @@ extension RaftCore {
         agreedIndex = max(agreedIndex, last)
         acknowledge(upTo: last, to: from, &turn)
         learnCommit(commit, &turn)
+    }
+
+    private static func term(
+        at index: LogIndex, in entries: [Entry], after previous: Position
+    ) -> Term? {
+        guard index >= previous.index else { return nil }
+        let place = Int(index.rawValue - previous.index.rawValue)
+        return place == 0 ? previous.term : entries[place - 1].term
     }
 
     /// Contiguous, and terms that never fall and are not beyond the leader's.

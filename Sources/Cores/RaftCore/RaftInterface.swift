@@ -348,4 +348,8 @@ package enum RaftEffect: Equatable, Sendable {
     /// A peer under this replica id has fewer entries than it acknowledged: it has lost data and is
     /// no longer believed.
     case regressed(NodeID, acknowledged: LogIndex, found: LogIndex)
+    /// The leader's log has an entry of term `found` where this node has committed another: a majority
+    /// has lost what it had agreed upon. The two can no longer be brought together; whoever goes on
+    /// serves something that the others do not have. No message of that leader is answered.
+    case contradicted(by: NodeID, at: LogIndex, committed: Term, found: Term)
 }

@@ -57,5 +57,8 @@ final class Echo: WorldObserver {
     func watchEnded(_ watcher: Int, _ end: WatchEnd) {}
     func sent(_ node: Int, _ message: Message) {}
     func regressed(_ node: Int, peer: NodeID, acknowledged: LogIndex, found: LogIndex) {}
+    func contradicted(
+        _ node: Int, by leader: NodeID, at index: LogIndex, _ committed: Term, found: Term
+    ) {}
     func afterEvent(_ world: World) {}
 }

@@ -364,6 +364,14 @@ package final class Oracle: WorldObserver {
             "n\(node + 1) finds n\(peer) at \(found), it had acknowledged \(acknowledged)")
     }
 
+    package func contradicted(
+        _ node: Int, by leader: NodeID, at index: LogIndex, _ committed: Term, found: Term
+    ) throws(Violation) {
+        throw breach(
+            "committed is in every leader's log",
+            "n\(node + 1) committed \(index) of term \(committed), n\(leader) has term \(found)")
+    }
+
     package func afterEvent(_ world: World) throws(Violation) {
         let known = committedIndex
         if known > commitTimes.last?.index ?? .zero { commitTimes.append((world.now, known)) }

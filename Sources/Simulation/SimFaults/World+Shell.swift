@@ -92,6 +92,9 @@ extension World {
         case .regressed(let peer, let acknowledged, let found):
             note("n\(shell.node.id) found n\(peer) at \(found), had acknowledged \(acknowledged)")
             try observer.regressed(index, peer: peer, acknowledged: acknowledged, found: found)
+        case .contradicted(let peer, let place, let committed, let found):
+            note("n\(shell.node.id) committed \(place)/\(committed), n\(peer) has /\(found)")
+            try observer.contradicted(index, by: peer, at: place, committed, found: found)
         }
     }
 

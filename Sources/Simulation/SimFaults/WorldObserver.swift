@@ -94,6 +94,9 @@ package protocol WorldObserver: AnyObject {
     func sent(_ node: Int, _ message: Message) throws(Violation)
     func regressed(_ node: Int, peer: NodeID, acknowledged: LogIndex, found: LogIndex)
         throws(Violation)
+    func contradicted(
+        _ node: Int, by leader: NodeID, at index: LogIndex, _ committed: Term, found: Term
+    ) throws(Violation)
     /// After each event.
     func afterEvent(_ world: World) throws(Violation)
 }

@@ -253,6 +253,16 @@ package final class RaftNode: @unchecked Sendable {
                 metadata: [
                     "peer": "\(peer)", "acknowledged": "\(acknowledged)", "found": "\(found)",
                 ])
+        case .contradicted(let leader, let index, let committed, let found):
+            fatal(
+                .corrupt(
+                    """
+                    entry \(index) was agreed upon in term \(committed), but node \
+                    \(leader), which leads now, has one of term \(found) there: most of the voters \
+                    have lost what they had on their disks. What this node has, and they do not, is in \
+                    its data directory: keep a copy of that. To have the node follow them, remove it \
+                    from the cluster and add it again with an empty data directory
+                    """))
         }
     }
 
