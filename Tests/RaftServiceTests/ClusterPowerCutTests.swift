@@ -17,7 +17,7 @@ import Testing
 /// The power fails everywhere at once under load, each disk loses something else of what was not
 /// synced, and besides each log is damaged near its end. All three are started from what is left:
 /// everything acknowledged that a majority still holds must be there, and the cluster must serve. In one
-/// half of the images a majority of the logs is whole as far as anything was acknowledged; in the other no
+/// half of the images a majority of the logs is whole as far as anything was agreed upon; in the other no
 /// log is, but each lacks another entry.
 ///
 /// ASPEN_CLUSTER_CUTS: images, each of three disks.
@@ -79,7 +79,7 @@ import Testing
                 }
                 seen += 1
             }
-            var disks = ClusterDisks(
+            var disks = try ClusterDisks(
                 replay.image(using: &random), acknowledged: LogIndex(acknowledged))
             if isApart, disks.damageApart(using: &random) {
                 apart += 1
@@ -98,7 +98,7 @@ import Testing
         )
         #expect(apart > 0)
         // What is found is compared with what was promised: a promise that nobody gave is missed.
-        let last = ClusterDisks(replay.currentImage, acknowledged: .zero)
+        let last = try ClusterDisks(replay.currentImage, acknowledged: .zero)
         promised["c0-0"] = 1_000_000
         #expect(try await start(last, promised) != nil)
     }
@@ -158,17 +158,26 @@ import Testing
 struct ClusterDisks {
     /// By node, as its data directory.
     private(set) var images: [DiskImage]
-    /// The last entry that a client was told about.
-    private let acknowledged: LogIndex
-    /// Nodes whose log has all that was acknowledged, those that know theirs to be damaged, and those
+    /// The last entry of which these disks, or a client, know that it was agreed upon. Clients hear a
+    /// little later than the states: what two of three have lost of that is lost, told or not.
+    private let agreed: LogIndex
+    /// Nodes whose log has all that was agreed upon, those that know theirs to be damaged, and those
     /// in which something was damaged.
     private(set) var holders = 0
     private(set) var untrusted = 0
     private(set) var hits = 0
 
-    init(_ image: DiskImage, acknowledged: LogIndex) {
-        self.acknowledged = acknowledged
+    init(_ image: DiskImage, acknowledged: LogIndex) throws {
         images = (1...3).map { node in Self.part("\(node)/", of: image) }
+        var agreed = acknowledged
+        for (place, image) in images.enumerated() {
+            let node = try CutNode(image, NodeID(UInt64(place + 1)))
+            let storage = try node.open()
+            agreed = max(agreed, storage.state.appliedIndex)
+            storage.close()
+            withExtendedLifetime(node) {}
+        }
+        self.agreed = agreed
     }
 
     private static func part(_ prefix: String, of image: DiskImage) -> DiskImage {
@@ -180,8 +189,7 @@ struct ClusterDisks {
     }
 
     /// Damages every log near its end: on a minority wherever that is; on the others only what was
-    /// never acknowledged. (The acknowledged entry may be on two of the three only: then these are
-    /// the others.)
+    /// never agreed upon. (That entry may be on two of the three only: then these are the others.)
     mutating func damage(using random: inout RandomSource) {
         let holding = images.indices.filter { standing(images[$0]).holds }
         let loser =
@@ -206,7 +214,7 @@ struct ClusterDisks {
     /// - Returns: false, and changes nothing, where there are no such entries.
     mutating func damageApart(using random: inout RandomSource) -> Bool {
         let logs = images.map { SegmentImage(Self.part("log/", of: $0)) }
-        let last = min(logs.map(\.last).min() ?? .zero, acknowledged)
+        let last = min(logs.map(\.last).min() ?? .zero, agreed)
         guard last > LogIndex(30) else { return false }
         for _ in 0..<20 {
             var indexes = (0..<12).map { LogIndex(last.rawValue - $0) }
@@ -234,7 +242,7 @@ struct ClusterDisks {
             return (false, false)
         }
         defer { log.close() }
-        return (log.lastIndex >= acknowledged, log.recovery.isTailTrusted)
+        return (log.lastIndex >= agreed, log.recovery.isTailTrusted)
     }
 
     private func damaged(_ image: DiskImage, using random: inout RandomSource) -> DiskImage {
