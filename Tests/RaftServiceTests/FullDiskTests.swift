@@ -353,6 +353,46 @@ private final class FullState: Sendable {
         withExtendedLifetime(observer) {}
     }
 
+    /// What was applied, and finds the disk full all at once when it is written, waits for room.
+    @Test(.timeLimit(.minutes(2)))
+    func whatIsAppliedWaitsForRoom() async throws {
+        let (disk, state) = (try SmallDisk(), FullState())
+        let observer = state.observer(of: disk)
+        let cluster = TestCluster(1)
+        let adjust: @Sendable (inout RaftSettings) -> Void = { $0.state.commitEntries = 20 }
+        try await disk.start(cluster, cluster.ids[0], adjust: adjust)
+        try await cluster.found()
+        var client = try await cluster.client(of: cluster.ids[0])
+        // From its first checkpoint on it puts its writing off.
+        let node = try cluster.running(cluster.ids[0])
+        while try await node.loop.submit({ node.server.node.metrics.checkpoints }).get() == 0 {
+            #expect(try await client.put("before", [1]).get().failure == nil)
+        }
+        state.isFull = true
+        for number in 0..<100 {
+            let response = try await client.put("k\(number)", [UInt8](repeating: 7, count: 2000))
+                .get()
+            #expect(response.failure == nil, "\(response)")
+        }
+        while state.refused < 3 {}
+        #expect(try await client.get("k99").failure == nil)
+        // Killed now, it has all of it in its log.
+        let killed = try disk.copy()
+        state.isFull = false
+        #expect(try await client.put("after", [1]).get().failure == nil)
+        try await cluster.kill(cluster.ids[0])
+        for disk in [disk, killed] {
+            try await disk.start(cluster, cluster.ids[0], adjust: adjust)
+            client = try await cluster.client(of: cluster.ids[0])
+            for number in 0..<100 {
+                #expect(try await client.get("k\(number)").failure == nil)
+            }
+            try await cluster.kill(cluster.ids[0])
+        }
+        try await cluster.stop()
+        withExtendedLifetime(observer) {}
+    }
+
     /// A state larger than what is free of its leader's disk reaches a new member all the same.
     @Test(.timeLimit(.minutes(2)))
     func aSnapshotNeedsLessRoomThanItsState() async throws {

@@ -9,8 +9,9 @@
  * What is lost is the moment at which something is durable: that is asked for by a mark. Whoever turns
  * this on keeps another copy of what he has not seen pass its mark (here: the log).
  *
- * Nothing is carried out after a failure: the files stay what they were at that moment, and all
- * further writing fails.
+ * What finds no room waits until there is some: it is tried again and again, and what may wait is
+ * bounded as always. After any other failure nothing is carried out any more: the files stay what they
+ * were at that moment, and all further writing fails.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,6 +31,8 @@
 #define WAITING_BYTES_MAX (16 << 20)
 /* Writes beside each other that go to the system in one call. */
 #define RUN_MAX 64
+/* Milliseconds after which what found no room is tried again. */
+#define RETRY_MILLISECONDS 50
 /* Seconds without anything to do, after which the memory is given back. */
 #define IDLE_SECONDS 1
 #define SLAB_BUFFERS 128
@@ -83,6 +86,8 @@ struct deferral {
     int is_in_hand;
     /* An errno value. */
     int failure;
+    /* The first operation has found no room when it was tried last. */
+    int is_full;
     op *first, *last, *free_ops;
     /* Operations that were put into the queue, that were carried out, and that are given to the system
        now at the latest. */
@@ -285,6 +290,12 @@ static void drop_first(deferral *d) {
     d->free_ops = o;
 }
 
+/* What of it was done before there was no room is done again. But a sync that has failed, for whatever
+   reason, is not believed a second time: the kernel may have forgotten what it could not write. */
+static int finds_no_room(const op *o, int failure) {
+    return o->kind != OP_SYNC && (failure == ENOSPC || failure == EDQUOT);
+}
+
 /* The first operation of the queue, and those beside it; with the mutex held, but not meanwhile. */
 static void carry_out_first(deferral *d) {
     int run = run_length(d);
@@ -293,8 +304,9 @@ static void carry_out_first(deferral *d) {
     pthread_mutex_unlock(&d->mutex);
     int failure = run > 1 ? carry_out_writes(d, first, run) : carry_out_one(d, first);
     pthread_mutex_lock(&d->mutex);
+    d->is_full = finds_no_room(first, failure);
     if (failure) {
-        d->failure = failure;
+        if (!d->is_full) d->failure = failure;
     } else {
         for (int i = 0; i < run; i++) drop_first(d);
         d->carried_out += (uint64_t)run;
@@ -302,22 +314,26 @@ static void carry_out_first(deferral *d) {
     pthread_cond_broadcast(&d->done);
 }
 
+static int wait_for_begun(deferral *d, int64_t milliseconds) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    int64_t nanoseconds = until.tv_nsec + milliseconds % 1000 * 1000000;
+    until.tv_sec += milliseconds / 1000 + nanoseconds / 1000000000;
+    until.tv_nsec = nanoseconds % 1000000000;
+    return pthread_cond_timedwait(&d->begun, &d->mutex, &until);
+}
+
 static void *carry_out_all(void *context) {
     deferral *d = context;
     pthread_mutex_lock(&d->mutex);
-    for (;;) {
+    while (!d->is_ending) {
         if (d->first && !d->failure) {
             carry_out_first(d);
-        } else if (d->is_ending) {
-            break;
+            if (d->is_full && !d->is_ending) wait_for_begun(d, RETRY_MILLISECONDS);
         } else if (!d->slabs || d->failure) {
             pthread_cond_wait(&d->begun, &d->mutex);
-        } else {
-            struct timespec until;
-            clock_gettime(CLOCK_MONOTONIC, &until);
-            until.tv_sec += IDLE_SECONDS;
-            int code = pthread_cond_timedwait(&d->begun, &d->mutex, &until);
-            if (code == ETIMEDOUT && !d->first) give_memory_back(d);
+        } else if (wait_for_begun(d, IDLE_SECONDS * 1000) == ETIMEDOUT && !d->first) {
+            give_memory_back(d);
         }
     }
     pthread_mutex_unlock(&d->mutex);
@@ -335,10 +351,15 @@ static void wait_for_some(deferral *d) {
     }
 }
 
-/* Until all that was put into the queue has been carried out, or something has failed. With the mutex. */
-static void wait_until_done(deferral *d) {
+/* Until all that was put into the queue has been carried out, or something has failed or, when it was
+   tried again, still has no room. With the mutex. What has become of it, as an errno value. */
+static int wait_until_done(deferral *d) {
     uint64_t last = d->queued;
-    while (d->carried_out < last && !d->failure) wait_for_some(d);
+    while (d->carried_out < last && !d->failure) {
+        wait_for_some(d);
+        if (d->is_full) return ENOSPC;
+    }
+    return d->failure;
 }
 
 /* ---- What SQLite calls for ---- */
@@ -412,7 +433,10 @@ int deferral_write(
     /* Nothing that SQLite does: it would have to be found again. */
     if (count > FRAME_BYTES || unit_of(file, offset + count - 1) != unit)
         return leave(d, SQLITE_IOERR_WRITE);
-    while (d->waiting_bytes >= WAITING_BYTES_MAX && !d->failure) wait_for_some(d);
+    while (d->waiting_bytes >= WAITING_BYTES_MAX && !d->failure) {
+        wait_for_some(d);
+        if (d->is_full) return leave(d, SQLITE_FULL);
+    }
     if (d->failure) return leave(d, result_of(d->failure, SQLITE_IOERR_WRITE));
     if (!add_to_last(d, file, bytes, count, offset, unit)) {
         op *o = add(d, OP_WRITE, file, bytes, count);
@@ -438,8 +462,8 @@ int deferral_read(aspen_file *f, void *out, int count, int64_t offset) {
     finding found = unit_of(file, offset + count - 1) == unit
         ? find(d, file, unit, offset, count, &o) : SEVERAL_HAVE_IT;
     if (found == ONE_HAS_IT) memcpy(out, o->buffer->bytes + (offset - o->offset), (size_t)count);
-    if (found == SEVERAL_HAVE_IT) wait_until_done(d);
-    return leave(d, d->failure ? -1 : found == ONE_HAS_IT);
+    int failure = found == SEVERAL_HAVE_IT ? wait_until_done(d) : 0;
+    return leave(d, failure ? -1 : found == ONE_HAS_IT);
 }
 
 int deferral_truncate(aspen_file *f, int64_t size, int *is_deferred) {
@@ -545,10 +569,10 @@ static int start(deferral *d, aspen_vfs_deferral mode) {
     return failure;
 }
 
-/* With the mutex held. What has failed is not tried again: what waited behind it is gone. */
-static int stop(deferral *d) {
+/* With the mutex held and nothing to wait for but, where somebody closes the database, what has found no
+   room: that is gone then, with what waited behind it, as after a failure. */
+static void stop(deferral *d) {
     aspen_vfs_deferral mode = d->mode;
-    wait_until_done(d);
     d->is_ending = 1;
     pthread_cond_signal(&d->begun);
     if (mode == ASPEN_VFS_DEFER_TO_THREAD) {
@@ -557,6 +581,7 @@ static int stop(deferral *d) {
         pthread_mutex_lock(&d->mutex);
     }
     while (d->first) drop_first(d);
+    d->is_full = 0;
     give_memory_back(d);
     for (int file = 0; file < FILES; file++) {
         if (d->descriptors[file] >= 0) close(d->descriptors[file]);
@@ -565,14 +590,16 @@ static int stop(deferral *d) {
     /* Who fails goes on failing: SQLite takes for done what was not. */
     if (!d->failure) d->mode = ASPEN_VFS_DEFER_NOTHING;
     else d->mode = ASPEN_VFS_DEFER_BY_HAND;
-    return d->failure;
 }
 
 void deferral_end(shared *s) {
     deferral *d = atomic_load(&s->deferral);
     if (!d) return;
     pthread_mutex_lock(&d->mutex);
-    if (d->mode != ASPEN_VFS_DEFER_NOTHING) stop(d);
+    if (d->mode != ASPEN_VFS_DEFER_NOTHING) {
+        wait_until_done(d);
+        stop(d);
+    }
     pthread_mutex_unlock(&d->mutex);
     pthread_mutex_destroy(&d->mutex);
     pthread_cond_destroy(&d->begun);
@@ -595,7 +622,10 @@ int aspen_vfs_defer(const char *path, aspen_vfs_deferral mode) {
     if (d) {
         pthread_mutex_lock(&d->mutex);
         failure = d->failure;
-        if (!failure && d->mode != ASPEN_VFS_DEFER_NOTHING && mode != d->mode) failure = stop(d);
+        if (!failure && d->mode != ASPEN_VFS_DEFER_NOTHING && mode != d->mode) {
+            failure = wait_until_done(d);
+            if (!failure) stop(d);
+        }
         if (!failure && mode != d->mode) failure = start(d, mode);
         pthread_mutex_unlock(&d->mutex);
     }
@@ -618,7 +648,10 @@ int aspen_vfs_await(const char *path, uint64_t mark, int waits, int *failure) {
     int is_reached = 1;
     *failure = 0;
     if (d) {
-        if (waits) wait_until_done(d);
+        if (waits) {
+            mark = d->queued;
+            wait_until_done(d);
+        }
         is_reached = d->carried_out >= mark;
         *failure = d->failure;
         pthread_mutex_unlock(&d->mutex);
@@ -634,8 +667,10 @@ int aspen_vfs_carry_out(const char *path, uint32_t count) {
     if (d) {
         uint64_t last = d->carried_out + count;
         if (last > d->queued) last = d->queued;
-        while (d->mode == ASPEN_VFS_DEFER_BY_HAND && d->carried_out < last && !d->failure)
+        while (d->mode == ASPEN_VFS_DEFER_BY_HAND && d->carried_out < last && !d->failure) {
             wait_for_some(d);
+            if (d->is_full) break;
+        }
         failure = d->failure;
         pthread_mutex_unlock(&d->mutex);
     }

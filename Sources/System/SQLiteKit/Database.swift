@@ -233,21 +233,26 @@ package final class Database {
     /// it is done: after a crash the files are as they were earlier. What is durable is said by
     /// `hasReached` and `awaitDeferred`.
     /// For a WAL that has been opened. Waits for what was put off before.
-    package func deferWriting(_ deferral: Deferral) throws(SQLiteError) {
+    /// - Returns: false where that has no room on its disk. Then nothing has changed.
+    package func deferWriting(_ deferral: Deferral) throws(SQLiteError) -> Bool {
         let mode =
             switch deferral {
             case .nothing: ASPEN_VFS_DEFER_NOTHING
             case .toThread: ASPEN_VFS_DEFER_TO_THREAD
             case .byHand: ASPEN_VFS_DEFER_BY_HAND
             }
-        try checkDisk(aspen_vfs_defer(filePath, mode))
+        let failure = aspen_vfs_defer(filePath, mode)
+        if failure == ENOSPC { return false }
+        try checkDisk(failure)
+        return true
     }
 
     /// Names all that was put off until now.
     package func deferralMark() -> UInt64 { aspen_vfs_deferred(filePath) }
 
     /// - Returns: whether all that the mark names has been done.
-    /// - Throws: something that was put off has failed; nothing behind it was done, nor will be.
+    /// - Throws: something that was put off has failed; nothing behind it was done, nor will be. What
+    ///   finds no room on its disk has not failed: it is tried again until there is some.
     package func hasReached(_ mark: UInt64) throws(SQLiteError) -> Bool {
         var failure: Int32 = 0
         let isReached = aspen_vfs_await(filePath, mark, 0, &failure) != 0
@@ -256,13 +261,15 @@ package final class Database {
     }
 
     /// Until all that was put off has been done.
-    package func awaitDeferred() throws(SQLiteError) {
+    /// - Returns: false where it has no room on its disk.
+    package func awaitDeferred() throws(SQLiteError) -> Bool {
         var failure: Int32 = 0
-        _ = aspen_vfs_await(filePath, 0, 1, &failure)
+        let isDone = aspen_vfs_await(filePath, 0, 1, &failure) != 0
         try checkDisk(failure)
+        return isDone
     }
 
-    /// `byHand`: does the next `count` operations, if there are so many.
+    /// `byHand`: does the next `count` operations, if there are so many, and room.
     package func carryOut(_ count: Int) throws(SQLiteError) {
         try checkDisk(aspen_vfs_carry_out(filePath, UInt32(clamping: count)))
     }
@@ -272,7 +279,7 @@ package final class Database {
     private func checkDisk(_ failure: Int32) throws(SQLiteError) {
         guard failure != 0 else { return }
         throw SQLiteError(
-            code: failure == ENOSPC ? SQLITE_FULL : SQLITE_IOERR,
+            code: SQLITE_IOERR,
             message: "writing to the disk: \(String(cString: strerror(failure)))")
     }
 

@@ -8,6 +8,7 @@ import Logging
 import NIOCore
 import RaftCore
 import RaftStorage
+import SQLiteKit
 import ServiceKit
 
 /// What a node is told at its start.
@@ -75,7 +76,7 @@ package struct RaftSettings: Sendable {
     package var options: RaftNodeOptions
     /// How the stores lay themselves out. Without flags: what is there fits all but tests.
     package var log = LogConfiguration()
-    package var state = SQLiteState.Options()
+    package var state = SQLiteState.Options(deferral: .toThread)
     /// Asked in place of the file system how full it is; for tests.
     package var diskSpace: (@Sendable () -> DiskSpace?)?
 

@@ -119,8 +119,8 @@ int aspen_vfs_remove(const char *path);
 int aspen_vfs_wal_falls_short(const char *path, uint32_t *found, uint32_t *copied);
 
 /* What SQLite does to a database and its WAL may be put off: it goes into a queue and is carried out in
-   that order, see deferral.c. Errors of carrying out (errno values) make everything fail that comes
-   later. All of these take the path as `sqlite3_db_filename` says it; where no database is open, or
+   that order, see deferral.c. What finds no room is tried again until there is some. Other errors of
+   carrying out (errno values) make everything fail that comes later. All of these take the path as `sqlite3_db_filename` says it; where no database is open, or
    nothing is put off, there is nothing to wait for. */
 typedef enum {
     ASPEN_VFS_DEFER_NOTHING = 0,
@@ -131,14 +131,15 @@ typedef enum {
 } aspen_vfs_deferral;
 
 /* For the thread that writes. Before it is changed, what waits is carried out. The WAL must have been opened. 0, or an errno
-   value: what of carrying out, or of beginning, has failed. */
+   value: what of carrying out, or of beginning, has failed; ENOSPC: nothing is changed, for what waits
+   has no room. */
 int aspen_vfs_defer(const char *path, aspen_vfs_deferral mode);
 /* A mark: how many operations have been put off so far. */
 uint64_t aspen_vfs_deferred(const char *path);
-/* Whether all before the mark has been carried out. `waits`: waits until everything has been. `failure`: 0, or an
-   errno value. */
+/* Whether all before the mark has been carried out. `waits`: in place of the mark, everything, and waits for it
+   as long as there is room. `failure`: 0, or an errno value. */
 int aspen_vfs_await(const char *path, uint64_t mark, int waits, int *failure);
-/* BY_HAND: carries out the next `count` operations, if there are so many. 0, or an errno value. */
+/* BY_HAND: carries out the next `count` operations, if there are so many, and room. 0, or an errno value. */
 int aspen_vfs_carry_out(const char *path, uint32_t count);
 
 /* An open file without a name in `directory`, or minus an errno value. Not seen by observers: it is

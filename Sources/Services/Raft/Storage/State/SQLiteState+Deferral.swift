@@ -20,19 +20,23 @@ extension SQLiteState {
         self.awaited = nil
     }
 
+    /// Until all of it is on the disk, or finds no room there.
     func awaitDeferred() throws(StorageError) {
         guard isDeferring else { return }
-        try storing { machine throws(SQLiteError) in try machine.tables.database.awaitDeferred() }
+        _ = try storing { machine throws(SQLiteError) in
+            try machine.tables.database.awaitDeferred()
+        }
         try noteDurable()
     }
 
-    /// Where space is tight, whoever writes has to hear at once that there is none.
+    /// Where space is tight, whoever writes has to hear at once that there is none. It stays as it is
+    /// where there is none for what waits already.
     func setDeferring(_ isOn: Bool) throws(StorageError) {
         guard isOn != isDeferring, options.deferral != .nothing else { return }
-        try storing { machine throws(SQLiteError) in
+        let isDone = try storing { machine throws(SQLiteError) in
             try machine.tables.database.deferWriting(isOn ? options.deferral : .nothing)
         }
-        isDeferring = isOn
+        if isDone { isDeferring = isOn }
         try noteDurable()
     }
 

@@ -18,8 +18,11 @@ extension SQLiteState {
     static let entryBytes = 65_536
 
     package func fitting(_ entries: [Entry]) -> Int {
+        // What waits to be written comes before what is to be.
+        if isSpaceTight { try? setDeferring(false) }
         // Who cannot go on says so when it is asked to apply.
         guard isSpaceTight, failure == nil, let first = entries.first else { return entries.count }
+        if isDeferring { return 0 }
         var (count, bytes) = (0, 0)
         for entry in entries.prefix(Self.tightEntriesMax) {
             guard count == 0 || bytes + entry.payload.count <= Self.tightBytesMax else { break }

@@ -44,11 +44,11 @@ package final class SQLiteState: StateStore {
         package var commitInterval = Duration.seconds(2)
         /// Changes that are swept before they are taken out of the file: see `GarbageCollector`.
         package var garbageCountMin = GarbageCollector.countMin
-        /// Who writes to the disk what transactions and checkpoints have changed. Whoever applies
-        /// waits for a disk otherwise, and all writes of a cluster with it. Daemons do not put anything off
-        /// yet: see Architecture.md.
-        package var deferral = Database.Deferral.nothing
-        package init() {}
+        /// Who writes to the disk what transactions and checkpoints have changed. With `nothing`, whoever
+        /// applies waits for the disk, and all writes of a cluster with it.
+        package var deferral: Database.Deferral
+
+        package init(deferral: Database.Deferral = .nothing) { self.deferral = deferral }
 
         /// The same with smaller transactions, by up to a seventh. All nodes apply the same entries: with
         /// transactions of one size they would all stop for their checkpoints at the same moment, and
@@ -502,11 +502,12 @@ package final class SQLiteState: StateStore {
     /// - Parameter began: called when the state as it was is no longer there to go on with.
     func replaceByIncoming(_ began: () -> Void) throws(StorageError) {
         waitForSnapshots()
-        guard try checkpoint() == meta.appliedIndex else {
+        let durable = try checkpoint()
+        try setDeferring(false)
+        guard durable == meta.appliedIndex, !isDeferring else {
             // Nothing has changed yet: on a full disk it is tried again with the next snapshot.
             throw .disk("no space left on the device to make the state to be replaced durable")
         }
-        try setDeferring(false)
         began()
         do throws(StorageError) {
             opened = nil
