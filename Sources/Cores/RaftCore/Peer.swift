@@ -44,6 +44,11 @@ struct Peer {
     var sentCommit = LogIndex.zero
     /// The newest round it has answered.
     var round: UInt64 = 0
+    /// The newest round that it was asked, and when.
+    var askedRound: UInt64 = 0
+    var askedAt = MonotonicInstant.zero
+    /// What its answers to rounds take, smoothed.
+    var answerDelay = Duration.zero
     /// The newest round that had begun when `match` was acknowledged.
     var matchRound: UInt64 = 0
     /// The first entry of a `fetch` under way.
@@ -82,6 +87,13 @@ struct Peer {
         state = .replicate
         isPaused = false
         next = max(next, match.next)
+    }
+
+    mutating func answered(round answered: UInt64, at now: MonotonicInstant) {
+        if answered >= askedRound, round < askedRound {
+            answerDelay = (answerDelay * 3 + (now - askedAt)) / 4
+        }
+        round = max(round, answered)
     }
 
     mutating func landed(upTo index: LogIndex) {

@@ -7,7 +7,8 @@ import DequeModule
 // Linearizable reads without log entries (thesis §6.4): the leader notes its commit index, then
 // shows by a round of heartbeats that no other leader had been elected when the read arrived. One
 // round serves all reads that were waiting when it began; reads that arrive meanwhile wait for the
-// next. Reads fail, and may simply be asked again, when the leader is lost or takes longer than an
+// next. Only as many voters are asked as make a quorum, those whose answers take the least; all, if
+// these are not heard soon: a round costs whoever is asked as much as the leader. Reads fail, and may simply be asked again, when the leader is lost or takes longer than an
 // election timeout.
 
 /// A read that waits for a round at the leader.
@@ -27,9 +28,13 @@ struct ReadQueue {
     /// The round that `asking` waits for, and the commit index when it began.
     var askingRound: UInt64 = 0
     var askingIndex = LogIndex.zero
+    /// When everybody is asked, if only some were so far.
+    var asksAllAt: MonotonicInstant?
 
     var count: Int { waiting.count + asking.count }
-    var deadline: MonotonicInstant? { asking.first?.deadline ?? waiting.first?.deadline }
+    var deadline: MonotonicInstant? {
+        asksAllAt ?? asking.first?.deadline ?? waiting.first?.deadline
+    }
 }
 
 /// A follower's reads on their way to the leader: one question at a time for all that wait.
@@ -46,6 +51,11 @@ struct AskQueue {
 }
 
 extension RaftCore {
+    /// How long a round waits for those who are asked first.
+    private var roundPatience: Duration {
+        min(.milliseconds(10), configuration.heartbeatInterval / 4)
+    }
+
     mutating func read(_ id: ReadID, _ turn: inout Turn) {
         if role == .leader {
             enqueue(
@@ -94,9 +104,37 @@ extension RaftCore {
         if isRoundConfirmed(own: reads.askingRound) {
             reads.round = reads.askingRound
         } else {
-            broadcastHeartbeat(&turn)
+            askQuickest(&turn)
         }
         confirmRound(&turn)
+    }
+
+    private mutating func askQuickest(_ turn: inout Turn) {
+        reads.round += 1
+        let round = reads.round
+        while reachedByQuorum(own: round, { $0.askedRound }) < round {
+            var quickest: Int?
+            for peer in peers.indices where peers[peer].isVoter && peers[peer].isLinked {
+                guard peers[peer].askedRound < round else { continue }
+                if let best = quickest, peers[best].answerDelay <= peers[peer].answerDelay {
+                    continue
+                }
+                quickest = peer
+            }
+            guard let quickest else { return broadcastHeartbeat(&turn) }
+            sendHeartbeat(to: quickest, round: round, &turn)
+        }
+        reads.asksAllAt = turn.now + roundPatience
+    }
+
+    private mutating func askAll(_ turn: inout Turn) {
+        reads.asksAllAt = nil
+        for peer in peers.indices where peers[peer].round < peers[peer].askedRound {
+            // It is as slow as that at least.
+            let silence = turn.now - peers[peer].askedAt
+            peers[peer].answerDelay = max(peers[peer].answerDelay, silence)
+        }
+        broadcastHeartbeat(&turn)
     }
 
     private mutating func isRoundConfirmed(own: UInt64) -> Bool {
@@ -107,6 +145,7 @@ extension RaftCore {
         guard !reads.asking.isEmpty, isRoundConfirmed(own: reads.round) else { return }
         for read in reads.asking { answer(read, &turn) }
         reads.asking.removeAll(keepingCapacity: true)
+        reads.asksAllAt = nil
         beginRoundIfDue(&turn)
     }
 
@@ -174,6 +213,7 @@ extension RaftCore {
     }
 
     mutating func expireReads(_ turn: inout Turn) {
+        if let due = reads.asksAllAt, due <= turn.now { askAll(&turn) }
         while let read = reads.asking.first, read.deadline <= turn.now {
             fail(read, &turn)
             reads.asking.removeFirst()

@@ -140,6 +140,10 @@ extension RaftCore {
     mutating func sendHeartbeat(to peer: Int, round: UInt64, _ turn: inout Turn) {
         let known = min(commitIndex, peers[peer].match)
         peers[peer].sentCommit = max(peers[peer].sentCommit, known)
+        if round > peers[peer].askedRound {
+            peers[peer].askedRound = round
+            peers[peer].askedAt = turn.now
+        }
         send(
             .heartbeat(
                 commit: known, round: round, time: stamp(turn.now),
@@ -245,7 +249,7 @@ extension RaftCore {
     ) {
         // A round above the newest one is no answer to this leadership.
         guard round <= reads.round else { return }
-        peers[peer].round = max(peers[peer].round, round)
+        peers[peer].answered(round: round, at: turn.now)
         // The question left after `match` had been acknowledged, so the answer must include it.
         if round > peers[peer].matchRound, lastIndex < peers[peer].match, !peers[peer].isRegressed {
             peers[peer].isRegressed = true
