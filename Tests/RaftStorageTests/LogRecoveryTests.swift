@@ -349,6 +349,30 @@ private func open(_ disk: any Disk, _ bugs: Set<PlantedBug> = []) throws -> Segm
         #expect(try open(disk).recovery.untrustedBelow == index(120))
     }
 
+    /// The record that cut entries off again is damaged: they are back, in the place of others that the
+    /// state has applied.
+    @Test func theStateKnowsBetterThanADamagedLog() throws {
+        let disk = MemoryDisk()
+        let log = try open(disk)
+        try log.write(write(entries(1...30)))
+        try log.sync()
+        try log.write(write(cut: 20, entries(21...40, term: 2)))
+        try log.sync()
+        let place = try #require(log.place(of: index(21)))
+        log.close()
+        // The last byte of the record before it.
+        try flip(disk, place.file, at: place.offset - 17)
+        let damaged = try open(disk)
+        #expect(damaged.lastIndex == index(30) && !damaged.recovery.isTailTrusted)
+        #expect(!damaged.isOvertaken(by: index(20), Term(1)))
+        #expect(damaged.isOvertaken(by: index(25), Term(2)))
+        #expect(try damaged.align(applied: index(25), term: Term(2)))
+        #expect(damaged.firstIndex == index(26) && damaged.lastIndex == index(25))
+        #expect(!damaged.recovery.isTailTrusted && damaged.recovery.untrustedBelow == index(40))
+        let above = try damaged.salvage(above: index(25), bytesMax: .max)
+        #expect(above.contains { $0.index == index(40) && $0.term == Term(2) })
+    }
+
     @Test func readingADamagedEntryIsAnError() throws {
         let disk = MemoryDisk()
         let log = try open(disk)

@@ -32,7 +32,7 @@ extension World {
             return try cannotStart(node, error)
         }
         try observer.opened(node.index, state, isMadeAnew: isMadeAnew)
-        let isStateAhead = state.appliedIndex > log.lastIndex
+        let isStateAhead = log.isOvertaken(by: state.appliedIndex, state.appliedTerm)
         let isStateBehind = state.appliedIndex < log.firstIndex.previous
         let recovery: RaftRecovery
         do throws(StorageError) {

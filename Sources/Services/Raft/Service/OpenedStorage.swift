@@ -148,7 +148,7 @@ package struct OpenedStorage {
             isMadeAnew = true
         }
         let (applied, first) = (state.appliedIndex, log.firstIndex)
-        if applied > log.lastIndex {
+        if log.isOvertaken(by: applied, state.appliedTerm) {
             logger.warning(
                 "the state is ahead of the log, which starts anew behind it",
                 metadata: ["applied": "\(applied)", "last": "\(log.lastIndex)"])

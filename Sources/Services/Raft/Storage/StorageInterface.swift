@@ -51,6 +51,8 @@ package protocol LogStore: AnyObject {
     func preparationFailed(_ preparation: SegmentPreparation)
     /// Brings log and state together before the node starts: see `SegmentedLog.align`.
     func align(applied: LogIndex, term: Term) throws(StorageError) -> Bool
+    /// `align` lets the log start anew behind the state, which must be durable first.
+    func isOvertaken(by applied: LogIndex, _ term: Term) -> Bool
     func close()
 }
 
@@ -65,6 +67,7 @@ extension LogStore {
     package func align(applied: LogIndex, term: Term) throws(StorageError) -> Bool {
         applied == .zero
     }
+    package func isOvertaken(by applied: LogIndex, _ term: Term) -> Bool { applied > lastIndex }
 }
 
 /// The applied state: key-value history, sessions, membership, revision, cluster time. Used from one

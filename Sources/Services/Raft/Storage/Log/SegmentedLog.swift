@@ -367,14 +367,14 @@ package final class SegmentedLog: LogStore {
     /// `recovery` then describes the log as it is.
     ///
     /// A leader may have applied what others had made durable and its own log had not; a damaged log
-    /// may end anywhere. If the state is ahead, the log starts anew behind it: the caller must have
-    /// made the state durable. If entries are missing between the two, the whole replica is to be
+    /// may end anywhere. If the state is ahead (`isOvertaken`), the log starts anew behind it: the caller
+    /// must have made the state durable. If entries are missing between the two, the whole replica is to be
     /// filled again by a leader: the log becomes empty, and is not trusted.
     ///
     /// - Returns: false if the caller has to empty the state.
     /// - Throws: `.corrupt` if the state comes from another log than this one.
     package func align(applied: LogIndex, term: Term) throws(StorageError) -> Bool {
-        if applied > map.lastIndex {
+        if isOvertaken(by: applied, term) {
             try reset(to: applied, term: term)
         } else if applied < map.base {
             untrustedBelow = max(untrustedBelow, map.lastIndex)
@@ -396,6 +396,14 @@ package final class SegmentedLog: LogStore {
         recovery.untrustedBelow =
             recovery.isTailTrusted ? .zero : max(untrustedBelow, map.lastIndex)
         return map.base == applied
+    }
+
+    /// The state has applied more than is left of the log. Also where a damaged log has an entry of another
+    /// term there: one that had been cut off again, and the record that did so is lost.
+    package func isOvertaken(by applied: LogIndex, _ term: Term) -> Bool {
+        if applied > map.lastIndex { return true }
+        guard untrustedBelow != .zero, let known = map.term(at: applied) else { return false }
+        return known != term
     }
 
     // MARK: - Reading
