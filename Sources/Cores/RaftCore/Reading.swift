@@ -51,9 +51,9 @@ struct AskQueue {
 }
 
 extension RaftCore {
-    /// How long a round waits for those who are asked first.
-    private var roundPatience: Duration {
-        min(.milliseconds(10), configuration.heartbeatInterval / 4)
+    /// How long a round waits for those who are asked first, whose answers take `delay` as a rule.
+    private func roundPatience(_ delay: Duration) -> Duration {
+        min(max(.milliseconds(10), delay * 2), configuration.heartbeatInterval / 4)
     }
 
     mutating func read(_ id: ReadID, _ turn: inout Turn) {
@@ -112,6 +112,7 @@ extension RaftCore {
     private mutating func askQuickest(_ turn: inout Turn) {
         reads.round += 1
         let round = reads.round
+        var delay = Duration.zero
         while reachedByQuorum(own: round, { $0.askedRound }) < round {
             var quickest: Int?
             for peer in peers.indices where peers[peer].isVoter && peers[peer].isLinked {
@@ -122,9 +123,10 @@ extension RaftCore {
                 quickest = peer
             }
             guard let quickest else { return broadcastHeartbeat(&turn) }
+            delay = max(delay, peers[quickest].answerDelay)
             sendHeartbeat(to: quickest, round: round, &turn)
         }
-        reads.asksAllAt = turn.now + roundPatience
+        reads.asksAllAt = turn.now + roundPatience(delay)
     }
 
     private mutating func askAll(_ turn: inout Turn) {
