@@ -85,11 +85,13 @@ package final class RaftNode: @unchecked Sendable {
     private var proposals: [Proposal] = []
     private var gate = ProposalGate()
     /// In front of what a leader appends.
-    private var appendGate = ProposalGate(batchesMax: ProposalGate.appendedBatchesMax)
+    private var appendGate = ProposalGate()
     /// What peers have forwarded to this leader.
     private var forwards: [Message] = []
     private var gatheredBytes = 0
     private var gateTimer: Scheduled<Void>?
+    /// When that fires.
+    private var gateDue = MonotonicInstant.zero
     private var isReadWanted = false
     private var nextRound: UInt64 = 1
     private var isTurnScheduled = false
@@ -222,7 +224,7 @@ package final class RaftNode: @unchecked Sendable {
             stages.committed(upTo: upTo, Self.now)
             if core.isLeader {
                 news.committed(entries, own: options.raft.node)
-                appendGate.landed(upTo.rawValue)
+                appendGate.landed(upTo.rawValue, gathered: proposals.count, Self.now)
                 if hasGathered { scheduleTurn() }
             }
             committed.append(entries)
@@ -401,20 +403,27 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func appendGathered() {
-        if let until = appendGate.waits(Self.now, bytes: gatheredBytes) {
+        let now = Self.now
+        if let until = appendGate.waits(now, count: proposals.count, bytes: gatheredBytes) {
             endTurn(at: until)
         } else {
             let before = core.lastIndex
+            let count = proposals.count
             giveGathered()
-            if core.lastIndex > before { appendGate.passed(core.lastIndex.rawValue) }
+            if core.lastIndex > before {
+                appendGate.passed(core.lastIndex.rawValue, count: count, now)
+            }
         }
         for message in news.releaseAwaited() { links.send(message, after: nil) }
     }
 
     private func forwardGathered() {
         if let last = proposals.last {
-            if let until = gate.waits(Self.now, bytes: gatheredBytes) { return endTurn(at: until) }
-            gate.passed(last.id.number)
+            let now = Self.now
+            if let until = gate.waits(now, count: proposals.count, bytes: gatheredBytes) {
+                return endTurn(at: until)
+            }
+            gate.passed(last.id.number, count: proposals.count, now)
         }
         giveGathered()
     }
@@ -454,7 +463,11 @@ package final class RaftNode: @unchecked Sendable {
     }
 
     private func endTurn(at instant: MonotonicInstant) {
-        guard gateTimer == nil else { return }
+        if let gateTimer {
+            guard instant < gateDue else { return }
+            gateTimer.cancel()
+        }
+        gateDue = instant
         gateTimer = loop.scheduleTask(deadline: .uptimeNanoseconds(instant.nanoseconds)) { [self] in
             gateTimer = nil
             if !isStopped { endTurn() }
@@ -463,7 +476,7 @@ package final class RaftNode: @unchecked Sendable {
 
     /// Proposals of this process were answered, or will not be, up to this one.
     func landed(_ number: UInt64) {
-        gate.landed(number)
+        gate.landed(number, gathered: proposals.count, Self.now)
         if !proposals.isEmpty { scheduleTurn() }
     }
 
