@@ -140,6 +140,29 @@ import Testing
         #expect(sizes.dropFirst(2).allSatisfy { $0 == clients })
     }
 
+    /// Whoever was not waited for by mistake is waited for again before long.
+    @Test func theLingerComesBackWhenItPays() {
+        var gate = ProposalGate()
+        var number: UInt64 = 0
+        var now = start
+        /// A batch of ten, in whose flight of a millisecond `came` others come.
+        func isLingering(came: Int) -> Bool {
+            number += 10
+            gate.passed(number, count: 10, now)
+            now = now + .milliseconds(1)
+            gate.landed(number, gathered: came, now)
+            return gate.waits(now, count: came, bytes: 0) != nil
+        }
+        for _ in 0..<1_000 { _ = isLingering(came: 10) }
+        var without = 0
+        while !isLingering(came: 0) { without += 1 }
+        #expect(without <= ProposalGate.pauseMax)
+        for _ in 0..<ProposalGate.paidMin { #expect(isLingering(came: 0)) }
+        // One that does not pay costs no more than one batch now.
+        #expect(!isLingering(came: 10))
+        #expect(isLingering(came: 0))
+    }
+
     /// Requests every tenth of a millisecond, whoever was answered: few batches linger.
     @Test func whoDoesNotWaitForAnswersIsNotWaitedFor() {
         var gate = ProposalGate()
@@ -172,6 +195,7 @@ import Testing
             come(until: now)
             gate.landed(number, gathered: gathered, now)
         }
-        #expect(lingers < 20)
+        // While the pause doubles, and then one in each.
+        #expect(lingers <= 8 + 2_000 / ProposalGate.pauseMax)
     }
 }

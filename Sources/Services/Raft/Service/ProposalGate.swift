@@ -38,7 +38,9 @@ struct ProposalGate {
     /// not grow with them.
     static let lingeringBatchMax = 96
     /// Batches without a linger after one that did not pay.
-    static let pauseMax = 256
+    static let pauseMax = 128
+    /// Of few requests none may come for a while by chance.
+    static let paidMin = 4
 
     private struct Batch {
         /// The number of its last proposal.
@@ -62,8 +64,10 @@ struct ProposalGate {
     /// When the last batch went.
     private var passedAt: MonotonicInstant?
     private var linger: Linger?
-    /// How many batches went without a linger when it did not pay the last time; halved when it does.
+    /// How many batches went without a linger when it did not pay the last time, until it has paid
+    /// `paidMin` times on end.
     private var pause = 0
+    private var paid = 0
     /// Batches that are still to go without.
     private var pausing = 0
 
@@ -120,8 +124,10 @@ struct ProposalGate {
         _ batch: Batch, _ gatheredFor: Duration, came: Int, within took: Duration
     ) {
         if 2 * Int64(came) * gatheredFor.nanoseconds < Int64(batch.count) * took.nanoseconds {
-            pause /= 2
+            paid += 1
+            if paid >= Self.paidMin { pause = 0 }
         } else {
+            paid = 0
             pause = min(max(1, 2 * pause), Self.pauseMax)
             pausing = pause
         }
